@@ -1,0 +1,1 @@
+"""The shared library: everything that the stages compute is computed here."""

@@ -1,0 +1,127 @@
+"""Reads and checks params.yaml: the one place that every hyperparameter comes from.
+
+Each section of params.yaml is owned by one class, a `Section`, that stands beside the code that uses it. Before a stage
+does any work, `read_sections` validates the *whole* file, so a mistake in the last section is reported before the first
+stage has downloaded anything. All mistakes are reported at once, each with its key, its value and the rule it breaks.
+
+    data, hellaswag = read_sections(DataParams, HellaswagParams)
+"""
+
+import importlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar, overload
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+PARAMS_FILE = Path("params.yaml")
+
+# Section -> the class that owns it. Named by string and imported only when the file is checked: a stage depends, in
+# dvc.yaml as in Python, on the classes of the sections that it uses and not on those of the others.
+OWNERS = {
+    "data": "pipeline.corpus.sources:DataParams",
+    "hellaswag": "pipeline.corpus.hellaswag_items:HellaswagParams",
+    "tokenizer": "pipeline.corpus.encodings:TokenizerParams",
+    "model": "pipeline.model.config:ModelParams",
+    "train": "pipeline.training.params:TrainParams",
+    "evaluate": "pipeline.evaluation.params:EvaluateParams",
+    "sample": "pipeline.generation.params:SampleParams",
+    "report": "pipeline.reporting.params:ReportParams",
+    "runtime": "pipeline.runtime:RuntimeParams",
+    "tracking": "pipeline.tracking.params:TrackingParams",
+}
+
+
+class ConfigError(ValueError):
+    """params.yaml holds something that no stage can run with. The text names every key, value and rule."""
+
+
+class Section(BaseModel):
+    """One section of params.yaml: typed, frozen, and with no defaults, since params.yaml is the one truth."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    section: ClassVar[str]
+
+    def rules_across(self, sections: Mapping[str, "Section"]) -> Iterator[str]:
+        """Yields a line for each rule that this section breaks together with another one."""
+        yield from ()
+
+
+A = TypeVar("A", bound=Section)
+B = TypeVar("B", bound=Section)
+C = TypeVar("C", bound=Section)
+D = TypeVar("D", bound=Section)
+
+
+@overload
+def read_sections(a: type[A], /) -> tuple[A]: ...
+@overload
+def read_sections(a: type[A], b: type[B], /) -> tuple[A, B]: ...
+@overload
+def read_sections(a: type[A], b: type[B], c: type[C], /) -> tuple[A, B, C]: ...
+@overload
+def read_sections(a: type[A], b: type[B], c: type[C], d: type[D], /) -> tuple[A, B, C, D]: ...
+def read_sections(*classes: type[Section]) -> tuple[Section, ...]:
+    """Validates all of params.yaml in the current directory and returns the sections asked for, in that order.
+
+    Raises ConfigError with one line for each mistake.
+    """
+    sections = validate(load_yaml(PARAMS_FILE))
+    return tuple(sections[cls.section] for cls in classes)
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, read as DVC reads it: YAML 1.2, where `6e-05` is a number."""
+    try:
+        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} not found in {Path.cwd()}: run from the root of the repository") from None
+    except YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold a mapping of sections, not {type(values).__name__}")
+    return values
+
+
+def validate(values: Mapping[str, Any]) -> dict[str, Section]:
+    """Checks every section in `values`; returns them by name. Raises ConfigError that lists all that is wrong."""
+    mistakes = [f"{name}: unknown section; the sections are {', '.join(OWNERS)}" for name in values.keys() - OWNERS]
+    sections: dict[str, Section] = {}
+    for name in OWNERS:
+        if name not in values:
+            mistakes.append(f"{name}: section missing")
+            continue
+        try:
+            sections[name] = owner(name).model_validate(values[name])
+        except ValidationError as error:
+            mistakes += [_describe(name, detail) for detail in error.errors()]
+    if not mistakes:
+        for section in sections.values():
+            mistakes += section.rules_across(sections)
+    if mistakes:
+        raise ConfigError(f"{PARAMS_FILE} has {len(mistakes)} mistake(s):\n" + "\n".join(f"  {m}" for m in mistakes))
+    return sections
+
+
+def owner(name: str) -> type[Section]:
+    """The class that owns a section of params.yaml."""
+    module, _, cls = OWNERS[name].partition(":")
+    found: type[Section] = getattr(importlib.import_module(module), cls)
+    return found
+
+
+def _describe(section: str, error: Any) -> str:
+    """One line for one pydantic error: key path, value, rule."""
+    key = ".".join([section, *(str(part) for part in error["loc"])])
+    if error["type"] == "missing":
+        return f"{key}: key missing"
+    if error["type"] == "extra_forbidden":
+        return f"{key}: unknown key"
+    if error["type"] == "value_error":  # raised by a rule of ours, which names what it compares
+        rule = str(error["ctx"]["error"])
+        return f"{key} ({error['input']}): {rule}" if error["loc"] else f"{section}: {rule}"
+    rule = error["msg"][0].lower() + error["msg"][1:]
+    return f"{key} ({error['input']!r}): {rule}"

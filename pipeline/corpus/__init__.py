@@ -1,0 +1,1 @@
+"""Documents, encodings and token shards. No module here imports torch."""

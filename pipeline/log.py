@@ -1,0 +1,56 @@
+"""One logger for the whole pipeline, which speaks on rank 0 only, and the way that a stage ends on an error.
+
+from pipeline.log import logger
+logger.info("%d documents", count)
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+logger = logging.getLogger("pipeline")
+
+
+def rank() -> int:
+    """This process's rank as torchrun tells it; 0 outside torchrun."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def _configure() -> None:
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    # Warnings and errors concern the rank that raises them; news is told once.
+    handler.addFilter(lambda record: record.levelno >= logging.WARNING or rank() == 0)
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+_configure()
+
+
+class Stop(Exception):
+    """Ends a program with one clear message and the given exit code: for what the user can mend, not for bugs."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@contextmanager
+def clear_errors(name: str) -> Iterator[None]:
+    """Turns the errors that a user can mend into one line and exit code 1; everything else keeps its traceback."""
+    try:
+        yield
+    except (Stop, ValueError, FileNotFoundError) as error:
+        if os.environ.get("PIPELINE_TRACEBACK"):
+            raise
+        print(f"{name}: {error}", file=sys.stderr, flush=True)
+        sys.exit(getattr(error, "exit_code", 1))
+    except OSError as error:  # full disk, missing permission
+        if os.environ.get("PIPELINE_TRACEBACK"):
+            raise
+        print(f"{name}: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)

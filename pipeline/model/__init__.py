@@ -1,0 +1,1 @@
+"""GPT language models: architecture, weights and their cost. Knows nothing of files, data or training."""

@@ -1,0 +1,35 @@
+"""How a run is executed: the `runtime` section, which no stage lists as params.
+
+Nothing here changes what a run computes, beyond the order of floating-point additions. So moving from one GPU to eight,
+or halving the micro-batch, retrains nothing.
+"""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from pipeline.config import Section
+
+
+class RuntimeParams(Section):
+    """Machine facts."""
+
+    section: ClassVar[str] = "runtime"
+
+    micro_batch_size: int = Field(ge=1)
+    """Sequences per rank and forward pass, at most: the largest divisor of a rank's share of the batch is taken."""
+
+    dtype: Literal["auto", "float32", "bfloat16"]
+    """What matrix products are computed in; auto: bfloat16 where the hardware multiplies in it, else float32."""
+
+    compile: Literal["auto", "on", "off"]
+    """torch.compile; auto: where it pays, falling back to eager with one line where the compiler is missing."""
+
+    checkpoint_interval: int = Field(ge=1)
+    """Optimizer steps between checkpoints."""
+
+    checkpoints_kept: int = Field(ge=1)
+    """Newest checkpoints to keep."""
+
+    workers: int = Field(ge=0)
+    """Processes that tokenize; 0: one per core."""
