@@ -1,0 +1,89 @@
+"""The model directory: all that is needed to evaluate, sample and export, with no params.yaml at hand.
+
+model.safetensors   the weights, float32; a tied head is not stored twice
+config.json         {"format_version": 1, "config": the fields of GPTConfig}
+encoding/           the encoding's files, as `pipeline.corpus.encodings` writes them
+"""
+
+import shutil
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipeline.files import atomic_directory, read_json, write_json
+from pipeline.model.config import GPTConfig
+from pipeline.model.gpt import GPT
+
+FORMAT_VERSION = 1
+WEIGHTS, CONFIG, ENCODING = "model.safetensors", "config.json", "encoding"
+
+
+def save_model(directory: Path, model: GPT, encoding_directory: Path | None) -> None:
+    """Writes a model directory, whole or not at all, in place of what was there. The weights become float32."""
+    with atomic_directory(directory) as temporary:
+        write_json(temporary / CONFIG, {"format_version": FORMAT_VERSION, "config": model.config.model_dump()})
+        save_file(stored_weights(model), temporary / WEIGHTS)
+        if encoding_directory is not None:
+            shutil.copytree(encoding_directory, temporary / ENCODING)
+
+
+def load_model(directory: Path, device: str | torch.device = "cpu") -> GPT:
+    """The model in a directory that `save_model` wrote, in evaluation mode.
+
+    Raises FileNotFoundError, or ValueError that names the file and what is wrong with it.
+    """
+    config = read_config(directory)
+    return build(config, read_weights(directory / WEIGHTS), directory / WEIGHTS).to(device)
+
+
+def read_config(directory: Path) -> GPTConfig:
+    """The config in a model directory. Raises FileNotFoundError, or ValueError that names the file."""
+    path = directory / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} not found: {directory} is no model directory")
+    values = read_json(path)
+    version = values.get("format_version") if isinstance(values, dict) else None
+    if version != FORMAT_VERSION:
+        raise ValueError(f"{path}: format_version ({version}) must be {FORMAT_VERSION}")
+    try:
+        return GPTConfig.model_validate(values["config"])
+    except (KeyError, ValidationError) as error:
+        raise ValueError(f"{path}: not the config of a model: {error}") from None
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors in a safetensors file. Raises FileNotFoundError, or ValueError that names the file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} not found")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from None
+
+
+def build(config: GPTConfig, weights: dict[str, Tensor], source: Path) -> GPT:
+    """A model with the given weights, in evaluation mode. Raises ValueError that names `source` and the tensors."""
+    with torch.random.fork_rng(devices=[]):  # drawing weights that are replaced at once must not move the random state
+        model = GPT(config)
+    expected = stored_weights(model)
+    wrong = [f"{name} missing" for name in expected.keys() - weights.keys()]
+    wrong += [f"{name} unknown" for name in weights.keys() - expected.keys()]
+    for name in expected.keys() & weights.keys():
+        if weights[name].shape != expected[name].shape:
+            wrong.append(f"{name} {tuple(weights[name].shape)} must be {tuple(expected[name].shape)}")
+    if wrong:
+        raise ValueError(f"{source} does not fit its config: {'; '.join(sorted(wrong)[:5])}")
+    model.load_state_dict(weights, strict=False)
+    return model.eval()
+
+
+def stored_weights(model: GPT) -> dict[str, Tensor]:
+    """The tensors of a model by name, float32 on the CPU; of a tied head and embedding, only the embedding."""
+    tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    if model.config.tie_head:
+        del tensors["lm_head.weight"]
+    return tensors

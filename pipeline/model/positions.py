@@ -1,0 +1,142 @@
+"""How the model knows the order of tokens. A new scheme goes into POSITIONS and into `Architecture.position`.
+
+A scheme may act at three places, and does nothing at those that it leaves alone: it adds to the token embeddings
+(learned, sinusoidal), rotates queries and keys (rope), or adds to the attention scores (alibi).
+What each does past the trained context: `Architecture.context_limit`.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.model.config import GPTConfig
+
+
+class Positions(nn.Module):
+    """A scheme that does nothing: the three places where one may act."""
+
+    def embed(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Token embeddings x (B, T, C) of tokens at `positions` (T,) or (B, T) -> (B, T, C)."""
+        return x
+
+    def rotation(self, positions: Tensor) -> Tensor | None:
+        """Angles for `rotate`: (1 or B, 1, T, head_size / 2) float32, by which queries and keys are turned."""
+        return None
+
+    def scores_mask(self, mask: Tensor | None, queries: int, keys: int) -> Tensor | None:
+        """What attention adds to its scores, or which keys it may see: see `attention.py`."""
+        return mask
+
+    def crop(self, block_size: int) -> None:
+        """Forgets the positions from `block_size` on."""
+
+
+class Learned(Positions):
+    """A trained vector for each position, as in GPT-2."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.block_size, config.n_embd))
+
+    def embed(self, x: Tensor, positions: Tensor) -> Tensor:
+        return x + self.weight[positions]
+
+    def crop(self, block_size: int) -> None:
+        self.weight = nn.Parameter(self.weight.detach()[:block_size].clone())
+
+
+class Sinusoidal(Positions):
+    """Sines and cosines of wavelengths from 2π to 10000·2π (arXiv 1706.03762, section 3.5).
+
+    Scaled to a root mean square of 0.02, the size that token embeddings start with: at their full size of 0.7 they
+    would drown them. (The paper instead multiplies its embeddings by sqrt(C).)
+    """
+
+    table: Tensor
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        angles = position_angles(config.block_size, config.n_embd)  # (block_size, C / 2)
+        table = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)  # sine and cosine alternate
+        self.register_buffer("table", 0.02 * math.sqrt(2) * table, persistent=False)
+
+    def embed(self, x: Tensor, positions: Tensor) -> Tensor:
+        return x + self.table[positions]
+
+    def crop(self, block_size: int) -> None:
+        self.table = self.table[:block_size]
+
+
+class Rotary(Positions):
+    """Queries and keys are rotated by angles proportional to their position, so that their product depends on the
+    distance alone (arXiv 2104.09864)."""
+
+    angles: Tensor
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.register_buffer("angles", position_angles(config.block_size, config.head_size), persistent=False)
+
+    def rotation(self, positions: Tensor) -> Tensor:
+        angles = self.angles[positions]  # (T, D / 2) or (B, T, D / 2)
+        return angles[None, None] if angles.dim() == 2 else angles[:, None]
+
+    def crop(self, block_size: int) -> None:
+        self.angles = self.angles[:block_size]
+
+
+class Alibi(Positions):
+    """Attention scores fall linearly with distance, with a fixed slope for each head (arXiv 2108.12409)."""
+
+    slopes: Tensor
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.register_buffer("slopes", torch.tensor(alibi_slopes(config.n_head)), persistent=False)
+
+    def scores_mask(self, mask: Tensor | None, queries: int, keys: int) -> Tensor:
+        key = torch.arange(keys, device=self.slopes.device)
+        query = key[keys - queries :, None]  # the queries are the newest tokens
+        distance = key - query  # (T, S), 0 for itself, negative for the past
+        visible = distance <= 0 if mask is None else mask  # (T, S) or (B, 1, T, S)
+        bias = self.slopes[:, None, None] * distance  # (H, T, S)
+        return torch.where(visible, bias[None], -torch.inf)  # (1 or B, H, T, S)
+
+
+POSITIONS: dict[str, type[Positions]] = {
+    "learned": Learned,
+    "sinusoidal": Sinusoidal,
+    "rope": Rotary,
+    "alibi": Alibi,
+}
+
+
+def position_angles(positions: int, width: int) -> Tensor:
+    """Position times frequency 10000^(-2i/width): (positions, width / 2) float32; computed in float64."""
+    frequencies = 10000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+    return torch.outer(torch.arange(positions, dtype=torch.float64), frequencies).float()
+
+
+def rotate(x: Tensor, angles: Tensor) -> Tensor:
+    """Turns each pair (x[i], x[i + D/2]) of x (B, H, T, D) by its angle (1 or B, 1, T, D / 2). Computed in float32.
+
+    The pairs are those of GPT-NeoX and Llama: first half with second half.
+    """
+    cosine, sine = angles.cos(), angles.sin()
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat((first * cosine - second * sine, first * sine + second * cosine), dim=-1).type_as(x)
+
+
+def alibi_slopes(heads: int) -> list[float]:
+    """The slope of each head: 2^(-8i/n) for i = 1..n where n is a power of two (8 heads: 1/2, 1/4, ..., 1/256).
+
+    For other counts, as the paper's code: those of the next lower power, then every other one of the next higher.
+
+    >>> alibi_slopes(3)
+    [0.0625, 0.00390625, 0.25]
+    """
+    power = 2 ** math.floor(math.log2(heads))
+    slopes = [2.0 ** (-8 * i / power) for i in range(1, power + 1)]
+    between = [2.0 ** (-8 * i / (2 * power)) for i in range(1, 2 * power + 1, 2)]
+    return slopes + between[: heads - power]
