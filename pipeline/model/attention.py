@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pipeline.model.cache import LayerCache
 from pipeline.model.config import GPTConfig
 from pipeline.model.norms import NORMS
-from pipeline.model.positions import rotate
+from pipeline.model.positions import Rotation, rotate
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
@@ -63,8 +63,8 @@ class CausalSelfAttention(nn.Module):
         self.dropout = config.dropout
         self.resid_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, mask: Tensor | None, rotation: Tensor | None, cache: LayerCache | None) -> Tensor:
-        """x (B, T, C) -> (B, T, C). `rotation`: angles for queries and keys (rope), or None."""
+    def forward(self, x: Tensor, mask: Tensor | None, rotation: Rotation | None, cache: LayerCache | None) -> Tensor:
+        """x (B, T, C) -> (B, T, C). `rotation`: of queries and keys (rope), or None."""
         B, T, C = x.size()
         q, k, v = self.c_attn(x).split((C, *[self.kv_heads * self.head_size] * 2), dim=-1)
         q = q.view(B, T, self.n_head, self.head_size).transpose(1, 2)  # (B, H, T, D)

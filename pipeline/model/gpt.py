@@ -15,7 +15,7 @@ from pipeline.model.cache import KVCache, LayerCache
 from pipeline.model.config import GPTConfig
 from pipeline.model.mlp import MLP
 from pipeline.model.norms import NORMS
-from pipeline.model.positions import POSITIONS
+from pipeline.model.positions import POSITIONS, Rotation
 
 IGNORED = -1  # a target that does not count
 
@@ -30,7 +30,7 @@ class Block(nn.Module):
         self.ln_2 = NORMS[config.norm](config.n_embd, config.bias)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, mask: Tensor | None, rotation: Tensor | None, cache: LayerCache | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, rotation: Rotation | None, cache: LayerCache | None) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         x = x + self.attn(self.ln_1(x), mask, rotation, cache)
         return x + self.mlp(self.ln_2(x))
@@ -39,7 +39,7 @@ class Block(nn.Module):
 class PostNormBlock(Block):
     """Norms on the sums, as in the first Transformer and GPT-1 (arXiv 1706.03762)."""
 
-    def forward(self, x: Tensor, mask: Tensor | None, rotation: Tensor | None, cache: LayerCache | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, rotation: Rotation | None, cache: LayerCache | None) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         x = self.ln_1(x + self.attn(x, mask, rotation, cache))
         return self.ln_2(x + self.mlp(x))

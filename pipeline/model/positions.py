@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from pipeline.model.config import GPTConfig
 
+Rotation = tuple[Tensor, Tensor]  # cosines and sines, float32, broadcast over heads: (1, T, D / 2) or (B, 1, T, D / 2)
+
 
 class Positions(nn.Module):
     """A scheme that does nothing: the three places where one may act."""
@@ -20,8 +22,8 @@ class Positions(nn.Module):
         """Token embeddings x (B, T, C) of tokens at `positions` (T,) or (B, T) -> (B, T, C)."""
         return x
 
-    def rotation(self, positions: Tensor) -> Tensor | None:
-        """Angles for `rotate`: (1 or B, 1, T, head_size / 2) float32, by which queries and keys are turned."""
+    def rotation(self, positions: Tensor) -> Rotation | None:
+        """By what queries and keys are turned, for `rotate`."""
         return None
 
     def scores_mask(self, mask: Tensor | None, queries: int, keys: int) -> Tensor | None:
@@ -72,18 +74,21 @@ class Rotary(Positions):
     """Queries and keys are rotated by angles proportional to their position, so that their product depends on the
     distance alone (arXiv 2104.09864)."""
 
-    angles: Tensor
+    cosine: Tensor
+    sine: Tensor
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.register_buffer("angles", position_angles(config.block_size, config.head_size), persistent=False)
+        angles = position_angles(config.block_size, config.head_size)  # (block_size, D / 2)
+        self.register_buffer("cosine", angles.cos(), persistent=False)
+        self.register_buffer("sine", angles.sin(), persistent=False)
 
-    def rotation(self, positions: Tensor) -> Tensor:
-        angles = self.angles[positions]  # (T, D / 2) or (B, T, D / 2)
-        return angles[None, None] if angles.dim() == 2 else angles[:, None]
+    def rotation(self, positions: Tensor) -> Rotation:
+        cosine, sine = self.cosine[positions], self.sine[positions]  # (T, D / 2) or (B, T, D / 2)
+        return cosine.unsqueeze(-3), sine.unsqueeze(-3)
 
     def crop(self, block_size: int) -> None:
-        self.angles = self.angles[:block_size]
+        self.cosine, self.sine = self.cosine[:block_size], self.sine[:block_size]
 
 
 class Alibi(Positions):
@@ -118,12 +123,12 @@ def position_angles(positions: int, width: int) -> Tensor:
     return torch.outer(torch.arange(positions, dtype=torch.float64), frequencies).float()
 
 
-def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Turns each pair (x[i], x[i + D/2]) of x (B, H, T, D) by its angle (1 or B, 1, T, D / 2). Computed in float32.
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """Turns each pair (x[i], x[i + D/2]) of x (B, H, T, D) by its position's i-th angle. Computed in float32.
 
     The pairs are those of GPT-NeoX and Llama: first half with second half.
     """
-    cosine, sine = angles.cos(), angles.sin()
+    cosine, sine = rotation
     first, second = x.float().chunk(2, dim=-1)
     return torch.cat((first * cosine - second * sine, first * sine + second * cosine), dim=-1).type_as(x)
 
