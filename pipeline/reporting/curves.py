@@ -4,6 +4,7 @@ All functions take and give values; NaN (not measured, or not a number) is a gap
 """
 
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pandas as pd
@@ -28,10 +29,10 @@ def read_curves(path: Path) -> pd.DataFrame:
         return parse_curves(file, str(path))
 
 
-def parse_curves(source: object, name: str) -> pd.DataFrame:
+def parse_curves(source: IO[str], name: str) -> pd.DataFrame:
     """As read_curves, from an open file; `name` is what errors call it."""
     try:
-        frame = pd.read_csv(source, dtype={"event": str})  # type: ignore[call-overload]
+        frame = pd.read_csv(source, dtype={"event": str})
     except (ValueError, pd.errors.ParserError) as error:  # pandas' EmptyDataError is a ValueError
         raise ValueError(f"{name} is no table of curves: {error}") from None
     if absent := {"step", "tokens"} - set(frame.columns):
@@ -68,7 +69,7 @@ def smoothed(values: Floats, weight: float) -> Floats:
 
 
 def thinned(x: Floats, y: Floats, most: int = MOST_POINTS) -> tuple[Floats, Floats]:
-    """At most `most` of the (n,) points, with every peak and trough kept: the extremes of each of most/2 equal spans."""
+    """At most `most` of the (n,) points, peaks and troughs kept: the extremes of each of most/2 equal spans."""
     if len(x) <= most:
         return x, y
     kept: list[int] = []
@@ -79,9 +80,9 @@ def thinned(x: Floats, y: Floats, most: int = MOST_POINTS) -> tuple[Floats, Floa
     return x[kept], y[kept]
 
 
-def events(frame: pd.DataFrame, word: str) -> Floats:
+def events(frame: pd.DataFrame, word: str) -> list[int]:
     """Indices of the rows whose `event` holds `word`."""
-    return np.flatnonzero(frame["event"].str.contains(word, regex=False).to_numpy(dtype=bool)).astype(np.float64)
+    return [row for row, event in enumerate(frame["event"]) if word in event]
 
 
 def spikes(frame: pd.DataFrame) -> list[int]:
@@ -90,7 +91,7 @@ def spikes(frame: pd.DataFrame) -> list[int]:
     Far is more than 8 median absolute deviations above the median of the 50 steps before, a rule that noise of a usual
     kind does not meet. Of neighbouring rows only the highest counts.
     """
-    marked = [int(row) for row in events(frame, "spike")]
+    marked = events(frame, "spike")
     loss = floats(frame["train/loss"]) if "train/loss" in frame else floats([])
     if marked or len(loss) <= SPIKE_WINDOW:
         return marked

@@ -12,7 +12,9 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.files import read_json
-from pipeline.reporting import curves, git, lock
+from pipeline.reporting import git
+from pipeline.reporting import lock as locks
+from pipeline.reporting.curves import read_curves
 
 
 class _Record(BaseModel):
@@ -140,8 +142,8 @@ class Run:
     metrics: Metrics | None
     samples: Samples | None
     shards: Shards | None
-    lock: lock.Lock | None
-    committed: lock.Lock | None
+    lock: locks.Lock | None
+    committed: locks.Lock | None
     """dvc.lock as last committed."""
     committed_params: Mapping[str, Any] | None
     """params.yaml as last committed: dotted key to value."""
@@ -164,14 +166,14 @@ def read_run(root: Path) -> Run:
         raise FileNotFoundError(f"{summary} not found: run the train stage (dvc repro train)")
     lock_file = root / "dvc.lock"
     return Run(
-        curves=curves.read_curves(root / "reports/train/curves.csv"),
+        curves=read_curves(root / "reports/train/curves.csv"),
         train=_record(summary, TrainSummary) or TrainSummary(),
         metrics=_record(root / "reports/evaluate/metrics.json", Metrics),
         samples=_record(root / "reports/sample/samples.json", Samples),
         shards=_record(root / "data/shards/manifest.json", Shards),
-        lock=lock.parse(lock_file.read_text(encoding="utf-8")) if lock_file.exists() else None,
-        committed=lock.parse(git.show(root, "HEAD", "dvc.lock")),
-        committed_params=lock.parse_params(git.show(root, "HEAD", "params.yaml")),
+        lock=locks.parse(lock_file.read_text(encoding="utf-8")) if lock_file.exists() else None,
+        committed=locks.parse(git.show(root, "HEAD", "dvc.lock")),
+        committed_params=locks.parse_params(git.show(root, "HEAD", "params.yaml")),
         revision=git.revision(root),
     )
 

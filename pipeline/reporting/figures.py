@@ -1,0 +1,132 @@
+"""The figures of one run: what is drawn, not how. A figure that would be empty is None."""
+
+import numpy as np
+
+from pipeline.reporting import curves
+from pipeline.reporting.figure import Axis, Figure, Floats, Panel, Rule, Series, axis_of, floats
+from pipeline.reporting.numbers import fixed, missing, percent
+from pipeline.reporting.references import CHANCE, FINEWEB_EDU_LOSS, PROTOCOLS, Protocol
+from pipeline.reporting.run import Accuracy, Run
+
+TRAIN, VALIDATION, ACCURACY, SPIKE = 0, 1, 2, 4  # slots of the palette, the same in every figure
+
+
+def run_figures(run: Run, smoothing: float) -> list[Figure]:
+    """Every figure that this run has the numbers for, in the order of the page."""
+    figures = (loss_figure(run, smoothing), training_figure(run), accuracy_figure(run))
+    return [figure for figure in figures if figure is not None]
+
+
+def loss_figure(run: Run, smoothing: float) -> Figure | None:
+    """Training loss, raw behind and smoothed in front; validation loss; spikes and restarts."""
+    tokens, loss = curves.column(run.curves, "train/loss")
+    val_tokens, val_loss = curves.column(run.curves, "val/loss")
+    if not len(loss) and not len(val_loss):
+        return None
+    x, factor = axis_of("tokens", _last(tokens, val_tokens))
+    series = []
+    if len(loss):
+        raw_x, raw = curves.thinned(tokens, loss)
+        front_x, front = curves.thinned(tokens, curves.smoothed(loss, smoothing))
+        series = [Series("training", raw_x / factor, raw, "faint", TRAIN)] if smoothing else []
+        name = "training, smoothed" if smoothing else "training"
+        series.append(Series(name, front_x / factor, front, "line", TRAIN))
+    if len(val_loss):
+        series.append(Series("validation", val_tokens / factor, val_loss, "joined points", VALIDATION))
+    series += _spikes(run, factor)
+    rules = [*_restarts(run, factor), *_reference_loss(run)]
+    alt = "Loss in nats per token over tokens seen. "
+    if len(loss):
+        alt += f"Training goes from {fixed(float(loss[0]), 2)} to {fixed(float(loss[-1]), 2)}. "
+    if len(val_loss):
+        alt += f"Validation ends at {fixed(float(val_loss[-1]), 3)}."
+    panel = Panel(x, Axis("loss (nats per token)"), tuple(series), tuple(rules))
+    return Figure("loss", alt.strip(), (panel,), height=3.8)
+
+
+def training_figure(run: Run) -> Figure | None:
+    """Learning rate, gradient norm and throughput, side by side; what was not measured is left out."""
+    panels = []
+    for name, title, label in (
+        ("train/lr", "Learning rate", ""),
+        ("train/grad_norm", "Gradient norm", ""),
+        ("train/tokens_per_sec", "Throughput", "tokens / s"),
+    ):
+        tokens, values = curves.column(run.curves, name)
+        if not len(values):
+            continue
+        x, factor = axis_of("tokens", _last(tokens))
+        if label:
+            y, y_factor = axis_of(label, float(np.max(values)))
+        else:
+            y, y_factor = Axis(label), 1.0
+        y = Axis(y.label, low=0.0 if name != "train/grad_norm" else None)
+        short_x, short = curves.thinned(tokens, values / y_factor)
+        panels.append(Panel(x, y, (Series("", short_x / factor, short, "line", TRAIN),), title=title))
+    if not panels:
+        return None
+    words = ", ".join(panel.title.lower() for panel in panels)
+    return Figure("training", f"Over tokens seen: {words}.", tuple(panels), height=2.5)
+
+
+def accuracy_figure(run: Run) -> Figure | None:
+    """Accuracy under each protocol with its standard error, chance, and GPT-2 where the items are HellaSwag's."""
+    accuracy = run.metrics.accuracy if run.metrics else None
+    measured = [] if accuracy is None else protocols_measured(accuracy)
+    if accuracy is None or not measured:
+        return None
+    shares = floats([100 * share for _, share, _ in measured])
+    errors = floats([100 * (error or 0.0) for _, _, error in measured])
+    rows = np.arange(len(measured), dtype=np.float64)
+    rules = [Rule("chance", 100 * CHANCE, "x")]
+    if accuracy.is_hellaswag:
+        for row, (protocol, _, _) in enumerate(measured):
+            rules += [
+                Rule(name, 100 * share, "x", between=(row + 0.38, row - 0.38)) for name, share in protocol.references
+            ]
+    points = Series("", shares, rows, "points", ACCURACY, error=errors, error_along="x")
+    high = max([float(np.max(shares + errors)), *(rule.at for rule in rules)])
+    low = min(float(np.min(shares - errors)), 100 * CHANCE)
+    margin = 0.12 * max(high - low, 1.0)
+    x = Axis("accuracy (%), with one standard error", low=low - margin, high=high + 2 * margin)
+    y = Axis("", categories=tuple(protocol.title for protocol, _, _ in measured))
+    words = "; ".join(f"{protocol.title} {percent(share)}" for protocol, share, _ in measured)
+    alt = f"Accuracy on {accuracy.items:,} items of {accuracy.name}: {words}. Chance is 25 %."
+    return Figure("accuracy", alt, (Panel(x, y, (points,), tuple(rules)),), height=0.9 + 0.5 * len(measured))
+
+
+def protocols_measured(accuracy: Accuracy) -> list[tuple[Protocol, float, float | None]]:
+    """(protocol, share, standard error) for each protocol that has a number; none without items."""
+    found = []
+    for protocol in PROTOCOLS:
+        share = getattr(accuracy, protocol.metric)
+        if accuracy.items and not missing(share):
+            found.append((protocol, share, getattr(accuracy, f"{protocol.metric}_stderr")))
+    return found
+
+
+def _spikes(run: Run, factor: float) -> list[Series]:
+    """Triangles at the spikes; where the loss was no number, at the last one before."""
+    rows = curves.spikes(run.curves)
+    if not rows or "train/loss" not in run.curves:
+        return []
+    loss = floats(run.curves["train/loss"].ffill().iloc[rows])
+    return [Series("spikes", floats(run.curves["tokens"].iloc[rows]) / factor, loss, "spikes", SPIKE)]
+
+
+def _restarts(run: Run, factor: float) -> list[Rule]:
+    rows = curves.events(run.curves, "resumed")
+    return [Rule("restart", float(run.curves["tokens"].iloc[row]) / factor, "x") for row in rows]
+
+
+def _reference_loss(run: Run) -> list[Rule]:
+    """GPT-2's loss, where the text and the tokens are those that it was measured on."""
+    same_text = run.setting("data.source") == "hub" and str(run.setting("data.hub_path")).endswith("/fineweb-edu")
+    if not same_text or run.setting("tokenizer.encoding") != "gpt2":
+        return []
+    name, loss = FINEWEB_EDU_LOSS
+    return [Rule(f"{name} ({loss:.2f})", loss)]
+
+
+def _last(*columns: Floats) -> float:
+    return max((float(np.max(values)) for values in columns if len(values)), default=0.0)

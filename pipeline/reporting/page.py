@@ -1,0 +1,259 @@
+"""The report of one run as markdown, section by section. Each section copes with what is missing in a sentence."""
+
+from collections.abc import Callable, Sequence
+
+from pipeline.reporting import markdown as md
+from pipeline.reporting.figure import Figure
+from pipeline.reporting.figures import protocols_measured
+from pipeline.reporting.lock import differing
+from pipeline.reporting.numbers import (
+    DASH,
+    count,
+    duration,
+    energy,
+    exact,
+    fixed,
+    missing,
+    percent,
+    power_of_ten,
+    significant,
+)
+from pipeline.reporting.origin import provenance, reproduction
+from pipeline.reporting.run import Accuracy, Prompt, Run
+from pipeline.reporting.summary import hardware, headline, passes, summary
+
+Picture = Callable[[Figure], str]
+"""How a figure stands in the page: as two SVGs in markdown, as an interactive one in HTML."""
+
+
+def page(run: Run, title: str, figures: Sequence[Figure], picture: Picture) -> str:
+    """The whole report, GitHub-flavoured markdown that ends with a newline."""
+    shown = {figure.name: picture(figure) for figure in figures}
+    sections = (
+        f"# {md.text(title)}",
+        md.text(summary(run)),
+        _glance(run),
+        "## Learning curves",
+        _curves(run, shown),
+        "## Results",
+        _results(run, shown),
+        "## Samples",
+        _samples(run),
+        "## What was trained",
+        _trained(run),
+        "## Settings that differ from the last committed run",
+        _settings(run),
+        "## Where it comes from",
+        provenance(run),
+        "## Do it again",
+        reproduction(run),
+    )
+    return "\n\n".join(sections) + "\n"
+
+
+def _glance(run: Run) -> str:
+    """The numbers that one looks for first, in one row."""
+    val = run.metrics.val if run.metrics else None
+    accuracy = run.metrics.accuracy if run.metrics else None
+    chosen = headline(accuracy) if accuracy and accuracy.items else None
+    cells = [
+        ("Parameters", count(run.train.parameters.total)),
+        ("Tokens", count(run.train.tokens)),
+        ("Time", duration(run.train.train_time_s)),
+        ("Validation loss", fixed(val.loss, 3) if val else DASH),
+        ("Bits per byte", fixed(val.bpb, 3) if val else DASH),
+    ]
+    if accuracy and chosen:
+        cells.append((f"{_short_name(accuracy)} {md.code(chosen[0])}", percent(chosen[1])))
+    return md.table([name for name, _ in cells], [[f"**{value}**" for _, value in cells]], numbers_from=0)
+
+
+def _curves(run: Run, shown: dict[str, str]) -> str:
+    parts = [shown.get("loss", "No loss was recorded.")]
+    steps = len(run.curves)
+    if steps <= 1:
+        parts.append("A run of one step has no curve: the points stand where it was measured.")
+    if "val/loss" not in run.curves or run.curves["val/loss"].isna().all():
+        parts.append("Validation loss was not measured during training (`train.eval_interval`).")
+    happened = []
+    if run.train.resumes:
+        happened.append(f"Training was interrupted and resumed {_times(run.train.resumes)}.")
+    if run.train.skipped_steps:
+        happened.append(
+            f"{exact(run.train.skipped_steps)} step(s) with a loss or gradient that was no finite number were skipped."
+        )
+    if "train/loss" in run.curves and (lost := int(run.curves["train/loss"].isna().sum())):
+        happened.append(f"The training loss of {lost:,} step(s) is not a number and leaves a gap.")
+    if happened:
+        parts.append(" ".join(happened))
+    if "training" in shown:
+        parts.append(shown["training"])
+    return "\n\n".join(parts)
+
+
+def _results(run: Run, shown: dict[str, str]) -> str:
+    if run.metrics is None:
+        return "This run has not been evaluated: `dvc repro evaluate`."
+    parts = []
+    if (val := run.metrics.val) is None:
+        parts.append("Validation loss was not measured.")
+    else:
+        row = [fixed(val.loss, 4), significant(val.perplexity, 4), fixed(val.bpb, 4), exact(val.tokens)]
+        header = ["Validation loss (nats per token)", "Perplexity", "Bits per byte", "Tokens scored"]
+        parts.append(md.table(header, [row], numbers_from=0))
+    accuracy = run.metrics.accuracy
+    measured = protocols_measured(accuracy) if accuracy else []
+    if accuracy is None or not measured:
+        parts.append("No multiple-choice items were scored.")
+        return "\n\n".join(parts)
+    parts += [f"### {_short_name(accuracy)}", _about_items(accuracy)]
+    rows = [
+        [f"{md.code(protocol.title)}: {protocol.rule}", percent(share, 2), percent(error, 2), "25 %"]
+        + ([", ".join(f"{name} {percent(value, 2)}" for name, value in protocol.references)] * accuracy.is_hellaswag)
+        for protocol, share, error in measured
+    ]
+    header = ["Protocol", "Accuracy", "Standard error", "Chance"] + ["References"] * accuracy.is_hellaswag
+    parts += [md.table(header, rows), shown.get("accuracy", "")]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _about_items(accuracy: Accuracy) -> str:
+    many = f"{exact(accuracy.items)} items"
+    if accuracy.is_hellaswag:
+        return f"{many} of {md.text(accuracy.name)}'s validation set, four endings each, one true."
+    return (
+        f"{many} ({md.text(accuracy.name)}): a passage of the validation text, its true continuation, and three "
+        "continuations of like length from elsewhere. These are not HellaSwag's items, and the numbers cannot be "
+        "compared with HellaSwag's."
+    )
+
+
+def _samples(run: Run) -> str:
+    if run.samples is None or not run.samples.prompts:
+        return "No samples were drawn."
+    settings = run.samples.settings
+    words = {"temperature": "temperature", "top_k": "top-k", "top_p": "top-p", "seed": "seed"}
+    drawn = ", ".join(f"{word} {settings[key]}" for key, word in words.items() if key in settings)
+    parts = [f"Drawn with {drawn}."] if drawn else []
+    return "\n\n".join(parts + [_sample(prompt) for prompt in run.samples.prompts])
+
+
+def _sample(prompt: Prompt) -> str:
+    begins = prompt.prompt or ""
+    name = f"**After** {md.code(begins)}" if begins.strip() else "**From the start of a document**"
+    texts = [md.fence((begins + text).strip("\n"), "text") for text in prompt.continuations]
+    if not texts:
+        return f"{name}\n\nNothing was drawn."
+    first, rest = texts[0], texts[1:]
+    more = [md.folded("One more" if len(rest) == 1 else f"{len(rest)} more", "\n\n".join(rest))] if rest else []
+    return "\n\n".join([name, first, *more])
+
+
+def _trained(run: Run) -> str:
+    train, model = run.train, run.train.params.get("model", {})
+    embeddings = train.parameters.without_embeddings
+    speed = DASH if missing(train.tokens_per_sec) else f"{exact(train.tokens_per_sec)} tokens/s"
+    if not missing(train.mfu):
+        speed += f", {percent(train.mfu)} of the hardware's peak (MFU)"
+    found = train.hardware
+    precision = ", ".join(
+        [*([found.dtype] if found.dtype else []), *(["compiled"] if found.compile in (True, "on", "auto") else [])]
+    )
+    times = duration(train.train_time_s)
+    if not missing(train.wall_time_s):
+        times += f" of steps, {duration(train.wall_time_s)} with evaluation, samples and checkpoints"
+    rows = [
+        ["Architecture", _architecture(model)],
+        [
+            "Parameters",
+            exact(train.parameters.total) + (f" ({exact(embeddings)} without embeddings)" * bool(embeddings)),
+        ],
+        ["Text", _text_read(run)],
+        ["Tokens", f"{exact(train.tokens)} in {exact(train.steps)} steps" + _passes(run)],
+        ["Optimizer", _optimizer(run)],
+        ["Compute", f"{power_of_ten(train.flops)} FLOPs"],
+        ["Time", times],
+        ["Speed", speed],
+        ["Energy", energy(train.energy_j) if train.energy_j else ""],
+        ["Hardware", md.text(hardware(found))],
+        ["Arithmetic", md.text(precision)],
+    ]
+    return md.table(["", ""], [row for row in rows if row[1]], numbers_from=2)
+
+
+def _architecture(model: object) -> str:
+    known = dict(model) if isinstance(model, dict) else {}
+    shape = [
+        f"{known[key]} {word}"
+        for key, word in (("n_layer", "layers"), ("n_head", "heads"), ("n_embd", "wide"))
+        if key in known
+    ]
+    if "block_size" in known:
+        shape.append(f"context {known['block_size']}")
+    kinds = [
+        f"{md.code(known[key])} {word}" for key, word in (("position", "positions"), ("mlp", "MLP")) if key in known
+    ]
+    if "norm" in known:
+        kinds.append(" ".join(filter(None, [known.get("norm_placement"), md.code(known["norm"])])))
+    return "; ".join(", ".join(part) for part in (shape, kinds) if part)
+
+
+def _text_read(run: Run) -> str:
+    if run.shards is None:
+        return ""
+    parts = []
+    for name, words in (("train", "to train"), ("val", "to validate")):
+        if split := run.shards.splits.get(name):
+            size = f"{count(split.tokens)} tokens"
+            parts.append(
+                f"{size} in {exact(split.documents)} documents {words}" if split.documents else f"{size} {words}"
+            )
+    if run.shards.encoding_name:
+        parts.append(f"encoding {md.code(run.shards.encoding_name)} of {exact(run.shards.vocab_size)} ids")
+    if source := run.setting("data.source"):
+        named = run.setting("data.hub_path") if source == "hub" else source
+        parts.insert(0, md.code(named))
+    return "; ".join(parts)
+
+
+def _optimizer(run: Run) -> str:
+    settings = run.train.params.get("train", {})
+    parts = [md.code(settings["optimizer"])] if "optimizer" in settings else []
+    if "schedule" in settings and "max_lr" in settings:
+        parts.append(f"{settings['schedule']} schedule from {settings['max_lr']:g}")
+    if "total_batch_size" in settings:
+        parts.append(f"{exact(settings['total_batch_size'])} tokens per step")
+    return ", ".join(parts)
+
+
+def _passes(run: Run) -> str:
+    epochs = passes(run)
+    return "" if epochs is None else f", {significant(epochs, 3)} passes over the training text"
+
+
+def _settings(run: Run) -> str:
+    if run.lock is None:
+        return "There is no `dvc.lock`: the stages were run by hand, and what they ran with is in `params.yaml`."
+    if run.revision.commit is None:
+        return "Nothing is committed yet, so there is no run to compare with."
+    if run.committed is None:
+        return "No run is committed yet (`dvc.lock` is not in the last commit): this is the first."
+    old, new = (
+        {key: value for key, value in lock.params.items() if not key.startswith("report.")}
+        for lock in (run.committed, run.lock)
+    )
+    rows = [[md.code(key), md.code(was), md.code(now)] for key, was, now in differing(old, new)]
+    parts = [
+        md.table(["Setting", "Was", "Is"], rows) if rows else "None: the settings are those of the last committed run."
+    ]
+    if code := [path for path, _, _ in differing(run.committed.inputs, run.lock.inputs)]:
+        parts.append(f"Code or inputs changed as well: {md.listing([md.code(path) for path in code])}.")
+    return "\n\n".join(parts)
+
+
+def _short_name(accuracy: Accuracy) -> str:
+    return "HellaSwag" if accuracy.is_hellaswag else "Next lines"
+
+
+def _times(number: int) -> str:
+    return {1: "once", 2: "twice"}.get(number, f"{number} times")

@@ -1,0 +1,25 @@
+"""Writes the report of the run: reports/report.md with its figures, and reports/report.html that answers to the mouse.
+
+Reads  reports/train/, reports/evaluate/metrics.json, reports/sample/samples.json, data/shards/manifest.json,
+       dvc.lock and Git (what the run was made from, and what differs from the last committed one)
+Writes reports/report.md, reports/figures/*.svg, reports/report.html
+Run by `dvc repro`, or alone: python -m stages.report
+"""
+
+from pathlib import Path
+
+from pipeline.config import read_sections
+from pipeline.log import clear_errors, logger
+from pipeline.reporting.params import ReportParams
+from pipeline.reporting.report import write_report
+
+
+def main() -> None:
+    (params,) = read_sections(ReportParams)
+    report = write_report(Path.cwd(), params.title, params.smoothing)
+    logger.info("The report of this run: %s (and %s)", report, report.with_suffix(".html").name)
+
+
+if __name__ == "__main__":
+    with clear_errors("report"):
+        main()
