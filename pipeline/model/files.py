@@ -7,6 +7,7 @@ encoding/           the encoding's files, as `pipeline.corpus.encodings` writes 
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.files import atomic_directory, read_json, write_json
+from pipeline.model import huggingface
 from pipeline.model.config import GPTConfig
 from pipeline.model.gpt import GPT
 
@@ -32,22 +34,39 @@ def save_model(directory: Path, model: GPT, encoding_directory: Path | None) -> 
 
 
 def load_model(directory: Path, device: str | torch.device = "cpu") -> GPT:
-    """The model in a directory that `save_model` wrote, in evaluation mode.
+    """The model in a directory of ours, or in one that holds a Hugging Face GPT-2; in evaluation mode.
 
     Raises FileNotFoundError, or ValueError that names the file and what is wrong with it.
     """
-    config = read_config(directory)
-    return build(config, read_weights(directory / WEIGHTS), directory / WEIGHTS).to(device)
+    values = _read_config_file(directory)
+    weights = read_weights(directory / WEIGHTS)
+    if huggingface.is_huggingface(values):
+        config = huggingface.config_from(values, directory / CONFIG)
+        weights = huggingface.weights_from(weights, config)
+    else:
+        config = _own_config(values, directory / CONFIG)
+    return build(config, weights, directory / WEIGHTS).to(device)
 
 
 def read_config(directory: Path) -> GPTConfig:
-    """The config in a model directory. Raises FileNotFoundError, or ValueError that names the file."""
+    """The config in a model directory, without its weights. Raises as `load_model`."""
+    values = _read_config_file(directory)
+    path = directory / CONFIG
+    return huggingface.config_from(values, path) if huggingface.is_huggingface(values) else _own_config(values, path)
+
+
+def _read_config_file(directory: Path) -> dict[str, Any]:
     path = directory / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{path} not found: {directory} is no model directory")
     values = read_json(path)
-    version = values.get("format_version") if isinstance(values, dict) else None
-    if version != FORMAT_VERSION:
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: must hold an object, not {type(values).__name__}")
+    return values
+
+
+def _own_config(values: dict[str, Any], path: Path) -> GPTConfig:
+    if (version := values.get("format_version")) != FORMAT_VERSION:
         raise ValueError(f"{path}: format_version ({version}) must be {FORMAT_VERSION}")
     try:
         return GPTConfig.model_validate(values["config"])
