@@ -1,19 +1,32 @@
 """The figures of one run: what is drawn, not how. A figure that would be empty is None."""
 
+import math
+
 import numpy as np
 
 from pipeline.reporting import curves
-from pipeline.reporting.figure import Axis, Figure, Floats, Panel, Rule, Series, axis_of, floats
-from pipeline.reporting.numbers import fixed, missing, percent
+from pipeline.reporting.figure import Axis, Figure, Floats, Panel, Rule, Series, Style, axis_of, floats
+from pipeline.reporting.numbers import fixed, missing, percent, ten_to
 from pipeline.reporting.references import CHANCE, FINEWEB_EDU_LOSS, PROTOCOLS, Protocol
 from pipeline.reporting.run import Accuracy, Run
+
+MOST_SMALL_POINTS = 500
+"""Of a curve in one of three panels."""
+
+START = 0.05
+"""Share of a run whose fall from the untrained loss may stand above the picture, so that the rest can be told apart."""
 
 TRAIN, VALIDATION, ACCURACY, SPIKE = 0, 1, 2, 4  # slots of the palette, the same in every figure
 
 
 def run_figures(run: Run, smoothing: float) -> list[Figure]:
     """Every figure that this run has the numbers for, in the order of the page."""
-    figures = (loss_figure(run, smoothing), training_figure(run), accuracy_figure(run))
+    figures = (
+        loss_figure(run, smoothing),
+        training_figure(run, smoothing),
+        accuracy_curve(run),
+        accuracy_figure(run),
+    )
     return [figure for figure in figures if figure is not None]
 
 
@@ -33,21 +46,27 @@ def loss_figure(run: Run, smoothing: float) -> Figure | None:
         series.append(Series(name, front_x / factor, front, "line", TRAIN))
     if len(val_loss):
         series.append(Series("validation", val_tokens / factor, val_loss, "joined points", VALIDATION))
-    series += _spikes(run, factor)
+    high = top_of_picture(tokens, loss, smoothing)
+    series += _spikes(run, factor, high)
     rules = [*_restarts(run, factor), *_reference_loss(run)]
     alt = "Loss in nats per token over tokens seen. "
     if len(loss):
         alt += f"Training goes from {fixed(float(loss[0]), 2)} to {fixed(float(loss[-1]), 2)}. "
     if len(val_loss):
         alt += f"Validation ends at {fixed(float(val_loss[-1]), 3)}."
-    panel = Panel(x, Axis("loss (nats per token)"), tuple(series), tuple(rules))
+    panel = Panel(
+        x,
+        Axis("loss (nats per token)", low=None if high is None else _bottom(loss, val_loss), high=high),
+        tuple(series),
+        tuple(rules),
+    )
     return Figure("loss", alt.strip(), (panel,), height=3.8)
 
 
-def training_figure(run: Run) -> Figure | None:
+def training_figure(run: Run, smoothing: float) -> Figure | None:
     """Learning rate, gradient norm and throughput, side by side; what was not measured is left out."""
     panels = []
-    for name, title, label in (
+    for name, title, unit in (
         ("train/lr", "Learning rate", ""),
         ("train/grad_norm", "Gradient norm", ""),
         ("train/tokens_per_sec", "Throughput", "tokens / s"),
@@ -56,13 +75,19 @@ def training_figure(run: Run) -> Figure | None:
         if not len(values):
             continue
         x, factor = axis_of("tokens", _last(tokens))
-        if label:
-            y, y_factor = axis_of(label, float(np.max(values)))
-        else:
-            y, y_factor = Axis(label), 1.0
-        y = Axis(y.label, low=0.0 if name != "train/grad_norm" else None)
-        short_x, short = curves.thinned(tokens, values / y_factor)
-        panels.append(Panel(x, y, (Series("", short_x / factor, short, "line", TRAIN),), title=title))
+        y, y_factor = axis_of(unit, float(np.max(values)))
+        if name == "train/lr":
+            exponent = math.floor(math.log10(max(1.01 * float(np.max(values)), 1e-12)))
+            y, y_factor = Axis(f"× {ten_to(exponent)}"), 10.0**exponent
+        y = Axis(y.label, low=None if name == "train/grad_norm" else 0.0)
+        drawn: list[tuple[Style, Floats]] = [("line", values)]
+        if smoothing and name != "train/lr":  # a schedule has no noise
+            drawn = [("faint", values), ("line", curves.smoothed(values, smoothing))]
+        series = []
+        for style, shown in drawn:
+            short_x, short = curves.thinned(tokens, shown / y_factor, MOST_SMALL_POINTS)
+            series.append(Series("", short_x / factor, short, style, TRAIN))
+        panels.append(Panel(x, y, tuple(series), title=title))
     if not panels:
         return None
     words = ", ".join(panel.title.lower() for panel in panels)
@@ -91,8 +116,42 @@ def accuracy_figure(run: Run) -> Figure | None:
     x = Axis("accuracy (%), with one standard error", low=low - margin, high=high + 2 * margin)
     y = Axis("", categories=tuple(protocol.title for protocol, _, _ in measured))
     words = "; ".join(f"{protocol.title} {percent(share)}" for protocol, share, _ in measured)
-    alt = f"Accuracy on {accuracy.items:,} items of {accuracy.name}: {words}. Chance is 25 %."
+    alt = f"Accuracy on {accuracy.items:,} items of {accuracy.name}: {words}. Chance is {percent(CHANCE, 0)}."
     return Figure("accuracy", alt, (Panel(x, y, (points,), tuple(rules)),), height=0.9 + 0.5 * len(measured))
+
+
+def accuracy_curve(run: Run) -> Figure | None:
+    """Accuracy during training, on the items that were scored then; needs two points."""
+    for prefix, name in (("hellaswag", "HellaSwag"), ("next_lines", "next lines")):
+        tokens, shares = curves.column(run.curves, f"{prefix}/acc_norm")
+        if len(shares) < 2:
+            continue
+        x, factor = axis_of("tokens", _last(tokens))
+        rules = [Rule("chance", 100 * CHANCE)]
+        if prefix == "hellaswag":
+            rules += [Rule(f"{model}, acc_norm", 100 * share) for model, share in PROTOCOLS[1].references]
+        items = run.setting("train.hellaswag_items")
+        label = f"{name}, acc_norm (%)"
+        points = Series("", tokens / factor, 100 * shares, "joined points", ACCURACY)
+        alt = f"Accuracy (acc_norm) on {name} during training{f', {items} items' if items else ''}: "
+        alt += f"from {percent(float(shares[0]))} to {percent(float(shares[-1]))}. Chance is {percent(CHANCE, 0)}."
+        return Figure("accuracy-curve", alt, (Panel(x, Axis(label), (points,), tuple(rules)),), height=2.6)
+    return None
+
+
+def top_of_picture(tokens: Floats, loss: Floats, smoothing: float) -> float | None:
+    """Where the loss axis ends, if that cuts off the first steps; None where nothing needs to be cut off.
+
+    The loss falls within a few steps from ln(vocabulary) to where it then spends the run. Drawn whole, that fall takes
+    most of the height.
+    """
+    front = curves.smoothed(loss, smoothing)
+    late = tokens >= START * _last(tokens)
+    if len(loss) < 100 or not late.any():
+        return None
+    low, high = float(np.min(loss)), float(front[late][0])
+    top = high + 0.15 * (high - low)
+    return top if top < low + 0.8 * (float(np.max(loss)) - low) else None
 
 
 def protocols_measured(accuracy: Accuracy) -> list[tuple[Protocol, float, float | None]]:
@@ -105,12 +164,19 @@ def protocols_measured(accuracy: Accuracy) -> list[tuple[Protocol, float, float 
     return found
 
 
-def _spikes(run: Run, factor: float) -> list[Series]:
-    """Triangles at the spikes; where the loss was no number, at the last one before."""
+def _bottom(*columns: Floats) -> float:
+    values = np.concatenate(columns)
+    return float(np.min(values) - 0.03 * np.ptp(values))
+
+
+def _spikes(run: Run, factor: float, high: float | None) -> list[Series]:
+    """Triangles at the spikes, inside the picture; where the loss was no number, at the last one before."""
     rows = curves.spikes(run.curves)
     if not rows or "train/loss" not in run.curves:
         return []
     loss = floats(run.curves["train/loss"].ffill().iloc[rows])
+    if high is not None:
+        loss = np.minimum(loss, high)
     return [Series("spikes", floats(run.curves["tokens"].iloc[rows]) / factor, loss, "spikes", SPIKE)]
 
 

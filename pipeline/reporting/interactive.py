@@ -132,7 +132,7 @@ def _hover(series: Series, panel: Panel) -> str:
 
 def _axis(axis: Axis) -> dict[str, Any]:
     value: dict[str, Any] = {
-        "title": {"text": _escape(axis.label)},
+        "title": {"text": _escape(axis.label), "font": {"size": 12, "color": "@muted"}},
         "gridcolor": "@grid",
         "linecolor": "@grid",
         "zeroline": False,
@@ -148,7 +148,6 @@ def _axis(axis: Axis) -> dict[str, Any]:
     if axis.low is not None or axis.high is not None:
         bounds = [axis.low, axis.high]
         value["range"] = [None if b is None else math.log10(b) if axis.log else b for b in bounds]
-        value["autorange"] = "max" if axis.high is None else "min" if axis.low is None else False
     return value
 
 

@@ -1,5 +1,6 @@
 """Pieces of GitHub markdown, safe for any text: tables, fences, folded parts, pictures in two colour schemes."""
 
+import json
 import re
 from collections.abc import Sequence
 
@@ -19,6 +20,11 @@ def code(value: object) -> str:
     ticks = "`" * (1 + max((len(run) for run in re.findall("`+", shown)), default=0))
     pad = " " if shown.startswith("`") or shown.endswith("`") else ""
     return f"{ticks}{pad}{shown}{pad}{ticks}".replace("|", "\\|")
+
+
+def setting(value: object) -> str:
+    """A value of params.yaml as inline code, written as YAML would: `null`, `true`, `[0.9, 0.95]`."""
+    return code(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
 
 
 def printable(value: str) -> str:

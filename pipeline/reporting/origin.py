@@ -18,12 +18,15 @@ MOST_FILES = 8
 def provenance(run: Run) -> str:
     """Git revision, W&B run and versions; then the hash of every stage's outputs."""
     at = run.revision
-    rows = [["Git revision", _commit(run, at.commit)], ["Beside it", _changed(at.changed) if at.commit else "–"]]
+    rows = [
+        ["Git revision", _commit(run, at.commit)],
+        ["Working tree", _changed(at.changed) if at.commit else "not under Git"],
+    ]
     trained = run.train.git.revision
     if trained and at.commit and not at.commit.startswith(trained):
         rows.append(["Trained at", _commit(run, trained) + (", with changes beside it" * bool(run.train.git.dirty))])
     rows += [["W&B run", tracked(run.train.wandb)], ["Versions", _versions(run)]]
-    parts = [md.table(["", ""], rows, numbers_from=2)]
+    parts = [md.table(["", "This run"], rows, numbers_from=2)]
     if run.lock is None or not run.lock.outputs:
         parts.append("There is no `dvc.lock`, so the outputs have no recorded hashes.")
         return "\n\n".join(parts)
@@ -63,7 +66,7 @@ def reproduction(run: Run) -> str:
     if not at.commit:
         parts.append("No revision is committed yet: until then only this working tree can repeat the run.")
     elif at.changed and (others := [path for path in at.changed if path != "params.yaml"]):
-        parts.append(f"The revision alone is not all of it. {_changed(tuple(others))}.")
+        parts.append(f"The revision alone is not all of it; {_changed(tuple(others))}.")
     return "\n\n".join(parts)
 
 
@@ -123,11 +126,11 @@ def _commit(run: Run, commit: str | None) -> str:
 
 def _changed(paths: tuple[str, ...]) -> str:
     if not paths:
-        return "nothing changed"
+        return "as committed"
     named = [md.code(path) for path in paths[:MOST_FILES]]
     if len(paths) > MOST_FILES:
         named.append(f"{exact(len(paths) - MOST_FILES)} more")
-    return f"Changed or new beside it: {md.listing(named)}"
+    return f"changed or new: {md.listing(named)}"
 
 
 def _files(files: int | None) -> str:

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Sequence
 
 from pipeline.reporting import markdown as md
+from pipeline.reporting.curves import column
 from pipeline.reporting.figure import Figure
-from pipeline.reporting.figures import protocols_measured
+from pipeline.reporting.figures import protocols_measured, top_of_picture
 from pipeline.reporting.lock import differing
 from pipeline.reporting.numbers import (
     DASH,
@@ -26,7 +27,7 @@ Picture = Callable[[Figure], str]
 """How a figure stands in the page: as two SVGs in markdown, as an interactive one in HTML."""
 
 
-def page(run: Run, title: str, figures: Sequence[Figure], picture: Picture) -> str:
+def page(run: Run, title: str, smoothing: float, figures: Sequence[Figure], picture: Picture) -> str:
     """The whole report, GitHub-flavoured markdown that ends with a newline."""
     shown = {figure.name: picture(figure) for figure in figures}
     sections = (
@@ -34,7 +35,7 @@ def page(run: Run, title: str, figures: Sequence[Figure], picture: Picture) -> s
         md.text(summary(run)),
         _glance(run),
         "## Learning curves",
-        _curves(run, shown),
+        _curves(run, shown, smoothing),
         "## Results",
         _results(run, shown),
         "## Samples",
@@ -68,7 +69,7 @@ def _glance(run: Run) -> str:
     return md.table([name for name, _ in cells], [[f"**{value}**" for _, value in cells]], numbers_from=0)
 
 
-def _curves(run: Run, shown: dict[str, str]) -> str:
+def _curves(run: Run, shown: dict[str, str], smoothing: float) -> str:
     parts = [shown.get("loss", "No loss was recorded.")]
     steps = len(run.curves)
     if steps <= 1:
@@ -76,6 +77,9 @@ def _curves(run: Run, shown: dict[str, str]) -> str:
     if "val/loss" not in run.curves or run.curves["val/loss"].isna().all():
         parts.append("Validation loss was not measured during training (`train.eval_interval`).")
     happened = []
+    tokens, loss = column(run.curves, "train/loss")
+    if top_of_picture(tokens, loss, smoothing) is not None:
+        happened.append(f"The first steps, from a loss of {fixed(float(loss[0]), 2)}, are above the picture.")
     if run.train.resumes:
         happened.append(f"Training was interrupted and resumed {_times(run.train.resumes)}.")
     if run.train.skipped_steps:
@@ -114,6 +118,9 @@ def _results(run: Run, shown: dict[str, str]) -> str:
     ]
     header = ["Protocol", "Accuracy", "Standard error", "Chance"] + ["References"] * accuracy.is_hellaswag
     parts += [md.table(header, rows), shown.get("accuracy", "")]
+    if "accuracy-curve" in shown:
+        items = run.setting("train.hellaswag_items")
+        parts += [f"During training, on {exact(items) + ' of ' if items else ''}the items:", shown["accuracy-curve"]]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -178,7 +185,7 @@ def _trained(run: Run) -> str:
         ["Hardware", md.text(hardware(found))],
         ["Arithmetic", md.text(precision)],
     ]
-    return md.table(["", ""], [row for row in rows if row[1]], numbers_from=2)
+    return md.table(["", "This run"], [row for row in rows if row[1]], numbers_from=2)
 
 
 def _architecture(model: object) -> str:
@@ -242,9 +249,11 @@ def _settings(run: Run) -> str:
         {key: value for key, value in lock.params.items() if not key.startswith("report.")}
         for lock in (run.committed, run.lock)
     )
-    rows = [[md.code(key), md.code(was), md.code(now)] for key, was, now in differing(old, new)]
+    rows = [[md.code(key), md.setting(was), md.setting(now)] for key, was, now in differing(old, new)]
     parts = [
-        md.table(["Setting", "Was", "Is"], rows) if rows else "None: the settings are those of the last committed run."
+        md.table(["Setting", "Was", "Now"], rows, numbers_from=3)
+        if rows
+        else "None: the settings are those of the last committed run."
     ]
     if code := [path for path, _, _ in differing(run.committed.inputs, run.lock.inputs)]:
         parts.append(f"Code or inputs changed as well: {md.listing([md.code(path) for path in code])}.")

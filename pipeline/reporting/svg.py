@@ -44,7 +44,7 @@ def render(figure: Figure, palette: Palette) -> str:
 def slim(svg: str) -> str:
     """The same picture in fewer bytes: coordinates to a hundredth of a point, no empty metadata."""
     svg = re.sub(r" <metadata>.*?</metadata>\n", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"(?<=\d\.)(\d\d)\d+", r"\1", svg)
+    svg = re.sub(r' (?:d|x|y)="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), svg)
     return re.sub(r"[ \t]+\n", "\n", svg)
 
 
