@@ -1,0 +1,57 @@
+"""Small models for the tests, and every choice beside GPT-2's."""
+
+from typing import Any
+
+from pipeline.model.config import GPTConfig, gpt2_config
+
+TINY = gpt2_config("gpt2").changed(n_layer=2, n_head=4, n_embd=32, block_size=16, vocab_size=64, text_vocab_size=61)
+
+# Each option by itself, and a few that meet in code.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "gpt2": {},
+    "sinusoidal": {"position": "sinusoidal"},
+    "rope": {"position": "rope"},
+    "alibi": {"position": "alibi"},
+    "rmsnorm": {"norm": "rmsnorm"},
+    "post-norm": {"norm_placement": "post"},
+    "gelu": {"mlp": "gelu"},
+    "relu": {"mlp": "relu"},
+    "relu_squared": {"mlp": "relu_squared"},
+    "swiglu": {"mlp": "swiglu", "mlp_expansion": 2.667},
+    "geglu": {"mlp": "geglu", "mlp_expansion": 2.667},
+    "gqa": {"n_kv_head": 2},
+    "multi-query": {"n_kv_head": 1},
+    "qk_norm": {"qk_norm": True},
+    "no bias": {"bias": False},
+    "untied": {"tie_head": False},
+    "flat init": {"init": "flat"},
+    "zero init": {"init": "zero"},
+    "dropout": {"dropout": 0.1},
+    "manual": {"attention": "manual"},
+    "no padding": {"vocab_size": 61},
+    "llama": {
+        "position": "rope",
+        "norm": "rmsnorm",
+        "mlp": "swiglu",
+        "mlp_expansion": 2.667,
+        "n_kv_head": 2,
+        "bias": False,
+        "tie_head": False,
+    },
+    "nanochat": {
+        "position": "rope",
+        "norm": "rmsnorm",
+        "mlp": "relu_squared",
+        "qk_norm": True,
+        "bias": False,
+        "tie_head": False,
+        "init": "zero",
+    },
+    "alibi, gqa, qk_norm": {"position": "alibi", "n_kv_head": 2, "qk_norm": True},
+    "rope, post-norm, qk_norm": {"position": "rope", "norm_placement": "post", "qk_norm": True},
+}
+
+
+def option(name: str) -> GPTConfig:
+    """The tiny model with one of OPTIONS."""
+    return TINY.changed(**OPTIONS[name])
