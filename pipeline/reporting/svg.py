@@ -52,6 +52,7 @@ def _settings(palette: Palette) -> dict[Any, Any]:
     return {
         "svg.hashsalt": "gpt-pipeline",
         "svg.fonttype": "path",
+        "text.parse_math": False,  # a dollar in a name is a dollar
         "font.family": ["DejaVu Sans"],
         "font.size": 9,
         "axes.titlesize": 9.5,
