@@ -18,8 +18,15 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+class _StandardOutput(logging.Handler):
+    """Prints to what sys.stdout is at that moment, which a notebook or a test may have replaced."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stdout, flush=True)
+
+
 def _configure() -> None:
-    handler = logging.StreamHandler(sys.stdout)
+    handler = _StandardOutput()
     handler.setFormatter(logging.Formatter("%(message)s"))
     # Warnings and errors concern the rank that raises them; news is told once.
     handler.addFilter(lambda record: record.levelno >= logging.WARNING or rank() == 0)
@@ -44,6 +51,8 @@ def clear_errors(name: str) -> Iterator[None]:
     """Turns the errors that a user can mend into one line and exit code 1; everything else keeps its traceback."""
     try:
         yield
+    except KeyboardInterrupt:
+        sys.exit(130)
     except (Stop, ValueError, FileNotFoundError) as error:
         if os.environ.get("PIPELINE_TRACEBACK"):
             raise

@@ -31,5 +31,8 @@ class RuntimeParams(Section):
     checkpoints_kept: int = Field(ge=1)
     """Newest checkpoints to keep."""
 
+    collective_timeout: float = Field(gt=0)
+    """Seconds after which a collective that some rank does not join ends the run."""
+
     workers: int = Field(ge=0)
     """Processes that tokenize; 0: one per core."""

@@ -1,0 +1,49 @@
+"""torch.compile where it pays and works, eager everywhere else."""
+
+import logging
+from collections.abc import Callable
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from pipeline.distributed import Group
+from pipeline.log import logger
+from pipeline.training.hardware import compiling_pays
+
+
+def compiled(
+    model: nn.Module, choice: str, flops_per_process: float, group: Group, warm_up: Callable[[nn.Module], None]
+) -> nn.Module:
+    """`model` compiled and warmed up, or `model` itself; the same on every rank.
+
+    `choice`: "on", "off", or "auto", which compiles a run of enough FLOPs. `warm_up` runs one forward and backward
+    pass: it is here that the compiler is found missing or failing, and its time is not counted as training.
+    """
+    wanted = choice == "on" or (choice == "auto" and compiling_pays(group.device, flops_per_process))
+    if not wanted:
+        return model
+    logger.info("compiling the model: about a minute on two CPU cores, less on a GPU host")
+    logging.getLogger("torch._inductor").setLevel(logging.ERROR)
+    candidate = cast(nn.Module, torch.compile(model))
+    rng = torch.get_rng_state()  # dropout in the warm-up must not move the run's random numbers
+    cuda_rng = torch.cuda.get_rng_state() if group.device.type == "cuda" else None
+    failure = None
+    try:
+        warm_up(candidate)
+    except Exception as error:  # whatever the compiler raises: eager training is the answer
+        failure = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+    model.zero_grad(set_to_none=True)
+    torch.set_rng_state(rng)
+    if cuda_rng is not None:
+        torch.cuda.set_rng_state(cuda_rng)
+    failures = torch.tensor([failure is not None], dtype=torch.int32)
+    if group.world_size > 1:
+        dist.all_reduce(failures)
+    if failures.item():
+        if choice == "on" and failure:
+            logger.warning("runtime.compile is on, but compiling failed (%s)", failure)
+        logger.info("training without torch.compile: %s", failure or "it failed on another rank")
+        return model
+    return candidate

@@ -1,0 +1,68 @@
+"""What the machine can do: its name, its peak rate of matrix products, and whether compiling pays."""
+
+import platform
+import time
+from pathlib import Path
+
+import torch
+
+# Dense bfloat16 peaks in FLOP/s, from the vendors' data sheets; matched in this order against the device's name.
+GPU_PEAKS = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10G": 70e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+    "V100": 125e12,
+    "T4": 65e12,
+}
+
+COMPILE_PAYS_FROM = {"cpu": 2e13, "cuda": 1e15}  # FLOPs of a run per process: about a minute of eager work
+
+
+def device_name(device: torch.device) -> str:
+    """What a person calls the device: "NVIDIA H200", "AMD EPYC"."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """FLOP/s of dense matrix products in `dtype` on the device; None for a GPU that is not in the table.
+
+    A GPU's is the data sheet's bfloat16 figure, whatever the dtype, as MFU is usually given. A CPU's is measured.
+    """
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        return next((peak for key, peak in GPU_PEAKS.items() if key in name), None)
+    return _measured_cpu_peak(dtype)
+
+
+def _measured_cpu_peak(dtype: torch.dtype, size: int = 1024, seconds: float = 0.3) -> float:
+    """FLOP/s of the best of several square matrix products on all threads."""
+    generator = torch.Generator().manual_seed(0)  # the global generator belongs to the run
+    a = torch.randn(size, size, generator=generator).to(dtype)
+    best, began = float("inf"), time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        start = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def compiling_pays(device: torch.device, flops_per_process: float) -> bool:
+    """Whether a run is long enough that torch.compile wins back its half minute.
+
+    A function of the configuration alone, so that a resumed run decides as the first one did.
+    """
+    return flops_per_process >= COMPILE_PAYS_FROM.get(device.type, float("inf"))

@@ -1,0 +1,168 @@
+"""Small shards, params and runs for the tests of training."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.corpus import encodings
+from pipeline.corpus.shards import MANIFEST_FILE, Manifest, Shard, Split, TokenStream, open_split
+from pipeline.distributed import Group
+from pipeline.files import sha256_of
+from pipeline.model.config import GPTConfig
+from pipeline.model.gpt import GPT
+from pipeline.runtime import RuntimeParams
+from pipeline.training.checkpoint import CheckpointStore
+from pipeline.training.metrics import Row
+from pipeline.training.params import TrainParams
+from pipeline.training.trainer import Outcome, Probe, Trainer
+
+TRAIN = {
+    "seed": 1,
+    "order": "shuffled",
+    "total_batch_size": 128,
+    "max_steps": 12,
+    "optimizer": "adamw",
+    "max_lr": 3e-3,
+    "betas": (0.9, 0.95),
+    "eps": 1e-8,
+    "weight_decay": 0.1,
+    "grad_clip": 1.0,
+    "max_skipped_steps": 2,
+    "schedule": "cosine",
+    "warmup_steps": 2,
+    "min_lr_ratio": 0.1,
+    "decay_fraction": 0.2,
+    "eval_interval": 0,
+    "eval_tokens": 64,
+    "hellaswag_interval": 0,
+    "hellaswag_items": 1,
+    "sample_interval": 0,
+}
+RUNTIME = {
+    "micro_batch_size": 4,
+    "dtype": "float32",
+    "compile": "off",
+    "checkpoint_interval": 5,
+    "checkpoints_kept": 2,
+    "collective_timeout": 60.0,
+    "workers": 1,
+}
+CONFIG = {
+    "block_size": 16,
+    "n_layer": 2,
+    "n_head": 2,
+    "n_kv_head": None,
+    "n_embd": 32,
+    "dropout": 0.1,
+    "bias": True,
+    "position": "learned",
+    "norm": "layernorm",
+    "norm_placement": "pre",
+    "qk_norm": False,
+    "mlp": "gelu_tanh",
+    "mlp_expansion": 4.0,
+    "attention": "sdpa",
+    "tie_head": True,
+    "init": "scaled",
+    "vocab_size": 320,
+    "text_vocab_size": 257,
+}
+ONE_RANK = Group(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
+
+
+def write_shards(directory: Path, tokens: int = 2000, shard_tokens: int = 700) -> Path:
+    """Shards of the bytes encoding that hold a learnable stream: each token is a function of the one before."""
+    encoding = encodings.bytes_encoding()
+    encodings.save(encoding, directory / "encoding")
+    rng = np.random.default_rng(0)
+    table = rng.integers(0, 256, 257)
+    splits = {}
+    for split, length in (("train", tokens), ("val", tokens // 4)):
+        stream = np.empty(length, dtype=np.uint16)
+        stream[0] = encoding.eot_token
+        for i in range(1, length):
+            stream[i] = table[stream[i - 1]] if rng.random() < 0.8 else rng.integers(0, 256)
+        shards = []
+        for number, start in enumerate(range(0, length, shard_tokens)):
+            file = directory / f"{split}_{number:06d}.npy"
+            piece = stream[start : start + shard_tokens]
+            np.save(file, piece)
+            shards.append(Shard(file=file.name, tokens=len(piece), sha256=sha256_of(file)))
+        splits[split] = Split(tokens=length, documents=1, utf8_bytes=length - 1, shards=shards)
+    Manifest(
+        format_version=1,
+        encoding_name=encoding.name,
+        encoding_sha256=encodings.identity(encoding),
+        vocab_size=encoding.n_vocab,
+        eot_id=encoding.eot_token,
+        dtype="uint16",
+        shard_tokens=shard_tokens,
+        splits=splits,
+    ).write(directory / MANIFEST_FILE)
+    return directory
+
+
+class MemoryRecorder:
+    """Keeps the rows that a trainer records, as the files would."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+
+    def rewind(self, step: int) -> None:
+        self.rows = [row for row in self.rows if step and row["step"] <= step]
+
+    def record(self, rows: list[Row]) -> None:
+        self.rows += rows
+
+    def flush(self) -> None:
+        pass
+
+    def curve(self) -> list[tuple[Any, ...]]:
+        """What must be the same in two runs: all but the times."""
+        return [(r["step"], r.get("train/loss"), r.get("train/lr"), r.get("train/grad_norm")) for r in self.rows]
+
+
+def trainer(
+    shards: Path,
+    state: Path,
+    recorder: MemoryRecorder | None = None,
+    group: Group = ONE_RANK,
+    train: dict[str, Any] | None = None,
+    runtime: dict[str, Any] | None = None,
+    config: dict[str, Any] | None = None,
+    probes: tuple[Probe, ...] = (),
+) -> Trainer:
+    """A trainer of the small model, with some params changed."""
+    params = TrainParams.model_validate({**TRAIN, **(train or {})})
+    torch.manual_seed(params.seed)
+    model = GPT(GPTConfig.model_validate({**CONFIG, **(config or {})}))
+    how = RuntimeParams.model_validate({**RUNTIME, **(runtime or {})})
+    store = CheckpointStore(state, how.checkpoints_kept)
+    recorders = [recorder] if recorder is not None else []
+    return Trainer(model, open_split(shards, "train"), params, how, group, store, recorders, probes)
+
+
+def weights_of(trained: Trainer) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in trained.model.state_dict().items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shards(tmp_path_factory.mktemp("shards"))
+
+
+@pytest.fixture
+def stream(shards: Path) -> TokenStream:
+    return open_split(shards, "train")
+
+
+RunFunction = Callable[..., Outcome]
