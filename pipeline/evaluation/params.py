@@ -24,7 +24,7 @@ class EvaluateParams(Section):
     block_size - stride tokens before them: a lower loss, at block_size / stride times the work."""
 
     hellaswag_items: int | None = Field(ge=1)
-    """Items scored, at most: a fixed, seeded subset in the file's order, the same for every model. null: all of them."""
+    """Items scored, at most: a fixed, seeded subset, the same for every model. null: all of them."""
 
     def rules_across(self, sections: Mapping[str, Section]) -> Iterator[str]:
         """The stride must fit the model's window."""

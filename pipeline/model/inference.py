@@ -51,8 +51,8 @@ class NormInFloat32(nn.Module):
 def for_inference(model: GPT, dtype: torch.dtype) -> GPT:
     """A copy of `model`, in evaluation mode, whose matrix products are computed in `dtype`.
 
-    Embeddings, norms and the residual stream stay float32, as under autocast; the matrices are cast once and not at each
-    pass. It has the values that the weights have now: in float32 by sharing them, in bfloat16 as a copy of the matrices.
+    Embeddings, norms and the residual stream stay float32, as under autocast; the matrices are cast once, and not at
+    each pass. In float32 all tensors are shared with `model`; in bfloat16 the matrices are copies of what they are now.
     """
     shared: dict[int, Tensor] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     fast = copy.deepcopy(model, shared)
