@@ -1,0 +1,127 @@
+"""Cached is uncached: token by token, in pieces, in padded batches, and for continuations that share a context."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.model.config import GPTConfig
+from pipeline.model.gpt import GPT
+from tests.model.configs import OPTIONS, TINY, option
+
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def make(config: GPTConfig) -> GPT:
+    """Weights large enough that a wrong mask or position shows."""
+    torch.manual_seed(0)
+    model = GPT(config.changed(init="flat")).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(8)
+    return model
+
+
+def ids(*shape: int) -> Tensor:
+    return torch.randint(0, 61, shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@torch.no_grad()
+def test_pieces_through_the_cache_equal_the_whole(name: str) -> None:
+    model, idx = make(option(name)), ids(3, 16)
+    cache = model.new_cache(3, 16)
+    pieces = [model.hidden(piece, cache) for piece in idx.split([5, 1, 1, 4, 5], dim=1)]
+    torch.testing.assert_close(torch.cat(pieces, dim=1), model.hidden(idx), **CLOSE)
+    assert cache.length == 16
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@torch.no_grad()
+def test_greedy_continuation_with_the_cache_equals_recomputation(name: str) -> None:
+    model, idx = make(option(name)), ids(2, 4)
+    cache = model.new_cache(2, 16)
+    hidden = model.hidden(idx, cache)
+    plain = idx
+    for _ in range(12):
+        expected = model(plain)[0][:, -1].argmax(-1, keepdim=True)
+        found = model.logits(hidden[:, -1]).argmax(-1, keepdim=True)
+        assert torch.equal(found, expected)
+        plain = torch.cat((plain, expected), dim=1)
+        hidden = model.hidden(found, cache) if plain.size(1) < 16 else hidden
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@torch.no_grad()
+def test_rows_of_different_lengths_do_not_see_their_padding(name: str) -> None:
+    model, idx = make(option(name)), ids(3, 10)
+    padding = torch.tensor([0, 3, 7])
+    left_padded = torch.stack(
+        [torch.cat((torch.full((n,), 60), row[: 10 - n])) for row, n in zip(idx, padding, strict=True)]
+    )
+    cache = model.new_cache(3, 16, padding)
+    first = model.hidden(left_padded[:, :8], cache)
+    second = model.hidden(left_padded[:, 8:], cache)
+    hidden = torch.cat((first, second), dim=1)
+    assert hidden.isfinite().all()
+    for row, n in enumerate(padding.tolist()):
+        alone = model.hidden(idx[row : row + 1, : 10 - n])
+        torch.testing.assert_close(hidden[row : row + 1, n:], alone, **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "rope", "alibi", "gqa"])
+@torch.no_grad()
+def test_several_continuations_share_one_prefilled_context(name: str) -> None:
+    model, idx = make(option(name)), ids(2, 6)
+    padding = torch.tensor([0, 2])
+    cache = model.new_cache(2, 6, padding)
+    model.hidden(idx, cache)
+    endings = ids(2 * 4, 5)
+    shared = cache.take(torch.arange(2).repeat_interleave(4), slots=11)
+    hidden = model.hidden(endings, shared)
+    for i, ending in enumerate(endings):
+        context = idx[i // 4, padding[i // 4] :]
+        alone = model.hidden(torch.cat((context, ending))[None])
+        torch.testing.assert_close(hidden[i], alone[0, -5:], **CLOSE)
+    assert cache.length == 6
+
+
+@torch.no_grad()
+def test_a_rewound_cache_forgets() -> None:
+    model, idx = make(TINY), ids(1, 8)
+    cache = model.new_cache(1, 16)
+    model.hidden(idx, cache)
+    model.hidden(ids(1, 5), cache)
+    cache.rewind(8)
+    again = model.hidden(ids(1, 3), cache)
+    torch.testing.assert_close(again, model.hidden(torch.cat((idx, ids(1, 3)), dim=1))[:, 8:], **CLOSE)
+
+
+@torch.no_grad()
+def test_alibi_goes_on_through_the_cache_past_the_context() -> None:
+    model, idx = make(TINY.changed(position="alibi")), ids(1, 40)
+    cache = model.new_cache(1, 40)
+    pieces = [model.hidden(piece, cache) for piece in idx.split(8, dim=1)]
+    torch.testing.assert_close(torch.cat(pieces, dim=1), model.hidden(idx), **CLOSE)
+
+
+@torch.no_grad()
+def test_the_cache_works_under_autocast_in_bfloat16() -> None:
+    model, idx = make(TINY.changed(position="rope", qk_norm=True)), ids(2, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        cache = model.new_cache(2, 8)
+        model.hidden(idx[:, :5], cache)
+        last = model.hidden(idx[:, 5:], cache)
+        whole = model.hidden(idx)
+    assert cache.layers[0].keys.dtype == torch.bfloat16
+    assert (last - whole[:, 5:]).abs().max() < 0.1
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    model = make(TINY)
+    with pytest.raises(ValueError, match="9 tokens do not fit a cache of 8 slots"):
+        model.hidden(ids(1, 9), model.new_cache(1, 8))
+    with pytest.raises(ValueError, match="2 rows for a cache of 1"):
+        model.hidden(ids(2, 3), model.new_cache(1, 8))
+    with pytest.raises(ValueError, match="17 tokens exceed the context of 16"):
+        model.hidden(ids(1, 17), model.new_cache(1, 32))
