@@ -1,0 +1,137 @@
+"""Generation: many prompts, many samples of each, token by token.
+
+    for tokens in stream(model, [prompt], settings, eot_id=encoding.eot_token): ...   # as they come
+    generate(model, prompts, max_new_tokens=200, temperature=0.8, top_k=50, top_p=1.0, seed=1, eot_id=...)
+
+The same seed gives the same texts on the same machine. A sample depends on its prompt, its number among the samples of
+that prompt, and the seed; not on what else is in the batch.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from pipeline.generation.choosing import choose, random_stream
+from pipeline.generation.decoder import Decoder
+from pipeline.model.gpt import GPT
+from pipeline.model.inference import for_inference
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to sample: the keys of the `sample` section, with the same meaning."""
+
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class NewToken:
+    """One token of one sample."""
+
+    prompt: int
+    sample: int
+    token: int
+    logprob: float
+    """Its natural log-probability under the model itself: at temperature 1, nothing filtered."""
+
+
+@dataclass
+class Continuation:
+    """What a model wrote after a prompt."""
+
+    tokens: list[int] = field(default_factory=list)
+    """Without the end-of-text token."""
+
+    logprobs: list[float] = field(default_factory=list)
+    """Of each token, see NewToken."""
+
+    ended: bool = False
+    """Whether the model ended the document, and not `max_new_tokens`."""
+
+
+def generate(
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int,
+    eot_id: int,
+    dtype: torch.dtype,
+    samples_per_prompt: int = 1,
+) -> list[list[int]]:
+    """The new tokens of every sample, prompt by prompt, without the end-of-text token.
+
+    `prompts`: token ids; an empty one starts a document. `dtype` of matrix products. Touches nothing of the model, nor
+    any random state. Raises ValueError for ids that the model has not.
+    """
+    settings = Settings(max_new_tokens, temperature, top_k, top_p, seed)
+    found = continuations(model, prompts, settings, eot_id=eot_id, dtype=dtype, samples_per_prompt=samples_per_prompt)
+    return [continuation.tokens for samples in found for continuation in samples]
+
+
+def continuations(
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    settings: Settings,
+    *,
+    eot_id: int,
+    dtype: torch.dtype,
+    samples_per_prompt: int,
+) -> list[list[Continuation]]:
+    """As `generate`, but with log-probabilities: for each prompt, its samples."""
+    found = [[Continuation() for _ in range(samples_per_prompt)] for _ in prompts]
+    tokens = stream(model, prompts, settings, eot_id=eot_id, dtype=dtype, samples_per_prompt=samples_per_prompt)
+    for new in tokens:
+        continuation = found[new.prompt][new.sample]
+        if new.token == eot_id:
+            continuation.ended = True
+        else:
+            continuation.tokens.append(new.token)
+            continuation.logprobs.append(new.logprob)
+    return found
+
+
+@torch.no_grad()
+def stream(
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    settings: Settings,
+    *,
+    eot_id: int,
+    dtype: torch.dtype,
+    samples_per_prompt: int = 1,
+) -> Iterator[NewToken]:
+    """Every new token as it is chosen, in the order of prompts and samples within a step; end-of-text too."""
+    for number, prompt in enumerate(prompts):
+        if wrong := [token for token in prompt if not 0 <= token < model.config.text_vocab_size]:
+            size = model.config.text_vocab_size
+            raise ValueError(f"prompt {number}: token id {wrong[0]} is outside the model's vocabulary ({size})")
+    samples = [(prompt, sample) for prompt in range(len(prompts)) for sample in range(samples_per_prompt)]
+    texts = [list(prompts[prompt]) or [eot_id] for prompt, _ in samples]
+    random = [random_stream(settings.seed, prompts[prompt], sample) for prompt, sample in samples]
+    longest = max(map(len, texts), default=0) + settings.max_new_tokens
+    decoder = Decoder(for_inference(model, dtype), texts, longest)
+    active = list(range(len(samples)))
+    for step in range(settings.max_new_tokens):
+        logits = decoder.logits()  # (B, V)
+        uniforms = torch.tensor([random[row].random() for row in active], dtype=torch.float64)
+        chosen = choose(logits, settings.temperature, settings.top_k, settings.top_p, uniforms)
+        logprobs = logits.log_softmax(dim=-1).gather(-1, chosen[:, None]).squeeze(-1).tolist()
+        tokens = chosen.tolist()
+        for row, token, logprob in zip(active, tokens, logprobs, strict=True):
+            yield NewToken(*samples[row], token, logprob)
+        decoder.append(tokens)
+        going = [place for place, token in enumerate(tokens) if token != eot_id]
+        if not going or step == settings.max_new_tokens - 1:
+            return
+        if len(going) < len(active):
+            decoder.keep(going)
+            active = [active[place] for place in going]
