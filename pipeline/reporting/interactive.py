@@ -116,7 +116,7 @@ def _trace(series: Series, panel: Panel, suffix: str, first: bool) -> dict[str, 
         width, dash = lines[series.style]
         trace["line"] = {"color": colour, "width": width, "dash": dash}
     if series.labels:
-        trace |= {"text": list(series.labels), "textposition": "top right"}
+        trace |= {"text": list(series.labels), "textposition": "top right", "cliponaxis": False}
     if series.error is not None:
         trace[f"error_{series.error_along}"] = {"type": "data", "array": _numbers(series.error), "color": colour}
     return trace
@@ -138,6 +138,7 @@ def _axis(axis: Axis) -> dict[str, Any]:
         "zeroline": False,
         "tickfont": {"color": "@muted"},
         "automargin": True,
+        "exponentformat": "power",
     }
     if axis.categories:
         last = len(axis.categories) - 1

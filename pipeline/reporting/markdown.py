@@ -24,7 +24,12 @@ def code(value: object) -> str:
 
 def setting(value: object) -> str:
     """A value of params.yaml as inline code, written as YAML would: `null`, `true`, `[0.9, 0.95]`."""
-    return code(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
+    return code(said(value))
+
+
+def said(value: object) -> str:
+    """A value of params.yaml as plain text."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def printable(value: str) -> str:

@@ -6,13 +6,17 @@ matplotlib brings), ids from a fixed salt, and no matplotlibrc has a say.
 
 import io
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from pipeline.reporting.figure import Axis, Figure, Palette, Panel, Rule, Series
+from pipeline.reporting.numbers import ten_to
 
 Axes = Any  # matplotlib's, whose keyword arguments are typed one by one and cannot be passed on as a mapping
 
 WIDTH = 9.0  # inches; 864 CSS pixels, the width of a page's column on GitHub
+ROW_OF_NAMES = 130  # characters of the legend's size that fit the width
+LONGEST_NAME = 60
 
 STYLES: dict[str, dict[str, Any]] = {
     "line": {"linewidth": 1.7, "solid_capstyle": "round", "solid_joinstyle": "round"},
@@ -34,8 +38,10 @@ def render(figure: Figure, palette: Palette) -> str:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_settings(palette))
         canvas = Canvas(figsize=(WIDTH, figure.height), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08))
-        for axes, panel in zip(canvas.subplots(1, len(figure.panels), squeeze=False)[0], figure.panels, strict=True):
+        row = canvas.subplots(1, len(figure.panels), squeeze=False)[0]
+        for axes, panel in zip(row, figure.panels, strict=True):
             _draw(axes, panel, palette)
+        _legend(canvas, row)
         buffer = io.StringIO()
         canvas.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     return slim(buffer.getvalue())
@@ -79,19 +85,27 @@ def _settings(palette: Palette) -> dict[Any, Any]:
 
 
 def _draw(axes: Axes, panel: Panel, palette: Palette) -> None:
-    """One panel: series, reference lines, axes, and a legend above when there is more than one name."""
+    """One panel: series, reference lines, axes."""
     for series in panel.series:
         _draw_series(axes, series, palette)
     _prepare(axes, panel.x, "x")
     _prepare(axes, panel.y, "y")
     for rule in panel.rules:
         _draw_rule(axes, rule, palette)
-    names = [series.name for series in panel.series if series.name]
     if panel.title:
-        axes.set_title(panel.title, pad=26 if len(names) > 1 else 8)
-    if len(names) > 1:
-        axes.legend(
-            loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4, borderaxespad=0.2, handlelength=1.6, columnspacing=1.6
+        axes.set_title(panel.title)
+
+
+def _legend(canvas: Any, axes: Sequence[Axes]) -> None:
+    """One legend above all panels, of every name once, when there is more than one; as many in a row as have room."""
+    named: dict[str, Any] = {}
+    for one in axes:
+        for handle, name in zip(*one.get_legend_handles_labels(), strict=True):
+            named.setdefault(name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…", handle)
+    if len(named) > 1:
+        columns = max(1, min(len(named), ROW_OF_NAMES // (max(map(len, named)) + 7)))
+        canvas.legend(
+            named.values(), named.keys(), loc="outside upper left", ncols=columns, handlelength=1.6, columnspacing=1.6
         )
 
 
@@ -127,7 +141,7 @@ def _draw_rule(axes: Axes, rule: Rule, palette: Palette) -> None:
 
 
 def _prepare(axes: Axes, axis: Axis, which: str) -> None:
-    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     side = axes.xaxis if which == "x" else axes.yaxis
     getattr(axes, f"set_{which}label")(axis.label)
@@ -136,10 +150,23 @@ def _prepare(axes: Axes, axis: Axis, which: str) -> None:
         side.grid(False)
         limits = (len(axis.categories) - 0.4, -0.6) if which == "y" else (-0.6, len(axis.categories) - 0.4)
         getattr(axes, f"set_{which}lim")(*limits)  # the first category on top
-    elif axis.log:
-        getattr(axes, f"set_{which}scale")("log")
-    else:
-        side.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
-        side.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
+        return
     if axis.low is not None or axis.high is not None:
         getattr(axes, f"set_{which}lim")(axis.low, axis.high)
+    locator: Any = MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10])
+    if axis.log:
+        getattr(axes, f"set_{which}scale")("log")
+        low, high = getattr(axes, f"get_{which}lim")()
+        if high > 20 * low:  # less than that holds too few powers of ten to read values by
+            locator = LogLocator(subs=(1.0, 2.0, 5.0))
+        side.set_minor_locator(NullLocator())
+    side.set_major_locator(locator)
+    side.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
+
+
+def tick(value: float) -> str:
+    """A number on an axis: 2.5, 10,000, 5 × 10¹⁴."""
+    if abs(value) < 1e6:
+        return f"{value:,.10g}"
+    mantissa, exponent = f"{value:.3e}".split("e")
+    return f"{float(mantissa):g} × {ten_to(int(exponent))}"

@@ -1,0 +1,101 @@
+"""Writes reports/compare.md: experiments side by side, and whether their differences are larger than their noise.
+
+Reads  `dvc exp show --json`, and from Git what each experiment left in reports/
+Writes reports/compare.md and reports/compare/*.svg; with --html also reports/compare.html, its figures interactive
+Run    python -m pipeline.reporting.compare                     the experiments since the last commit
+       python -m pipeline.reporting.compare dusty-rope warm-alibi   these, of any commit
+       python -m pipeline.reporting.compare --all-commits       all there are
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import read_sections
+from pipeline.files import write_text
+from pipeline.log import Stop, clear_errors, logger
+from pipeline.reporting import git
+from pipeline.reporting.comparison.experiments import Experiment, listed, with_results
+from pipeline.reporting.comparison.figures import comparison_figures
+from pipeline.reporting.comparison.groups import measure_of, seen_params
+from pipeline.reporting.comparison.page import page, ranked_configurations
+from pipeline.reporting.interactive import html_page, placeholder
+from pipeline.reporting.markdown import picture
+from pipeline.reporting.params import ReportParams
+from pipeline.reporting.report import write_figures
+
+PAGE = Path("reports/compare.md")
+FIGURES = Path("reports/compare")
+
+
+def experiments_of(root: Path, names: Sequence[str], rev: str | None, all_commits: bool) -> list[Experiment]:
+    """The experiments asked for, with their results: those since the last commit, beside the committed run itself.
+
+    With `names`, those alone, whatever commit they start from. Raises Stop where DVC fails or a name is unknown.
+    """
+    found = listed(_shown(root, rev, all_commits or bool(names)))
+    if names:
+        known = {one.name: one for one in found} | {one.rev[:7]: one for one in found}
+        if unknown := [name for name in names if name not in known]:
+            raise Stop(f"no experiment is called {', '.join(unknown)}: `dvc exp list --all-commits` lists them")
+        found = [known[name] for name in dict.fromkeys(names)]
+    read = [with_results(one, lambda revision, path: git.show(root, revision, path)) for one in found]
+    return without_copies([one for one in read if one is not None])
+
+
+def without_copies(experiments: Sequence[Experiment]) -> list[Experiment]:
+    """Leaves out a committed run that an experiment repeats, setting for setting: it would be one run shown twice."""
+    own = [(one.base, seen_params(one)) for one in experiments if not one.committed and one.state == "done"]
+    return [one for one in experiments if not one.committed or (one.base, seen_params(one)) not in own]
+
+
+def write_comparison(
+    root: Path, experiments: Sequence[Experiment], title: str, smoothing: float, html: bool = False
+) -> Path:
+    """Writes the comparison under `root`; returns the page's path relative to it."""
+    measure = measure_of(experiments)
+    groups = ranked_configurations(experiments, measure)
+    figures = comparison_figures(groups, measure, smoothing, experiments)
+    write_figures(root / FIGURES, figures)
+    if html:
+        markdown = page(experiments, title, figures, placeholder)
+        write_text(root / PAGE.with_suffix(".html"), html_page(title, markdown, figures))
+    write_text(root / PAGE, page(experiments, title, figures, lambda figure: picture(figure, FIGURES.name)))
+    return PAGE
+
+
+def _shown(root: Path, rev: str | None, all_commits: bool) -> list[dict[str, Any]]:
+    """What `dvc exp show --json` prints."""
+    command = [sys.executable, "-m", "dvc", "exp", "show", "--json"]
+    command += ["--all-commits"] if all_commits else ["--rev", rev] if rev else []
+    done = subprocess.run(
+        command, cwd=root, env={**os.environ, "DVC_NO_ANALYTICS": "1"}, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise Stop(f"`dvc exp show` failed: {done.stderr.strip() or done.stdout.strip()}")
+    shown: list[dict[str, Any]] = json.loads(done.stdout)
+    return shown
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m pipeline.reporting.compare", description="Compares experiments.")
+    parser.add_argument("names", nargs="*", help="experiments by name; default: those since the last commit")
+    parser.add_argument("--rev", help="experiments that start from this commit")
+    parser.add_argument("--all-commits", action="store_true", help="experiments of every commit")
+    parser.add_argument("--title", default="Experiments, side by side", help="the page's first line")
+    parser.add_argument("--html", action="store_true", help="also an HTML page with interactive figures")
+    chosen = parser.parse_args()
+    (params,) = read_sections(ReportParams)
+    found = experiments_of(Path.cwd(), chosen.names, chosen.rev, chosen.all_commits)
+    written = write_comparison(Path.cwd(), found, chosen.title, params.smoothing, chosen.html)
+    logger.info("Compared %d runs: %s", len(found), written)
+
+
+if __name__ == "__main__":
+    with clear_errors("compare"):
+        main()

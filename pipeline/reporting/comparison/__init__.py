@@ -1,0 +1,1 @@
+"""Experiments side by side: read, grouped, weighed against their noise, drawn and told."""
