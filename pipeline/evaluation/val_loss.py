@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import tiktoken
 import torch
 from torch import Tensor
@@ -98,6 +99,7 @@ def validation_loss(
     for first in range(group.rank * batch_size, len(plan), group.world_size * batch_size):
         batch = plan[first : first + batch_size]
         texts = [stream.read(window.start, window.length + 1).astype(np.int64) for window in batch]
+        _check_ids(stream, batch, texts, encoding)
         nats[first : first + len(batch)] = _window_nats(fast, batch, texts, group.device).cpu()
         for window, text in zip(batch, texts, strict=True):
             utf8_bytes += int(byte_lengths[text[-window.scored :]].sum())
@@ -108,7 +110,20 @@ def validation_loss(
     return ValLoss(math.fsum(nats.tolist()), count - 1, int(utf8_bytes))
 
 
-def _window_nats(model: GPT, batch: list[Window], texts: list[np.ndarray], device: torch.device) -> Tensor:
+def _check_ids(
+    stream: TokenStream, batch: list[Window], texts: list[npt.NDArray[np.int64]], encoding: tiktoken.Encoding
+) -> None:
+    """Raises ValueError where the split holds an id that its encoding has not."""
+    for window, text in zip(batch, texts, strict=True):
+        if int(text.max()) >= encoding.n_vocab:
+            place = window.start + int(text.argmax())
+            raise ValueError(
+                f"{stream.directory}: {stream.split} split, token {place}: id {text.max()} is outside the "
+                f"vocabulary of {encoding.name} ({encoding.n_vocab})"
+            )
+
+
+def _window_nats(model: GPT, batch: list[Window], texts: list[npt.NDArray[np.int64]], device: torch.device) -> Tensor:
     """The summed nats of each window's scored tokens, (B,) float64. `texts`: each window's inputs and last target."""
     width = max(window.length for window in batch)
     idx = torch.zeros(len(batch), width, dtype=torch.int64)  # a short window is padded behind, where no token looks

@@ -28,6 +28,16 @@ class Settings:
     top_p: float
     seed: int
 
+    def __post_init__(self) -> None:
+        for name, rule, holds in (
+            ("max_new_tokens", "at least 1", self.max_new_tokens >= 1),
+            ("temperature", "at least 0", self.temperature >= 0),
+            ("top_k", "at least 0", self.top_k >= 0),
+            ("top_p", "above 0 and at most 1", 0 < self.top_p <= 1),
+        ):
+            if not holds:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be {rule}")
+
 
 @dataclass(frozen=True)
 class NewToken:
@@ -108,13 +118,21 @@ def stream(
     eot_id: int,
     dtype: torch.dtype,
     samples_per_prompt: int = 1,
+    first_sample: int = 0,
 ) -> Iterator[NewToken]:
-    """Every new token as it is chosen, in the order of prompts and samples within a step; end-of-text too."""
+    """Every new token as it is chosen, in the order of prompts and samples within a step; end-of-text too.
+
+    `first_sample`: the number of the first sample of each prompt, to go on where an earlier call ended.
+    """
     for number, prompt in enumerate(prompts):
         if wrong := [token for token in prompt if not 0 <= token < model.config.text_vocab_size]:
             size = model.config.text_vocab_size
             raise ValueError(f"prompt {number}: token id {wrong[0]} is outside the model's vocabulary ({size})")
-    samples = [(prompt, sample) for prompt in range(len(prompts)) for sample in range(samples_per_prompt)]
+    samples = [
+        (prompt, sample)
+        for prompt in range(len(prompts))
+        for sample in range(first_sample, first_sample + samples_per_prompt)
+    ]
     texts = [list(prompts[prompt]) or [eot_id] for prompt, _ in samples]
     random = [random_stream(settings.seed, prompts[prompt], sample) for prompt, sample in samples]
     longest = max(map(len, texts), default=0) + settings.max_new_tokens

@@ -1,0 +1,93 @@
+"""Writes on from a prompt, to the terminal, as the tokens come.
+
+    python -m pipeline.generation "Once upon a time" --model data/model
+
+The model is a directory of this pipeline's or a Hugging Face GPT-2 (whose encoding is GPT-2's own). Without a prompt,
+it starts a document. With --logprobs, one token a line with its log-probability.
+"""
+
+import argparse
+import secrets
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import tiktoken
+
+from pipeline.corpus import encodings
+from pipeline.distributed import autocast_dtype, start
+from pipeline.generation.sampler import NewToken, Settings, stream
+from pipeline.generation.text import pieces
+from pipeline.log import clear_errors
+from pipeline.model.files import ENCODING, load_model
+from pipeline.model.gpt import GPT
+
+
+def main() -> None:
+    """Parses, loads, prints."""
+    arguments = parser().parse_args()
+    seed = secrets.randbelow(2**32) if arguments.seed is None else arguments.seed
+    settings = Settings(arguments.max_new_tokens, arguments.temperature, arguments.top_k, arguments.top_p, seed)
+    with start(timeout_s=60) as group:
+        model = load_model(arguments.model, group.device)
+        encoding = read_encoding(arguments.model, model)
+        prompt = encoding.encode_ordinary(arguments.prompt)
+        dtype = autocast_dtype(arguments.dtype, group.device)
+        for sample in range(arguments.samples):
+            if sample:
+                print("\n" + "-" * 40)
+            tokens = stream(model, [prompt], settings, eot_id=encoding.eot_token, dtype=dtype, first_sample=sample)
+            if arguments.logprobs:
+                print_logprobs(encoding, tokens)
+            else:
+                print(arguments.prompt, end="", flush=True)
+                for piece in pieces(encoding, (new.token for new in tokens if new.token != encoding.eot_token)):
+                    print(piece, end="", flush=True)
+                print()
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    found = argparse.ArgumentParser(prog="python -m pipeline.generation", description=(__doc__ or "").split("\n")[0])
+    found.add_argument("prompt", nargs="?", default="", help="the text to go on from")
+    found.add_argument("--model", type=Path, default=Path("data/model"), help="a model directory (data/model)")
+    found.add_argument("--samples", type=int, default=1, help="texts, one after the other (1)")
+    found.add_argument("--max-new-tokens", type=int, default=256, help="tokens of each, at most (256)")
+    found.add_argument("--temperature", type=float, default=0.8, help="0: greedy (0.8)")
+    found.add_argument("--top-k", type=int, default=50, help="0: off (50)")
+    found.add_argument("--top-p", type=float, default=1.0, help="1: off (1)")
+    found.add_argument("--seed", type=int, help="the same seed gives the same text; default: another one each time")
+    found.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="(auto)")
+    found.add_argument("--logprobs", action="store_true", help="print each token with its log-probability")
+    return found
+
+
+def read_encoding(directory: Path, model: GPT) -> tiktoken.Encoding:
+    """The encoding in a model directory; of one without, GPT-2's, if the model has its vocabulary."""
+    if (directory / ENCODING).is_dir():
+        return encodings.load(directory / ENCODING)
+    from pipeline.corpus.vocabularies import gpt2_encoding
+
+    encoding = gpt2_encoding()
+    if encoding.n_vocab > model.config.text_vocab_size:
+        raise ValueError(
+            f"{directory}: no {ENCODING}/, and GPT-2's ({encoding.n_vocab} ids) exceeds the model's vocabulary "
+            f"({model.config.text_vocab_size})"
+        )
+    return encoding
+
+
+def print_logprobs(encoding: tiktoken.Encoding, tokens: Iterable[NewToken]) -> None:
+    """One token a line: its log-probability, and its bytes as text."""
+    for new in tokens:
+        text = encoding.decode([new.token], errors="replace")
+        print(f"{new.logprob:9.4f}  {text!r}", flush=True)
+
+
+if __name__ == "__main__":
+    with clear_errors("generation"):
+        try:
+            main()
+        except KeyboardInterrupt:
+            print()
+            sys.exit(130)
