@@ -1,0 +1,1 @@
+"""A picture of the model: one HTML page whose sliders show what each choice does to shapes, parameters and FLOPs."""
