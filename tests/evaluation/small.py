@@ -23,7 +23,8 @@ TEXT = "Shall I compare thee to a summer's day? Thou art more lovely – and mor
 def tiny_model(**changes: object) -> GPT:
     """A model for the bytes encoding, whose weights are large enough to prefer some tokens clearly."""
     torch.manual_seed(5)
-    model = GPT(TINY.changed(vocab_size=320, text_vocab_size=BYTES.n_vocab, **changes))
+    vocabulary = {"vocab_size": 320, "text_vocab_size": BYTES.n_vocab}
+    model = GPT(TINY.changed(**(vocabulary | changes)))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(4.0 if parameter.dim() > 1 else 1.0)
