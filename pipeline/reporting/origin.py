@@ -11,6 +11,8 @@ from pipeline.reporting.lock import differing
 from pipeline.reporting.numbers import exact, size
 from pipeline.reporting.run import Run, Tracked
 
+SET_UP = "make setup && . .venv/bin/activate"
+
 MOST_FILES = 8
 """Changed files to name; the rest is a number."""
 
@@ -55,7 +57,7 @@ def reproduction(run: Run) -> str:
         lines.append(f"git clone {shlex.quote(at.remote)} && cd {shlex.quote(folder)}")
     if at.commit:
         lines.append(f"git checkout {at.commit}")
-    lines.append("make setup && . .venv/bin/activate")
+    lines.append(SET_UP)
     lines.append(
         " \\\n  ".join(["dvc exp run", *(f"-S {setting}" for setting in settings)]) if settings else "dvc repro"
     )

@@ -80,9 +80,9 @@ def _type(annotation: Any) -> str:
         return " or ".join(_type(part) for part in arguments if part is not type(None))
     if origin is typing.Literal:
         return ", ".join(f"`{choice}`" for choice in arguments)
-    if origin is tuple:
+    if origin in (tuple, list):
         parts = [_type(part) + (" or `null`" * _nullable(part)) for part in arguments if part is not Ellipsis]
-        return f"list of {parts[0]}" if Ellipsis in arguments else f"[{', '.join(parts)}]"
+        return f"list of {parts[0]}" if Ellipsis in arguments or origin is list else f"[{', '.join(parts)}]"
     return {int: "whole number", float: "number", bool: "`true` or `false`", str: "text"}.get(
         annotation, str(annotation)
     )

@@ -39,6 +39,7 @@ def test_what_a_field_takes_is_said_in_words() -> None:
         kind: Literal["a", "b"]
         pair: Annotated[tuple[float, float], Strict(False)]
         names: tuple[str | None, ...] = Field(min_length=1)
+        tags: list[str]
         share: float = Field(gt=0, lt=1)
         on: bool
 
@@ -48,6 +49,7 @@ def test_what_a_field_takes_is_said_in_words() -> None:
         "kind": "`a`, `b`",
         "pair": "[number, number]",
         "names": "list of text or `null`, not empty",
+        "tags": "list of text",
         "share": "number, above 0, below 1",
         "on": "`true` or `false`",
     }

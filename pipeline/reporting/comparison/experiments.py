@@ -45,6 +45,8 @@ class Experiment:
 
     def measured(self, key: str) -> float | None:
         """A metric by its dotted name, `val.loss`; None where it was not measured or is no finite number."""
+        if self.state != "done":
+            return None
         part, _, name = key.partition(".")
         value = getattr(self.metrics.accuracy if part == "accuracy" else self.metrics.val, name, None)
         return None if missing(value) else value

@@ -157,6 +157,8 @@ def _table(rows: Sequence[Experiment], keys: Sequence[str]) -> str:
 def _tracked(one: Experiment) -> str:
     """The W&B run: a link where it is online, else its id."""
     run = one.train.wandb
+    if one.state != "done":
+        return DASH
     return tracked(run) if run.url else md.code(run.id) if run.id else DASH
 
 

@@ -1,0 +1,73 @@
+"""The HTML pages in a real browser: nothing in the console, every figure drawn, values under the mouse."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pipeline.reporting.compare import write_comparison
+from pipeline.reporting.report import write_report
+
+from . import fixtures
+from .test_compare import seeds, sizes
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")]
+
+
+def browse(page: Path, profile: Path) -> tuple[str, list[str]]:
+    """Opens a page from disk; (the document as it stands then, the console's lines)."""
+    done = subprocess.run(
+        [
+            str(CHROMIUM),
+            *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
+            *("--enable-logging=stderr", "--virtual-time-budget=5000", f"--user-data-dir={profile}", "--dump-dom"),
+            page.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+def with_script(page: Path, script: str) -> Path:
+    """A copy of the page that runs one more script at its end."""
+    copy = page.with_name(f"scripted-{page.name}")
+    copy.write_text(page.read_text(encoding="utf-8").replace("</body>", f"<script>{script}</script></body>"))
+    return copy
+
+
+def test_the_report_opens_from_disk_with_every_figure_drawn_and_a_silent_console(tmp_path: Path) -> None:
+    root = fixtures.write_run(tmp_path / "run", fixtures.curves(200))
+    write_report(root, "A model", 0.9)
+    page = root / "reports/report.html"
+    hover = "Plotly.Fx.hover('figure-loss', [{curveNumber: 1, pointNumber: 100}]);"
+    document, console = browse(with_script(page, hover), tmp_path / "profile")
+    assert console == []
+    body = document[document.rindex("<main>") :]
+    assert body.count('class="main-svg"') >= 2 * body.count('class="figure') > 0
+    hovered = re.sub(r"<[^>]*>", "", body[body.index('class="hoverlayer"') :])
+    assert re.search(r"training, smoothed : \d\.\d", hovered), hovered[:300]
+    assert "http" not in "".join(part.split('"')[0] for part in body.split('src="')[1:])
+
+
+def test_a_broken_page_is_noticed(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text("<body><script>throw new Error('broken')</script></body>")
+    _, console = browse(page, tmp_path / "profile")
+    assert any("broken" in line for line in console)
+
+
+@pytest.mark.parametrize("kind", ["seeds", "sizes"])
+def test_the_comparison_opens_from_disk_with_a_silent_console(tmp_path: Path, kind: str) -> None:
+    found = seeds("rope", [3.5, 3.51]) + seeds("learned", [3.6, 3.61]) if kind == "seeds" else sizes(1, 2, 4, 8)
+    write_comparison(tmp_path, found, "A question", 0.9, html=True)
+    document, console = browse(tmp_path / "reports/compare.html", tmp_path / "profile")
+    assert console == []
+    body = document[document.rindex("<main>") :]
+    assert body.count('class="main-svg"') >= 2 * body.count('class="figure')
