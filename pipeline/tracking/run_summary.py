@@ -18,6 +18,18 @@ from pipeline.training.params import TrainParams
 from pipeline.training.trainer import Outcome
 
 
+def run_metrics(outcome: Outcome) -> dict[str, Any]:
+    """What `dvc exp show` compares: the numbers of a finished run, as JSON."""
+    return {
+        "final_train_loss": outcome.final_train_loss if math.isfinite(outcome.final_train_loss) else None,
+        "tokens": outcome.tokens,
+        "flops": outcome.flops,
+        "train_time_s": round(outcome.counters.train_time_s, 2),
+        "tokens_per_sec": round(outcome.tokens_per_sec, 1),
+        "mfu": None if outcome.mfu is None else round(outcome.mfu, 4),
+    }
+
+
 def run_summary(
     outcome: Outcome, config: GPTConfig, model: ModelParams, train: TrainParams, group: Group, manifest: Manifest
 ) -> dict[str, Any]:
@@ -28,13 +40,8 @@ def run_summary(
         "params": {"model": model.model_dump(mode="json"), "train": train.model_dump(mode="json")},
         "parameters": {"total": counts.total, "without_embeddings": counts.without_embeddings},
         "steps": outcome.steps,
-        "tokens": outcome.tokens,
-        "flops": outcome.flops,
-        "train_time_s": round(counters.train_time_s, 2),
+        **run_metrics(outcome),
         "wall_time_s": round(counters.wall_time_s, 2),
-        "tokens_per_sec": round(outcome.tokens_per_sec, 1),
-        "mfu": None if outcome.mfu is None else round(outcome.mfu, 4),
-        "final_train_loss": outcome.final_train_loss if math.isfinite(outcome.final_train_loss) else None,
         "resumes": counters.resumes,
         "skipped_steps": counters.skipped_steps,
         "spikes": counters.spikes,

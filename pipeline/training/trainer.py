@@ -51,8 +51,9 @@ class Recorder(Protocol):
 class Probe(Protocol):
     """Something measured in the loop. Called on every rank; must leave weights, modes and random numbers alone."""
 
-    interval: int
-    """In steps; 0: never."""
+    @property
+    def interval(self) -> int:
+        """In steps; 0: never."""
 
     def measure(self, model: GPT, step: int) -> Row:
         """The cells that it adds to the row of `step`."""
