@@ -16,7 +16,7 @@ MOST_SMALL_POINTS = 500
 START = 0.05
 """Share of a run whose fall from the untrained loss may stand above the picture, so that the rest can be told apart."""
 
-TRAIN, VALIDATION, ACCURACY, SPIKE = 0, 1, 2, 4  # slots of the palette, the same in every figure
+TRAIN, VALIDATION, ACCURACY, SPIKE, SKIPPED = 0, 1, 2, 4, 7  # slots of the palette, the same in every figure
 
 
 def run_figures(run: Run, smoothing: float) -> list[Figure]:
@@ -47,7 +47,7 @@ def loss_figure(run: Run, smoothing: float) -> Figure | None:
     if len(val_loss):
         series.append(Series("validation", val_tokens / factor, val_loss, "joined points", VALIDATION))
     high = top_of_picture(tokens, loss, smoothing)
-    series += _spikes(run, factor, high)
+    series += _marks(run, factor, high)
     rules = [*_restarts(run, factor), *_reference_loss(run)]
     alt = "Loss in nats per token over tokens seen. "
     if len(loss):
@@ -169,20 +169,30 @@ def _bottom(*columns: Floats) -> float:
     return float(np.min(values) - 0.03 * np.ptp(values))
 
 
-def _spikes(run: Run, factor: float, high: float | None) -> list[Series]:
-    """Triangles at the spikes, inside the picture; where the loss was no number, at the last one before."""
-    rows = curves.spikes(run.curves)
-    if not rows or "train/loss" not in run.curves:
+def _marks(run: Run, factor: float, high: float | None) -> list[Series]:
+    """Triangles at spikes and skipped steps, inside the picture; a loss that was no number is shown as the last one."""
+    if "train/loss" not in run.curves:
         return []
-    loss = floats(run.curves["train/loss"].ffill().iloc[rows])
-    if high is not None:
-        loss = np.minimum(loss, high)
-    return [Series("spikes", floats(run.curves["tokens"].iloc[rows]) / factor, loss, "spikes", SPIKE)]
+    loss = floats(run.curves["train/loss"].ffill())
+    marked = (
+        ("spikes", curves.spikes(run.curves), SPIKE),
+        ("skipped steps", curves.events(run.curves, "skipped"), SKIPPED),
+    )
+    return [
+        Series(
+            name, floats(run.curves["tokens"].iloc[rows]) / factor, np.fmin(loss[rows], high or np.inf), "spikes", slot
+        )
+        for name, rows, slot in marked
+        if rows
+    ]
 
 
 def _restarts(run: Run, factor: float) -> list[Rule]:
-    rows = curves.events(run.curves, "resumed")
-    return [Rule("restart", float(run.curves["tokens"].iloc[row]) / factor, "x") for row in rows]
+    """A line at each step that a restarted run began with."""
+    steps = floats(run.curves["step"])
+    rows = {int(np.argmin(np.abs(steps - step))) for step in run.train.resumed_at if len(steps)}
+    rows |= set(curves.events(run.curves, "resumed"))
+    return [Rule("restart", float(run.curves["tokens"].iloc[row]) / factor, "x") for row in sorted(rows)]
 
 
 def _reference_loss(run: Run) -> list[Rule]:

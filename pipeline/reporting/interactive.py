@@ -13,9 +13,8 @@ from typing import Any
 from markdown_it import MarkdownIt
 
 from pipeline.reporting.figure import PALETTES, Axis, Figure, Floats, Palette, Panel, Rule, Series
+from pipeline.reporting.html_frame import SCRIPT, STYLE
 
-_STYLE = files("pipeline.reporting").joinpath("page.css")
-_SCRIPT = files("pipeline.reporting").joinpath("page.js")
 _GAP = 0.09  # between panels, as a share of the width
 
 
@@ -43,13 +42,13 @@ def html_page(title: str, markdown: str, figures: list[Figure]) -> str:
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             '<link rel="icon" href="data:,">',
             f"<title>{_escape(title)}</title>",
-            f"<style>\n{_STYLE.read_text(encoding='utf-8')}</style>",
+            f"<style>\n{STYLE}</style>",
             f"<script>{plotly}</script>",
             "</head>",
             f"<body>\n<main>\n{body}</main>",
             f'<script type="application/json" id="figures">{_json(values)}</script>',
             f'<script type="application/json" id="colours">{_json(colours)}</script>',
-            f"<script>\n{_SCRIPT.read_text(encoding='utf-8')}</script>",
+            f"<script>\n{SCRIPT}</script>",
             "</body>",
             "</html>\n",
         )

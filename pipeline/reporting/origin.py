@@ -26,7 +26,7 @@ def provenance(run: Run) -> str:
     ]
     trained = run.train.git.revision
     if trained and at.commit and not at.commit.startswith(trained):
-        rows.append(["Trained at", _commit(run, trained) + (", with changes beside it" * bool(run.train.git.dirty))])
+        rows.append(["Trained at", _commit(run, trained)])
     rows += [["W&B run", tracked(run.train.wandb)], ["Versions", _versions(run)]]
     parts = [md.table(["", "This run"], rows, numbers_from=2)]
     if run.lock is None or not run.lock.outputs:

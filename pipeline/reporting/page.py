@@ -86,8 +86,6 @@ def _curves(run: Run, shown: dict[str, str], smoothing: float) -> str:
         happened.append(
             f"{exact(run.train.skipped_steps)} step(s) with a loss or gradient that was no finite number were skipped."
         )
-    if "train/loss" in run.curves and (lost := int(run.curves["train/loss"].isna().sum())):
-        happened.append(f"The training loss of {lost:,} step(s) is not a number and leaves a gap.")
     if happened:
         parts.append(" ".join(happened))
     if "training" in shown:

@@ -41,7 +41,6 @@ class Parameters(_Record):
 
 class TrainedAt(_Record):
     revision: str | None = None
-    dirty: bool | None = None
 
 
 class Tracked(_Record):
@@ -69,6 +68,8 @@ class TrainSummary(_Record):
     git: TrainedAt = TrainedAt()
     wandb: Tracked = Tracked()
     resumes: int = 0
+    resumed_at: list[int] = Field(default_factory=list)
+    """Steps."""
     skipped_steps: int = 0
 
 

@@ -52,7 +52,7 @@ def test_the_report_opens_from_disk_with_every_figure_drawn_and_a_silent_console
     body = document[document.rindex("<main>") :]
     assert body.count('class="main-svg"') >= 2 * body.count('class="figure') > 0
     hovered = re.sub(r"<[^>]*>", "", body[body.index('class="hoverlayer"') :])
-    assert re.search(r"training, smoothed : \d\.\d", hovered), hovered[:300]
+    assert re.search(r"training, smoothed[ :]*\d\.\d\d", hovered), hovered[:300]
     assert "http" not in "".join(part.split('"')[0] for part in body.split('src="')[1:])
 
 

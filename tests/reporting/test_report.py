@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.reporting.figures import loss_figure
 from pipeline.reporting.report import write_report
 from pipeline.reporting.run import read_run
 from pipeline.reporting.summary import summary
@@ -122,8 +123,9 @@ def test_a_run_of_one_step_has_a_report(tmp_path: Path) -> None:
 def test_losses_that_are_no_numbers_leave_a_gap_and_a_sentence(tmp_path: Path) -> None:
     frame = fixtures.curves()
     frame.loc[[400, 401, 402], "train/loss"] = [np.nan, np.inf, np.nan]
+    frame.loc[[400, 401, 402], "event"] = "skipped"
     root = fixtures.write_run(tmp_path, frame)
-    edit(root / "reports/train/summary.json", skipped_steps=3, resumes=2)
+    edit(root / "reports/train/summary.json", skipped_steps=3, resumes=2, resumed_at=[300, 600])
     metrics = fixtures.metrics()
     metrics["val"] = {"loss": float("nan"), "perplexity": None, "bpb": None, "tokens": 61_234}
     metrics["next_lines"] |= {"acc_norm_stderr": None}
@@ -133,6 +135,25 @@ def test_losses_that_are_no_numbers_leave_a_gap_and_a_sentence(tmp_path: Path) -
     assert "3 step(s) with a loss or gradient that was no finite number were skipped" in text
     assert "interrupted and resumed twice" in text
     assert "nan" not in re.sub(r"[\w-]*nanogpt", "", text.lower())
+
+
+def test_spikes_skipped_steps_and_restarts_are_marked_inside_the_picture(tmp_path: Path) -> None:
+    frame = fixtures.curves()
+    frame.loc[0, "train/loss"] = np.nan  # the loss before the first step is measured on validation text alone
+    frame.loc[500, ["train/loss", "event"]] = [60.0, "spike"]
+    frame.loc[700, ["train/loss", "event"]] = [np.nan, "skipped"]
+    frame.loc[900, "event"] = "resumed"
+    root = fixtures.write_run(tmp_path, frame)
+    edit(root / "reports/train/summary.json", resumed_at=[300])
+    figure = loss_figure(read_run(root), 0.9)
+    assert figure is not None
+    (panel,) = figure.panels
+    assert panel.y.high is not None
+    marks = {series.name: series for series in panel.series if series.style == "spikes"}
+    assert set(marks) == {"spikes", "skipped steps"}
+    assert marks["spikes"].x.tolist() == [501 * 8192 / 1e6]
+    assert all((series.y <= panel.y.high).all() for series in marks.values())
+    assert [rule.at for rule in panel.rules] == [301 * 8192 / 1e6, 901 * 8192 / 1e6]
 
 
 def test_no_items_scored_is_said(tmp_path: Path) -> None:
