@@ -1,8 +1,38 @@
-"""Moves finished files from a working directory to a stage's outputs without writing them a second time."""
+"""Working directories: one process at a time, and finished files put in a stage's outputs without a second copy."""
 
+import fcntl
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from pipeline.log import logger
+
+
+@contextmanager
+def alone(work: Path) -> Iterator[None]:
+    """Waits until no other process is in this block for the same working directory.
+
+    Two queued experiments may want the same documents at the same time; a killed process gives its place up.
+    """
+    work.parent.mkdir(parents=True, exist_ok=True)
+    path = work.with_name(f"{work.name}.lock")
+    while True:
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("waiting for another run that prepares the same data (%s)", path)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if path.exists() and path.stat().st_ino == os.fstat(descriptor).st_ino:
+            break
+        os.close(descriptor)  # the one that we waited for has removed the file: others may have made a new one
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -15,7 +15,7 @@ from pydantic import Field, Strict, model_validator
 from pipeline.config import Section
 from pipeline.corpus import plays, readers
 from pipeline.corpus.hub import HubStream
-from pipeline.corpus.placing import link_or_copy, sweep
+from pipeline.corpus.placing import alone, link_or_copy, sweep
 from pipeline.corpus.raw import FORMAT_VERSION, SOURCE_FILE, Document, RawCorpus, RawFile, write_files
 from pipeline.corpus.records import Record, SplitName, read_record
 from pipeline.files import atomic_directory
@@ -99,22 +99,25 @@ def fetch(params: DataParams, root: Path, out: Path, work: Path, part_bytes: int
     if params.source == "hub":
         stream = HubStream(params.hub_path, params.hub_name, params.hub_split, params.hub_revision)
     origin = _origin(params, stream)
-    parts = _read_parts(work, origin)
-    if parts:
-        logger.info("download: %d documents are there from an earlier run", parts[-1].documents)
-    while not (parts and parts[-1].last):
-        taken = (parts[-1].documents, parts[-1].utf8_bytes) if parts else (0, 0)
-        documents = _Prefix(_open(params, root, stream, taken[0], parts[-1].state if parts else None), params, *taken)
-        while not documents.ended:
-            parts.append(_write_part(work, len(parts), documents, params.val_every, part_bytes, origin, stream))
-    corpus = _check(params, parts, origin, stream)
-    sweep(out)
-    with atomic_directory(out) as directory:
-        for number, part in enumerate(parts):
-            for file in part.files.values():
-                link_or_copy(work / f"{number:06d}" / file.file, directory / file.file)
-        corpus.write(directory / SOURCE_FILE)
-    shutil.rmtree(work)
+    with alone(work):
+        parts = _read_parts(work, origin)
+        if parts:
+            logger.info("download: %d documents are there from an earlier run", parts[-1].documents)
+        while not (parts and parts[-1].last):
+            taken = (parts[-1].documents, parts[-1].utf8_bytes) if parts else (0, 0)
+            documents = _Prefix(
+                _open(params, root, stream, taken[0], parts[-1].state if parts else None), params, *taken
+            )
+            while not documents.ended:
+                parts.append(_write_part(work, len(parts), documents, params.val_every, part_bytes, origin, stream))
+        corpus = _check(params, parts, origin, stream)
+        sweep(out)
+        with atomic_directory(out) as directory:
+            for number, part in enumerate(parts):
+                for file in part.files.values():
+                    link_or_copy(work / f"{number:06d}" / file.file, directory / file.file)
+            corpus.write(directory / SOURCE_FILE)
+        shutil.rmtree(work)
     return corpus
 
 

@@ -26,7 +26,7 @@ from pipeline.corpus import cutting, encodings, vocabularies
 from pipeline.corpus.encoder import ShardTask, UnitTask, encode_unit, set_up, token_dtype, write_shard
 from pipeline.corpus.encodings import TokenizerParams
 from pipeline.corpus.pieces import Piece, read_piece
-from pipeline.corpus.placing import link_or_copy, sweep
+from pipeline.corpus.placing import alone, link_or_copy, sweep
 from pipeline.corpus.raw import RawCorpus, texts
 from pipeline.corpus.records import SplitName
 from pipeline.corpus.shards import ENCODING_DIRECTORY, FORMAT_VERSION, MANIFEST_FILE, Manifest, Shard, Split
@@ -92,34 +92,24 @@ def tokenize(params: TokenizerParams, raw: Path, out: Path, runs: Path, workers:
     Raises ValueError, FileNotFoundError, OSError or Stop that names what is bad; finished units stay for the next run.
     """
     job = Job.open(params, raw, runs)
-    encoding = _encoding(job)
-    sweep(out)
-    with Workers(workers, set_up, (job.work / ENCODING_DIRECTORY,)) as pool:
-        _encode_units(job, pool, [*job.units("train"), *job.units("val")])
-        splits = _write_shards(job, pool)
-    untouched, needed = job.held_out_bytes, splits["val"].utf8_bytes
-    if params.encoding == "bpe" and "val" not in job.corpus.splits and needed > untouched:
-        raise ValueError(
-            f"data.val_every (null): the validation split has the first {needed} bytes of text, but the encoding was "
-            f"trained on what follows byte {untouched}: set it to a number, and whole documents are held out"
+    with alone(job.work):
+        encoding = _encoding(job)
+        with Workers(workers, set_up, (job.work / ENCODING_DIRECTORY,)) as pool:
+            _encode_units(job, pool, [*job.units("train"), *job.units("val")])
+            splits = _write_shards(job, pool)
+        _check_held_out(job, splits["val"])
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            encoding_name=encoding.name,
+            encoding_sha256=encodings.identity(encoding),
+            vocab_size=encoding.n_vocab,
+            eot_id=encoding.eot_token,
+            dtype=token_dtype(encoding),
+            shard_tokens=params.shard_tokens,
+            splits=splits,
         )
-    manifest = Manifest(
-        format_version=FORMAT_VERSION,
-        encoding_name=encoding.name,
-        encoding_sha256=encodings.identity(encoding),
-        vocab_size=encoding.n_vocab,
-        eot_id=encoding.eot_token,
-        dtype=token_dtype(encoding),
-        shard_tokens=params.shard_tokens,
-        splits=splits,
-    )
-    with atomic_directory(out) as directory:
-        for split in splits.values():
-            for shard in split.shards:
-                link_or_copy(job.shards / shard.file, directory / shard.file)
-        encodings.save(encoding, directory / ENCODING_DIRECTORY)
-        manifest.write(directory / MANIFEST_FILE)
-    shutil.rmtree(job.work)
+        _put_in_place(job, encoding, manifest, out)
+        shutil.rmtree(job.work)
     return manifest
 
 
@@ -185,6 +175,26 @@ def _encode_units(job: Job, pool: Workers, units: list[UnitTask]) -> None:
             tokens += piece.tokens
             rate = tokens / (time.monotonic() - began)
             progress.advance(piece.utf8_bytes, tokens=f"{tokens:,}", rate=f"{rate / 1e6:.2f}M tok/s")
+
+
+def _check_held_out(job: Job, val: Split) -> None:
+    """Raises ValueError when the validation split has text that the encoding was trained on."""
+    untouched = job.held_out_bytes
+    if job.params.encoding == "bpe" and "val" not in job.corpus.splits and val.utf8_bytes > untouched:
+        raise ValueError(
+            f"data.val_every (null): the validation split has the first {val.utf8_bytes} bytes of text, but the "
+            f"encoding was trained on what follows byte {untouched}: a number holds out whole documents"
+        )
+
+
+def _put_in_place(job: Job, encoding: tiktoken.Encoding, manifest: Manifest, out: Path) -> None:
+    sweep(out)
+    with atomic_directory(out) as directory:
+        for split in manifest.splits.values():
+            for shard in split.shards:
+                link_or_copy(job.shards / shard.file, directory / shard.file)
+        encodings.save(encoding, directory / ENCODING_DIRECTORY)
+        manifest.write(directory / MANIFEST_FILE)
 
 
 def _write_shards(job: Job, pool: Workers) -> dict[SplitName, Split]:

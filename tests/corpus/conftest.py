@@ -45,6 +45,12 @@ def data_params(**changes: Any) -> DataParams:
     return DataParams(**(values | changes))
 
 
+@pytest.fixture(autouse=True)
+def _no_flushing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flushing guards against a loss of power, which no test causes, and would take most of these tests' time."""
+    monkeypatch.setattr("pipeline.files.flush_to_disk", lambda path: None)
+
+
 @pytest.fixture
 def write_raw(tmp_path: Path) -> WriteRaw:
     """Writes documents as a data/raw in which a row group has about `group_bytes` of text."""

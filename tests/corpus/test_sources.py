@@ -1,0 +1,264 @@
+"""Documents come whole, in a fixed order, from every source; what is bad is named; an interruption costs one part."""
+
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.corpus import raw, sources
+from pipeline.corpus.hub import HubStream
+from pipeline.corpus.raw import Document, RawCorpus
+from pipeline.corpus.records import SplitName
+from pipeline.files import read_json
+from pipeline.log import Stop
+
+from .conftest import DOCUMENTS, data_params
+
+TEXTS = ["one\n", "two — “zwei”", "", "drei\r\nthree"]
+
+
+def fetch(root: Path, part_bytes: int = 10**9, **changes: Any) -> RawCorpus:
+    return sources.fetch(data_params(**changes), root, root / "raw", root / "work", part_bytes)
+
+
+def documents(root: Path, split: SplitName = "train") -> list[str]:
+    corpus = RawCorpus.read(root / "raw")
+    return list(raw.texts(root / "raw", corpus.splits.get(split, [])))
+
+
+def write_texts(root: Path, texts: list[str] = TEXTS) -> None:
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+    (root / "a.jsonl").write_bytes(lines)
+    (root / "b.jsonl.gz").write_bytes(gzip.compress(lines))
+    with pa.output_stream(root / "c.jsonl.zst", compression="zstd") as file:
+        file.write(lines)
+    pq.write_table(pa.table({"text": texts, "other": [1] * len(texts)}), root / "d.parquet", row_group_size=2)
+    for number, text in enumerate(texts):
+        (root / f"e{number}.txt").write_bytes(text.encode())
+
+
+def test_all_kinds_of_files_give_the_same_documents_in_the_order_of_the_globs(tmp_path: Path) -> None:
+    write_texts(tmp_path)
+    corpus = fetch(tmp_path, files=["*.txt", "**/*.jsonl*", "d.parquet"])
+    assert documents(tmp_path) == TEXTS * 5
+    assert corpus.documents("train") == 20
+    assert corpus.utf8_bytes("train") == 5 * sum(len(text.encode()) for text in TEXTS)
+
+
+def test_a_file_that_two_globs_match_is_read_once(tmp_path: Path) -> None:
+    write_texts(tmp_path)
+    fetch(tmp_path, files=["a.jsonl", "a.*", str(tmp_path / "a.jsonl")])
+    assert documents(tmp_path) == TEXTS
+
+
+def test_zst_files_of_several_frames_are_read_to_the_end(tmp_path: Path) -> None:
+    write_texts(tmp_path)
+    once = (tmp_path / "c.jsonl.zst").read_bytes()
+    (tmp_path / "c.jsonl.zst").write_bytes(once + once)
+    fetch(tmp_path, files=["c.jsonl.zst"])
+    assert documents(tmp_path) == TEXTS * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("a.jsonl", b'{"text": "x"}\n{"text": 1}\n', r"a\.jsonl:2: field 'text' \(1\) is not text"),
+        ("a.jsonl", b'{"text": "x"}\n{"body": "y"}\n', r"a\.jsonl:2: no field 'text' \(data.text_column\)"),
+        ("a.jsonl", b'{"text": "x"}\n\nrest', r"a\.jsonl:2: Expecting value"),
+        ("a.jsonl", b'{"text": "\\ud83d"}\n', r"a\.jsonl:1: .*surrogates not allowed"),
+        ("a.jsonl", b'{"text": "\xff"}\n', r"a\.jsonl:1: .*invalid start byte"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 9)[:-12], r"a\.jsonl\.gz:\d+: "),
+        ("a.jsonl.zst", b"no archive", r"a\.jsonl\.zst:1: "),
+        ("a.txt", b"good \xff bad", r"a\.txt: offset 5: not UTF-8"),
+        ("a.parquet", b"no parquet", r"a\.parquet is no parquet file"),
+        ("a.csv", b"text\nx\n", r"a\.csv must end in \.txt"),
+    ],
+)
+def test_a_bad_file_is_named_with_its_line_or_offset(tmp_path: Path, name: str, content: bytes, complaint: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=complaint):
+        fetch(tmp_path, files=[name])
+    assert not (tmp_path / "raw").exists()
+
+
+def test_a_bad_row_and_a_missing_column_of_parquet_are_named(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a", "b", None]}), tmp_path / "a.parquet", row_group_size=1)
+    with pytest.raises(ValueError, match=r"a\.parquet: row 2: None is not text"):
+        fetch(tmp_path, files=["a.parquet"])
+    with pytest.raises(ValueError, match=r"a\.parquet: no column 'body' \(data.text_column\), only text"):
+        fetch(tmp_path, files=["a.parquet"], text_column="body")
+
+
+def test_a_source_that_is_missing_or_empty_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"data\.files \(nothing\*\.txt\) matches no file"):
+        fetch(tmp_path, files=["nothing*.txt"])
+    (tmp_path / "a.jsonl").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"data\.source \(files\): no documents"):
+        fetch(tmp_path, files=["a.jsonl"])
+    with pytest.raises(ValueError, match=r"data\.files \(\[\]\) must name at least one glob"):
+        data_params(files=[])
+
+
+def test_a_failed_download_leaves_the_earlier_output_untouched(tmp_path: Path) -> None:
+    write_texts(tmp_path)
+    fetch(tmp_path, files=["a.jsonl"])
+    with (tmp_path / "a.jsonl").open("a") as file:
+        file.write("broken")
+    with pytest.raises(ValueError, match=r"a\.jsonl:5"):
+        fetch(tmp_path, files=["a.jsonl"])
+    assert documents(tmp_path) == TEXTS
+
+
+def test_limits_take_a_prefix(tmp_path: Path) -> None:
+    write_texts(tmp_path)
+    fetch(tmp_path, files=["a.jsonl", "b.jsonl.gz"], max_documents=5)
+    assert documents(tmp_path) == [*TEXTS, TEXTS[0]]
+    sizes = [len(text.encode()) for text in TEXTS]
+    fetch(tmp_path, files=["a.jsonl"], max_bytes=sum(sizes[:2]))
+    assert documents(tmp_path) == TEXTS[:3]  # the third is empty
+    fetch(tmp_path, files=["a.jsonl"], max_bytes=sum(sizes[:2]) - 1)
+    assert documents(tmp_path) == TEXTS[:1]
+    with pytest.raises(ValueError, match=r"no documents, within max_bytes \(1\)"):
+        fetch(tmp_path, files=["a.jsonl"], max_bytes=1)
+
+
+def test_each_nth_document_is_held_out_whole(tmp_path: Path) -> None:
+    texts = [f"document {number}" for number in range(25)]
+    write_texts(tmp_path, texts)
+    fetch(tmp_path, files=["a.jsonl"], val_every=10, part_bytes=40)
+    assert documents(tmp_path, "val") == [texts[0], texts[10], texts[20]]
+    assert documents(tmp_path) == [text for text in texts if text not in documents(tmp_path, "val")]
+    with pytest.raises(ValueError, match=r"data\.val_every \(10\): all 1 document\(s\) would be for validation"):
+        fetch(tmp_path, files=["a.jsonl"], val_every=10, max_documents=1)
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing catches it."""
+
+
+def test_an_interrupted_download_goes_on_after_its_last_whole_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [f"document {number:03d}" for number in range(50)]
+    write_texts(tmp_path, texts)
+    fetch(tmp_path, files=["a.jsonl"], val_every=7, part_bytes=100)
+    expected = {path.name: path.read_bytes() for path in (tmp_path / "raw").rglob("*.parquet")}
+    written: list[int] = []
+    write = sources._write_part
+
+    def until_the_third(work: Path, number: int, *rest: Any) -> Any:
+        if number == 3 and not written:
+            raise Killed
+        written.append(number) if written or number >= 3 else None
+        return write(work, number, *rest)
+
+    monkeypatch.setattr(sources, "_write_part", until_the_third)
+    with pytest.raises(Killed):
+        fetch(tmp_path, files=["a.jsonl"], val_every=7, part_bytes=100)
+    written.append(-1)
+    fetch(tmp_path, files=["a.jsonl"], val_every=7, part_bytes=100)
+    assert written[1] == 3
+    assert {path.name: path.read_bytes() for path in (tmp_path / "raw").rglob("*.parquet")} == expected
+    assert not (tmp_path / "work").exists()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.text(max_size=40), min_size=1, max_size=40), st.integers(1, 200))
+def test_row_groups_hold_all_documents_in_order_whatever_their_size(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], group_bytes: int
+) -> None:
+    directory = tmp_path_factory.mktemp("raw")
+    files = raw.write_files(directory, 0, (Document(n, text) for n, text in enumerate(texts)), None, group_bytes)
+    assert list(raw.texts(directory, [files["train"]])) == texts
+
+
+def test_a_bad_row_of_data_raw_is_named(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a", None]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a\.parquet: row group 0, row 1: None is not text"):
+        raw.read_group(tmp_path / "a.parquet", 0)
+    bad = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff")])
+    pq.write_table(pa.table({"text": bad}), tmp_path / "b.parquet")
+    with pytest.raises(ValueError, match=r"b\.parquet: row group 0, row 0: not UTF-8"):
+        raw.read_group(tmp_path / "b.parquet", 0)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset as the hub has them: parquet files of one split in a directory."""
+    directory = tmp_path_factory.mktemp("dataset")
+    (directory / "data").mkdir()
+    for number in range(3):
+        texts = [f"row {number} {row}" for row in range(100)]
+        table = pa.table({"text": texts, "id": range(100)})
+        pq.write_table(table, directory / "data" / f"train-{number:05d}.parquet", row_group_size=30)
+    return directory
+
+
+ROWS = [f"row {number} {row}" for number in range(3) for row in range(100)]
+
+
+def test_a_dataset_streams_in_the_order_of_its_files(tmp_path: Path, dataset: Path) -> None:
+    fetch(tmp_path, source="hub", hub_path=str(dataset), part_bytes=500)
+    assert documents(tmp_path) == ROWS
+    fetch(tmp_path, source="hub", hub_path=str(dataset), max_documents=150)
+    assert documents(tmp_path) == ROWS[:150]
+
+
+def test_an_interrupted_stream_goes_on_in_the_middle_of_a_file(
+    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, taken = HubStream.rows, []
+
+    def dropped(self: HubStream) -> Iterator[dict[str, Any]]:
+        for row in rows(self):
+            if len(taken) == 170:
+                taken.append(row)
+                raise Stop("the network is gone")
+            taken.append(row)
+            yield row
+
+    monkeypatch.setattr(HubStream, "rows", dropped)
+    with pytest.raises(Stop, match="gone"):
+        fetch(tmp_path, source="hub", hub_path=str(dataset), part_bytes=500)
+    kept = sum(len(pq.read_table(path)) for path in (tmp_path / "work").rglob("*.parquet"))
+    assert 100 < kept < 170
+    taken.clear()
+    monkeypatch.setattr(HubStream, "rows", rows)
+    monkeypatch.setattr(HubStream, "rows", lambda self: (taken.append(row) or row for row in rows(self)))
+    fetch(tmp_path, source="hub", hub_path=str(dataset), part_bytes=500)
+    assert documents(tmp_path) == ROWS
+    assert len(taken) == 300 - kept
+
+
+def test_a_dataset_that_ends_early_is_refused(tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HubStream, "expected", 301)
+    with pytest.raises(ValueError, match="300 documents came, but it has 301"):
+        fetch(tmp_path, source="hub", hub_path=str(dataset))
+
+
+def test_a_dataset_s_mistakes_are_named(tmp_path: Path, dataset: Path) -> None:
+    with pytest.raises(ValueError, match=r"no column 'body' \(data.text_column\), only text, id"):
+        fetch(tmp_path, source="hub", hub_path=str(dataset), text_column="body")
+    with pytest.raises(ValueError, match=r"row 0 of this run: id \(0\) is not text"):
+        fetch(tmp_path, source="hub", hub_path=str(dataset), text_column="id")
+    with pytest.raises(Stop, match=r"hub dataset .* split nosplit, .*nosplit"):
+        fetch(tmp_path, source="hub", hub_path=str(dataset), hub_split="nosplit")
+
+
+def test_the_origin_says_where_documents_came_from(tmp_path: Path, dataset: Path) -> None:
+    fetch(tmp_path, source="hub", hub_path=str(dataset))
+    origin = read_json(tmp_path / "raw" / "source.json")["origin"]
+    assert origin == {"source": "hub", "path": str(dataset), "name": None, "split": "train", "commit": None}
+
+
+def test_the_documents_of_the_fixture_survive_the_trip(tmp_path: Path) -> None:
+    write_texts(tmp_path, DOCUMENTS)
+    fetch(tmp_path, files=["d.parquet"])
+    assert documents(tmp_path) == DOCUMENTS
