@@ -71,13 +71,12 @@ def _glance(run: Run) -> str:
 
 def _curves(run: Run, shown: dict[str, str], smoothing: float) -> str:
     parts = [shown.get("loss", "No loss was recorded.")]
-    steps = len(run.curves)
-    if steps <= 1:
+    tokens, loss = column(run.curves, "train/loss")
+    if len(loss) == 1:
         parts.append("A run of one step has no curve: the points stand where it was measured.")
     if "val/loss" not in run.curves or run.curves["val/loss"].isna().all():
         parts.append("Validation loss was not measured during training (`train.eval_interval`).")
     happened = []
-    tokens, loss = column(run.curves, "train/loss")
     if top_of_picture(tokens, loss, smoothing) is not None:
         happened.append(f"The first steps, from a loss of {fixed(float(loss[0]), 2)}, are above the picture.")
     if run.train.resumes:

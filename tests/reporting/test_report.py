@@ -116,7 +116,9 @@ def test_a_run_with_nothing_but_its_training_loss_still_has_a_report(tmp_path: P
 
 
 def test_a_run_of_one_step_has_a_report(tmp_path: Path) -> None:
-    text = report(fixtures.write_run(tmp_path, fixtures.curves(steps=1)))
+    frame = fixtures.curves(steps=2)
+    frame.loc[0, "train/loss"] = np.nan  # before the step, only the validation loss is measured
+    text = report(fixtures.write_run(tmp_path, frame))
     assert "A run of one step has no curve" in text
 
 
