@@ -1,0 +1,78 @@
+"""The sample stage and the command that writes to the terminal."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.corpus import encodings
+from pipeline.generation import __main__ as terminal
+from pipeline.model.files import save_model
+from pipeline.model.gpt import GPT
+from stages import sample
+from tests.model.configs import TINY
+
+ROOT = Path(__file__).parents[2]
+BYTES = encodings.bytes_encoding()
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory with a model and the default params, which ask for few tokens; the current one."""
+    params = (ROOT / "params.yaml").read_text()
+    assert "max_new_tokens: 200" in params
+    (tmp_path / "params.yaml").write_text(params.replace("max_new_tokens: 200", "max_new_tokens: 20"))
+    encodings.save(BYTES, tmp_path / "encoding")
+    torch.manual_seed(1)
+    model = GPT(TINY.changed(vocab_size=320, text_vocab_size=257))
+    save_model(tmp_path / "data/model", model, tmp_path / "encoding")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_samples_have_every_prompt_and_the_same_texts_again(workplace: Path) -> None:
+    sample.main()
+    data, page = workplace / "reports/sample/samples.json", workplace / "reports/sample/samples.md"
+    found = json.loads(data.read_text())
+    assert [prompt["prompt"] for prompt in found["prompts"]] == [None, "ROMEO\n", "To be, or not to be"]
+    assert all(len(prompt["continuations"]) == 2 for prompt in found["prompts"])
+    assert found["settings"]["seed"] == 1
+    assert "".join(piece for piece, _ in found["surprise"]["tokens"]) == found["surprise"]["text"]
+    assert "## `To be, or not to be`" in page.read_text()
+    first = data.read_bytes(), page.read_bytes()
+    sample.main()
+    assert (data.read_bytes(), page.read_bytes()) == first
+
+
+def write(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    monkeypatch.setattr(sys, "argv", ["generation", *arguments])
+    terminal.main()
+    return capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("workplace")
+def test_the_terminal_shows_prompt_and_continuation(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("Once upon", "--max-new-tokens", "12", "--seed", "3", "--samples", "2")
+    text = write(monkeypatch, capsys, *arguments)
+    assert text.startswith("Once upon")
+    assert text.count("Once upon") == 2
+    assert write(monkeypatch, capsys, *arguments) == text
+
+
+@pytest.mark.usefixtures("workplace")
+def test_the_terminal_shows_log_probabilities(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = write(monkeypatch, capsys, "--max-new-tokens", "5", "--seed", "3", "--logprobs").splitlines()
+    assert len(lines) == 5
+    assert all(float(line.split()[0]) < 0 for line in lines)
+
+
+def test_a_directory_without_a_model_is_named(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["generation", "--model", str(workplace / "nowhere")])
+    with pytest.raises(FileNotFoundError, match="nowhere is no model directory"):
+        terminal.main()
