@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections import deque
 from types import TracebackType
 from typing import Self
 
@@ -10,6 +11,7 @@ from tqdm import tqdm
 from pipeline.log import logger, rank
 
 PLAIN_INTERVAL_S = 10.0
+RATE_WINDOW_S = 60.0  # the rate, and so the ETA, is that of the last minute
 
 
 class Progress:
@@ -22,8 +24,9 @@ class Progress:
     def __init__(self, label: str, total: int, unit: str, start: int = 0) -> None:
         """`start`: units that an earlier run had done; they do not count towards the rate."""
         self.label, self.total, self.unit = label, total, unit
-        self.done = self.start = start
-        self.began = self.last_line = time.monotonic()
+        self.done = start
+        self.last_line = time.monotonic()
+        self._recent: deque[tuple[float, int]] = deque([(self.last_line, start)])  # when, how much was done
         self.note = ""
         self.bar: tqdm[None] | None = None
         if sys.stderr.isatty() and rank() == 0:
@@ -54,7 +57,11 @@ class Progress:
     def _line(self) -> None:
         now = time.monotonic()
         self.last_line = now
-        rate = (self.done - self.start) / max(now - self.began, 1e-9)
+        self._recent.append((now, self.done))
+        while len(self._recent) > 2 and now - self._recent[0][0] > RATE_WINDOW_S:
+            self._recent.popleft()
+        since, before = self._recent[0]
+        rate = (self.done - before) / max(now - since, 1e-9)
         left = (self.total - self.done) / rate if rate > 0 else float("inf")
         share = 100 * self.done / max(self.total, 1)
         note = f" | {self.note}" if self.note else ""

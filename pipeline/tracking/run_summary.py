@@ -42,7 +42,8 @@ def run_summary(
         "steps": outcome.steps,
         **run_metrics(outcome),
         "wall_time_s": round(counters.wall_time_s, 2),
-        "resumes": counters.resumes,
+        "resumes": len(counters.resumed_at),
+        "resumed_at": counters.resumed_at,
         "skipped_steps": counters.skipped_steps,
         "spikes": counters.spikes,
         "hardware": {

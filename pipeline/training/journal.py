@@ -1,7 +1,7 @@
 """What a run writes down: the rows of the curves, and the counters that a checkpoint carries on."""
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -18,7 +18,8 @@ class Counters:
     """In training steps alone."""
     wall_time_s: float = 0.0
     """While a process of the run was training, probes and checkpoints included."""
-    resumes: int = 0
+    resumed_at: list[int] = field(default_factory=list)
+    """The steps that checkpoints were taken up after."""
     skipped_steps: int = 0
     spikes: int = 0
 

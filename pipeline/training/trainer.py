@@ -140,7 +140,7 @@ class Trainer:
         if found is not None:
             step, state = found
             self.journal.take_up(state, step)
-            self.journal.counters.resumes += 1
+            self.journal.counters.resumed_at.append(step)
             logger.info("resuming after step %d of %d", step, self.train.max_steps)
         for recorder in self.recorders:
             recorder.rewind(step)

@@ -53,4 +53,3 @@ def test_steps_walk_through_whole_epochs(n_blocks: int, sequences: int, order: s
 def test_the_order_never_changes_between_versions() -> None:
     """If this fails, every unfinished run would go on with other data: raise the shards' format version instead."""
     assert blocks_of_step(2, 6, 1000, "shuffled", seed=1).tolist() == [791, 303, 57, 636, 137, 761]
-
