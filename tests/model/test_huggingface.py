@@ -11,10 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.corpus import encodings
+from pipeline.corpus.vocabularies import gpt2_encoding
+from pipeline.log import Stop
 from pipeline.model.config import GPTConfig, gpt2_config
 from pipeline.model.export import export_model
 from pipeline.model.files import load_model, save_model
 from pipeline.model.gpt import GPT
+from pipeline.model.tokenizer_json import merges, tokenizer_config, tokenizer_json
 from tests.model.configs import OPTIONS, TINY, option
 
 transformers = pytest.importorskip("transformers", reason="transformers is a development dependency")
@@ -245,3 +248,19 @@ def test_our_directory_comes_back_bit_for_bit(tmp_path: Path) -> None:
     save_model(tmp_path / "b", back, None)
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_gpt2s_own_encoding_is_exported_with_its_own_merges(tmp_path: Path) -> None:
+    try:
+        encoding = gpt2_encoding()
+    except (OSError, ValueError, Stop) as error:
+        pytest.skip(f"GPT-2's encoding cannot be had here: {error}")
+    found = merges(encoding._mergeable_ranks)
+    assert len(found) == 50_000
+    assert found[:4] == [(b" ", b"t"), (b" ", b"a"), (b"h", b"e"), (b"i", b"n")]  # as GPT-2's merges.txt begins
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer_json(encoding)))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokenizer_config(1024)))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.eos_token_id == 50256
+    for text in TEXTS + random_texts(300):
+        assert tokenizer(text)["input_ids"] == encoding.encode_ordinary(text), repr(text)
