@@ -8,8 +8,8 @@ Rules where the protocols leave a choice:
 - An ending that gives no characters (acc_norm) or no tokens (any) cannot win.
 - What does not fit the model's window is cut (pipeline.evaluation.scoring.tasks_of), and the items with such a cut are
   counted in `truncated`.
-- float32 gives the same answers as the reference tools. In bfloat16 a log-likelihood moves by some hundredths of a nat
-  with the batch that it is in, and answers that are closer than that may change.
+- The answers are those of float32, as the reference tools have them. In bfloat16 a log-likelihood is off by some tenths
+  of a nat, not always the same with other batches; so an item that this could decide is asked again in float32.
 Batches are cut before they are dealt to the ranks, so any number of ranks gives the same scores.
 """
 
@@ -23,7 +23,7 @@ import numpy.typing as npt
 import tiktoken
 import torch
 
-from pipeline.corpus.hellaswag_items import Item
+from pipeline.corpus.hellaswag_items import ENDINGS, Item
 from pipeline.distributed import Group
 from pipeline.evaluation.protocols import HARNESS, PROTOCOLS, TOKEN_MEAN, Question, ask
 from pipeline.evaluation.scoring import Task, batches_of, fits, score_batch, tasks_of
@@ -31,9 +31,12 @@ from pipeline.model.gpt import GPT
 from pipeline.model.inference import for_inference
 from pipeline.progress import Progress
 
+# More than bfloat16 has been seen to move a log-likelihood of GPT-2's 124M shape (docs/evaluation.md), in nats.
+ROUNDING = 0.5
 SUBSET_SEED = 20190519  # the same items in every run, whatever its own seed, so that runs can be compared
 
 Answers = npt.NDArray[np.int64]
+Scores = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,9 @@ def score_items(
 ) -> HellaswagResult:
     """Asks a model all items under both protocols. Called by every rank alike; all get the same result.
 
-    `batch_size`: sequences per forward pass of a rank. `dtype` of matrix products. `progress`: advanced by endings
-    scored, by this rank: all ranks together score 8 per item. Touches nothing of the model, nor any random state.
+    `batch_size`: sequences per forward pass of a rank. `dtype` of matrix products; with another than float32, close
+    calls are asked again in float32. `progress`: advanced by endings scored for the first time, by this rank: all ranks
+    together score 8 per item. Touches nothing of the model, nor any random state.
     Raises ValueError where the encoding has ids that the model has not.
     """
     if encoding.n_vocab > model.config.text_vocab_size:
@@ -93,29 +97,22 @@ def score_items(
             f"encoding {encoding.name} ({encoding.n_vocab} ids) exceeds the model's vocabulary "
             f"({model.config.text_vocab_size})"
         )
-    block_size = model.config.block_size
-    questions = {protocol: [ask(item, protocol, encoding) for item in items] for protocol in PROTOCOLS}
-    tasks = _all_tasks(questions, block_size, encoding.eot_token)
-    batches = batches_of(tasks, batch_size)
-    fast = for_inference(model, dtype)
+    questions = [ask(item, protocol, encoding) for protocol in PROTOCOLS for item in items]
+    nats = _scores(model, questions, encoding.eot_token, batch_size, dtype, group, progress)
+    if dtype != torch.float32:
+        again = [number for number, question in enumerate(questions) if _undecided(nats[number], question)]
+        asked_again = [questions[number] for number in again]
+        nats[again] = _scores(model, asked_again, encoding.eot_token, batch_size, torch.float32, group, None)
 
-    endings = len(items[0].endings)
-    nats = torch.zeros(len(PROTOCOLS) * len(items) * endings, dtype=torch.float64)
-    for batch in batches[group.rank :: group.world_size]:
-        for row, value in score_batch(fast, batch, batch_size, group.device):
-            nats[row] = value
-        if progress is not None:
-            progress.advance(sum(len(task.rows) for task in batch))
-    group.sum_(nats)  # every row is nonzero on one rank alone, so this addition is exact
-
-    table = nats.view(len(PROTOCOLS), len(items), endings).numpy()
-    by_protocol = dict(zip(PROTOCOLS, table, strict=True))
+    of_protocol = {protocol: slice(n * len(items), (n + 1) * len(items)) for n, protocol in enumerate(PROTOCOLS)}
+    by_protocol = {protocol: questions[part] for protocol, part in of_protocol.items()}
     truncated = sum(
-        not all(fits(question.context, question.endings, block_size) for question in asked)
-        for asked in zip(*questions.values(), strict=True)
+        not all(fits(question.context, question.endings, model.config.block_size) for question in asked)
+        for asked in zip(*by_protocol.values(), strict=True)
     )
     labels = np.array([item.label for item in items])
-    return HellaswagResult(labels, answers_of(by_protocol, questions), truncated)
+    answers = answers_of({protocol: nats[part] for protocol, part in of_protocol.items()}, by_protocol)
+    return HellaswagResult(labels, answers, truncated)
 
 
 def subset(items: Sequence[Item], count: int | None) -> list[Item]:
@@ -125,18 +122,45 @@ def subset(items: Sequence[Item], count: int | None) -> list[Item]:
     return [items[index] for index in sorted(order[:count])]
 
 
-def _all_tasks(questions: dict[str, list[Question]], block_size: int, eot_id: int) -> list[Task]:
-    """Every question as tasks; the rows count endings through protocols and items, in order."""
+def _scores(
+    model: GPT,
+    questions: Sequence[Question],
+    eot_id: int,
+    batch_size: int,
+    dtype: torch.dtype,
+    group: Group,
+    progress: Progress | None,
+) -> Scores:
+    """The summed nats of every ending of every question, on every rank.  # (n, 4)"""
     tasks: list[Task] = []
-    row = 0
-    for asked in questions.values():
-        for question in asked:
-            tasks += tasks_of(question.context or [eot_id], question.endings, row, block_size)
-            row += len(question.endings)
-    return tasks
+    for number, question in enumerate(questions):
+        first_row = number * ENDINGS
+        tasks += tasks_of(question.context or [eot_id], question.endings, first_row, model.config.block_size)
+    fast = for_inference(model, dtype)
+    nats = torch.zeros(len(questions) * ENDINGS, dtype=torch.float64)
+    for batch in batches_of(tasks, batch_size)[group.rank :: group.world_size]:
+        for row, value in score_batch(fast, batch, batch_size, group.device):
+            nats[row] = value
+        if progress is not None:
+            progress.advance(sum(len(task.rows) for task in batch))
+    group.sum_(nats)  # every row is nonzero on one rank alone, so this addition is exact
+    return nats.view(len(questions), ENDINGS).numpy()
 
 
-def answers_of(nats: dict[str, npt.NDArray[np.float64]], questions: dict[str, list[Question]]) -> dict[str, Answers]:
+def _undecided(nats: Scores, question: Question) -> bool:
+    """Whether errors of at most ROUNDING nats in each score (4,) could change an answer under any metric."""
+    tokens = [len(ending) for ending in question.endings]
+    for lengths in ([1] * ENDINGS, question.characters, tokens):
+        divisors = np.maximum(lengths, 1)
+        best = np.argmin(nats / divisors)
+        lowest = (nats - ROUNDING) / divisors
+        lowest[best] = np.inf
+        if lowest.min() < (nats[best] + ROUNDING) / divisors[best]:
+            return True
+    return False
+
+
+def answers_of(nats: dict[str, Scores], questions: dict[str, list[Question]]) -> dict[str, Answers]:
     """The ending with the least loss under each metric, the first of those that are equal.
 
     `nats`: protocol -> summed loss of each ending.  # (n, 4)
@@ -153,7 +177,7 @@ def answers_of(nats: dict[str, npt.NDArray[np.float64]], questions: dict[str, li
     }
 
 
-def _least(nats: npt.NDArray[np.float64], divisors: Answers, tokens: Answers) -> Answers:
+def _least(nats: Scores, divisors: Answers, tokens: Answers) -> Answers:
     """The column with the least nats per divisor; one with no divisor or no tokens only where all are so.  # (n,)"""
     possible = (divisors > 0) & (tokens > 0)
     return np.argmin(np.where(possible, nats / np.maximum(divisors, 1), np.inf), axis=1)

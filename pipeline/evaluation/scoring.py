@@ -60,8 +60,8 @@ def fits(context: list[int], endings: Sequence[list[int]], block_size: int) -> b
 
 
 def batches_of(tasks: Sequence[Task], batch_size: int) -> list[list[Task]]:
-    """Tasks in batches of like context lengths, longest first: what does not fit the memory fails at once."""
-    ordered = sorted(tasks, key=lambda task: (-len(task.context), task.rows))
+    """Tasks in batches of like lengths, the longest contexts first: what does not fit the memory fails at once."""
+    ordered = sorted(tasks, key=lambda task: (-len(task.context), sum(map(len, task.endings)), task.rows))
     return [ordered[first : first + batch_size] for first in range(0, len(ordered), batch_size)]
 
 

@@ -1,0 +1,64 @@
+"""The copy for forward passes computes the same function and shares what it may."""
+
+import pytest
+import torch
+
+from pipeline.model.gpt import GPT
+from pipeline.model.inference import Product, for_inference, has_onednn_linear
+from tests.model.configs import OPTIONS, option
+
+IDX = torch.arange(24).view(2, 12) % 61
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@torch.no_grad()
+def test_the_copy_computes_the_models_logits(name: str) -> None:
+    torch.manual_seed(1)
+    model = GPT(option(name)).eval()
+    exact = model.logits(model.hidden(IDX)).log_softmax(-1)[..., :61]
+    fast = for_inference(model, torch.float32)
+    torch.testing.assert_close(fast.logits(fast.hidden(IDX)).log_softmax(-1)[..., :61], exact, rtol=1e-5, atol=1e-5)
+    rounded = for_inference(model, torch.bfloat16)
+    found = rounded.logits(rounded.hidden(IDX)).float().log_softmax(-1)[..., :61]
+    torch.testing.assert_close(found, exact, rtol=0.02, atol=0.02)
+
+
+@torch.no_grad()
+def test_a_logit_offset_costs_no_digits_in_bfloat16() -> None:
+    """GPT-2's logits stand far below zero; their differences are what counts."""
+    torch.manual_seed(1)
+    model = GPT(option("untied")).eval()
+    exact = model.logits(model.hidden(IDX)).log_softmax(-1)[..., :61]
+    model.lm_head.weight += torch.randn(model.config.n_embd)  # one row added to all: the same softmax
+    assert model.logits(model.hidden(IDX))[..., :61].abs().max() > 10
+    fast = for_inference(model, torch.bfloat16)
+    found = fast.logits(fast.hidden(IDX)).float().log_softmax(-1)[..., :61]
+    torch.testing.assert_close(found, exact, rtol=0.02, atol=0.02)
+
+
+def test_float32_shares_every_tensor_and_follows_the_weights() -> None:
+    model = GPT(option("gpt2"))
+    fast = for_inference(model, torch.float32)
+    assert fast.transformer.wte.weight is model.transformer.wte.weight
+    products = [module for module in fast.modules() if isinstance(module, Product)]
+    linears = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    assert len(products) == len(linears) > 0
+    assert [p.weight.data_ptr() for p in products] == [linear.weight.data_ptr() for linear in linears]
+
+
+def test_the_model_keeps_its_modules_and_its_mode() -> None:
+    model = GPT(option("dropout")).train()
+    before = list(model.modules())
+    assert not for_inference(model, torch.bfloat16).training
+    assert all(a is b for a, b in zip(model.modules(), before, strict=True))
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.skipif(not has_onednn_linear(), reason="this torch has no oneDNN")
+def test_onednn_multiplies_as_exactly_as_blas() -> None:
+    torch.manual_seed(1)
+    linear = torch.nn.Linear(300, 200)
+    x = torch.randn(50, 300)
+    exact = x.double() @ linear.weight.double().T + linear.bias.double()
+    error = (Product(linear, torch.float32)(x) - exact).abs().max()
+    assert error < 2 * (linear(x) - exact).abs().max() + 1e-7
