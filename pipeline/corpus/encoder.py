@@ -14,10 +14,8 @@ from pipeline.corpus.pieces import Piece, check_piece, read_piece, write_piece
 from pipeline.corpus.raw import read_group
 from pipeline.corpus.shards import Tokens
 
-CHUNK_TOKENS = 2**20  # of a unit, in memory at a time while shards are cut
-
 _encoding: tiktoken.Encoding
-_byte_lengths: npt.NDArray[np.int64]
+_byte_lengths: npt.NDArray[np.unsignedinteger]
 
 
 class UnitTask(NamedTuple):
@@ -40,7 +38,8 @@ def set_up(encoding_directory: Path) -> None:
     """Loads the encoding, once for each process."""
     global _encoding, _byte_lengths
     _encoding = encodings.load(encoding_directory)
-    _byte_lengths = encodings.token_byte_lengths(_encoding)
+    lengths = encodings.token_byte_lengths(_encoding)
+    _byte_lengths = lengths.astype(np.min_scalar_type(lengths.max()))  # a small table is looked up faster
 
 
 def encode_unit(task: UnitTask) -> tuple[UnitTask, Piece]:
@@ -63,15 +62,17 @@ def encode(encoding: tiktoken.Encoding, documents: Sequence[str]) -> Tokens:
     >>> encode(encodings.bytes_encoding(), ["hi", "", "you"]).tolist()
     [256, 104, 105, 256, 256, 121, 111, 117]
     """
-    ids = [_encode_text(encoding, text) for text in documents]
-    out = np.empty(len(ids) + sum(map(len, ids)), token_dtype(encoding))
+    # Room for a token per byte, of which only what is written becomes memory: gathering the documents' arrays first and
+    # joining them then would cost a twentieth of the speed.
+    out = np.empty(sum(4 * len(text) + 1 for text in documents), token_dtype(encoding))
     end = 0
-    for document in ids:
-        assert not len(document) or document.max() < encoding.n_vocab  # a cast to uint16 would wrap without a word
+    for text in documents:
+        ids = _encode_text(encoding, text)
+        assert not len(ids) or ids.max() < encoding.n_vocab  # a cast to uint16 would wrap without a word
         out[end] = encoding.eot_token
-        out[end + 1 : end + 1 + len(document)] = document
-        end += 1 + len(document)
-    return out
+        out[end + 1 : end + 1 + len(ids)] = ids
+        end += 1 + len(ids)
+    return out[:end]
 
 
 def token_dtype(encoding: tiktoken.Encoding) -> Literal["uint16", "uint32"]:
@@ -99,8 +100,7 @@ def _chunks(task: ShardTask) -> Iterator[Tokens]:
             assert piece is not None
             check_piece(path, piece)
         tokens = np.load(path, mmap_mode="r", allow_pickle=False)
-        for begin in range(span.begin, span.end, CHUNK_TOKENS):
-            yield tokens[begin : min(begin + CHUNK_TOKENS, span.end)]
+        yield tokens[span.begin : span.end]
 
 
 def _write(target: Path, count: int, chunks: Iterator[Tokens] | Sequence[Tokens]) -> Piece:

@@ -62,14 +62,15 @@ def bytes_encoding() -> tiktoken.Encoding:
 def save(encoding: tiktoken.Encoding, directory: Path) -> None:
     """Writes the encoding's two files into `directory`, which is made if it is not there."""
     directory.mkdir(parents=True, exist_ok=True)
-    write_text(directory / RANKS_FILE, _ranks_text(encoding))
+    ranks = _ranks_text(encoding)
+    write_text(directory / RANKS_FILE, ranks)
     description = {
         "format_version": FORMAT_VERSION,
         "name": encoding.name,
         "n_vocab": encoding.n_vocab,
         "special_tokens": encoding._special_tokens,
         "pat_str": encoding._pat_str,
-        "sha256": identity(encoding),
+        "sha256": _hash(encoding, ranks),
     }
     write_json(directory / ENCODING_FILE, description)
 
@@ -98,8 +99,7 @@ def load(directory: Path) -> tiktoken.Encoding:
 
 def identity(encoding: tiktoken.Encoding) -> str:
     """The sha256 of all that decides which ids a text gets: ranks, split pattern, special tokens. Not of the name."""
-    rules = json.dumps([encoding._pat_str, sorted(encoding._special_tokens.items())])
-    return hashlib.sha256(f"{rules}\n{_ranks_text(encoding)}".encode()).hexdigest()
+    return _hash(encoding, _ranks_text(encoding))
 
 
 def token_byte_lengths(encoding: tiktoken.Encoding) -> npt.NDArray[np.int64]:
@@ -111,6 +111,11 @@ def token_byte_lengths(encoding: tiktoken.Encoding) -> npt.NDArray[np.int64]:
     for token, rank in encoding._mergeable_ranks.items():
         lengths[rank] = len(token)
     return lengths
+
+
+def _hash(encoding: tiktoken.Encoding, ranks: str) -> str:
+    rules = json.dumps([encoding._pat_str, sorted(encoding._special_tokens.items())])
+    return hashlib.sha256(f"{rules}\n{ranks}".encode()).hexdigest()
 
 
 def _ranks_text(encoding: tiktoken.Encoding) -> str:

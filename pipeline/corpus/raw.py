@@ -21,7 +21,7 @@ from pipeline.files import sha256_of
 
 FORMAT_VERSION = 1
 SOURCE_FILE = "source.json"
-GROUP_BYTES = 8 * 2**20
+GROUP_BYTES = 4 * 2**20
 COLUMN = "text"
 _ROW_COST = 64  # bytes that a row costs beside its text, so that empty documents fill a group too
 

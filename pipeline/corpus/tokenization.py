@@ -108,7 +108,7 @@ def tokenize(params: TokenizerParams, raw: Path, out: Path, runs: Path, workers:
             shard_tokens=params.shard_tokens,
             splits=splits,
         )
-        _put_in_place(job, encoding, manifest, out)
+        _put_in_place(job, manifest, out)
         shutil.rmtree(job.work)
     return manifest
 
@@ -187,13 +187,14 @@ def _check_held_out(job: Job, val: Split) -> None:
         )
 
 
-def _put_in_place(job: Job, encoding: tiktoken.Encoding, manifest: Manifest, out: Path) -> None:
+def _put_in_place(job: Job, manifest: Manifest, out: Path) -> None:
     sweep(out)
     with atomic_directory(out) as directory:
         for split in manifest.splits.values():
             for shard in split.shards:
                 link_or_copy(job.shards / shard.file, directory / shard.file)
-        encodings.save(encoding, directory / ENCODING_DIRECTORY)
+        for file in sorted((job.work / ENCODING_DIRECTORY).iterdir()):
+            link_or_copy(file, directory / ENCODING_DIRECTORY / file.name)
         manifest.write(directory / MANIFEST_FILE)
 
 
