@@ -3,12 +3,13 @@
     python -m benchmarks.hellaswag hellaswag_val.jsonl --encoding data/shards/encoding --items 48
 
 Both ways score the same items, under both protocols, with the same random weights of GPT-2's 124M shape (or `--model`,
-a model directory), on the same machine; the answers of the two are compared. Prints one line per dtype.
+a model directory), on the same machine; the answers of the two are compared.
 """
 
 import argparse
+import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,7 @@ def main() -> None:
     parser.add_argument("--encoding", type=Path, default=Path("data/shards/encoding"))
     parser.add_argument("--model", type=Path, help="a model directory; default: random weights of 124M's shape")
     parser.add_argument("--items", type=int, default=48)
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     args = parser.parse_args()
 
@@ -74,21 +75,30 @@ def main() -> None:
         model = load_model(args.model, group.device) if args.model else GPT(gpt2_config("gpt2")).to(group.device)
         encoding = encodings.load(args.encoding)
         items = subset(read_items(args.items_file), args.items)
+        # The first items warm up both ways.
+        score_one_at_a_time(model, encoding, items[:2], torch.float32, group.device)
+        exact, slowest = timed(lambda: score_one_at_a_time(model, encoding, items, torch.float32, group.device))
+        print(f"one at a time, float32: {len(items) / slowest:.2f} items/s")
         for name in args.dtypes:
             dtype = getattr(torch, name)
-            # The first items warm up both ways.
-            score_one_at_a_time(model, encoding, items[:2], dtype, group.device)
-            began = time.perf_counter()
-            slow = score_one_at_a_time(model, encoding, items, dtype, group.device)
-            middle = time.perf_counter()
-            fast = score_items(model, encoding, items, batch_size=args.batch_size, dtype=dtype, group=group)
-            end = time.perf_counter()
-            rates = len(items) / (middle - began), len(items) / (end - middle)
-            equal = {metric: int((slow.answers[metric] == fast.answers[metric]).sum()) for metric in fast.answers}
-            print(
-                f"{name}: one at a time {rates[0]:.2f} items/s, shared contexts {rates[1]:.2f} items/s, "
-                f"{rates[1] / rates[0]:.1f}x; same answers of {len(items)}: {equal}"
+            score_items(model, encoding, items[:2], batch_size=args.batch_size, dtype=dtype, group=group)
+            fast, taken = timed(
+                functools.partial(
+                    score_items, model, encoding, items, batch_size=args.batch_size, dtype=dtype, group=group
+                )
             )
+            same = {metric: int((exact.answers[metric] == fast.answers[metric]).sum()) for metric in fast.answers}
+            print(
+                f"shared contexts, {name}: {len(items) / taken:.2f} items/s, {slowest / taken:.1f}x; "
+                f"answers as in float32, of {len(items)}: {same}"
+            )
+
+
+def timed(work: Callable[[], HellaswagResult]) -> tuple[HellaswagResult, float]:
+    """A result, and the seconds that it took."""
+    began = time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - began
 
 
 if __name__ == "__main__":

@@ -1,0 +1,31 @@
+"""The sections that evaluation and generation own, as params.yaml would break them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config import ConfigError, load_yaml, validate
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "message"),
+    [
+        ("evaluate", "stride", 129, r"evaluate.stride \(129\) must be at most model.block_size \(128\)"),
+        ("evaluate", "stride", 0, r"evaluate.stride \(0\)"),
+        ("evaluate", "dtype", "float16", r"evaluate.dtype \('float16'\)"),
+        ("evaluate", "hellaswag_items", 0, r"evaluate.hellaswag_items \(0\)"),
+        ("sample", "temperature", -0.1, r"sample.temperature \(-0.1\)"),
+        ("sample", "top_p", 0.0, r"sample.top_p \(0.0\)"),
+        ("sample", "prompts", [], r"sample.prompts"),
+        ("sample", "prompts", [3], r"sample.prompts.0"),
+    ],
+)
+def test_a_value_outside_its_rule_is_named(section: str, key: str, value: Any, message: str) -> None:
+    values = load_yaml(ROOT / "params.yaml")
+    values["model"]["block_size"] = 128
+    values[section][key] = value
+    with pytest.raises(ConfigError, match=message):
+        validate(values)
