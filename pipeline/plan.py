@@ -4,6 +4,7 @@ Prints one table: parameters by component, tokens and FLOPs of the run, memory o
 the rate of the last run, on common GPUs, or at a rate that is given:
 
     python -m pipeline.plan --ranks 8 --tokens-per-sec 1_400_000
+    python -m pipeline.plan --recipe gpt2-124m
 
 Reads params.yaml and, where they exist, data/shards/manifest.json (how many tokens there are) and
 reports/train/summary.json (how fast the last run was). Writes nothing; needs no torch.
@@ -22,6 +23,7 @@ from pipeline.log import clear_errors, logger
 from pipeline.model.accounting import Memory, describe, flops_per_token, memory, parameters
 from pipeline.model.config import GPT2_VOCAB_SIZE, GPTConfig, ModelParams
 from pipeline.progress import format_duration
+from pipeline.recipe import laid_over
 from pipeline.runtime import RuntimeParams
 from pipeline.training.params import TrainParams
 
@@ -58,6 +60,19 @@ class Plan:
     def flops(self) -> int:
         """FLOPs of training, validation and samples aside."""
         return self.tokens * flops_per_token(self.config)
+
+
+def read_params(recipe: str | None) -> tuple[ModelParams, TrainParams, RuntimeParams, TokenizerParams]:
+    """The sections that a plan is made from: those of params.yaml, or with a recipe laid over it."""
+    if recipe is None:
+        return read_sections(ModelParams, TrainParams, RuntimeParams, TokenizerParams)
+    values = laid_over(recipe).values
+    return (
+        ModelParams(**values["model"]),
+        TrainParams(**values["train"]),
+        RuntimeParams(**values["runtime"]),
+        TokenizerParams(**values["tokenizer"]),
+    )
 
 
 def make_plan(
@@ -190,11 +205,12 @@ def table(sections: dict[str, list[Row]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pipeline.plan", description="What params.yaml will cost.")
+    parser.add_argument("--recipe", metavar="NAME", help="plan recipes/NAME.yaml laid over params.yaml")
     parser.add_argument("--ranks", type=int, default=1, help="processes that share each step (default: 1)")
     parser.add_argument("--tokens-per-sec", type=float, help="rate over all ranks, to tell the time by")
     arguments = parser.parse_args()
     with clear_errors("plan"):
-        model, train, runtime, tokenizer = read_sections(ModelParams, TrainParams, RuntimeParams, TokenizerParams)
+        model, train, runtime, tokenizer = read_params(arguments.recipe)
         vocabulary, train_tokens = text_vocabulary(tokenizer, SHARDS)
         plan = make_plan(model, train, runtime, vocabulary, train_tokens, arguments.ranks)
         sections = {

@@ -1,0 +1,338 @@
+"""Recipes: complete, valid, what they claim to cost; the same params as flags and in the file."""
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dvc.utils.cli_parse import to_path_overrides
+from dvc.utils.hydra import apply_overrides
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import plan as planning
+from pipeline import recipe as recipes
+from pipeline.config import ConfigError, load_yaml, validate
+from pipeline.log import logger
+from pipeline.model.accounting import parameters
+from pipeline.model.config import GPT2_VOCAB_SIZE, Architecture, GPTConfig, ModelParams, gpt2_architecture
+from pipeline.training.params import TrainParams
+
+ROOT = Path(__file__).parents[1]
+NAMES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
+RELEASED = {"gpt2-124m": "gpt2", "gpt2-medium": "gpt2-medium", "gpt2-large": "gpt2-large", "gpt2-xl": "gpt2-xl"}
+GPT2_PARAMETERS = {
+    "gpt2-124m": 124_439_808,
+    "gpt2-medium": 354_823_168,
+    "gpt2-large": 774_030_080,
+    "gpt2-xl": 1_557_611_200,
+}
+
+Project = Callable[..., Path]
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A Git repository, the current directory, in which this one's params.yaml and recipes are committed."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    monkeypatch.chdir(tmp_path)
+    git("init", "-q")
+    commit()
+    return tmp_path
+
+
+def git(*arguments: str) -> None:
+    subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@example.invalid", *arguments], check=True)
+
+
+def commit() -> None:
+    git("add", "-A")
+    git("commit", "-q", "-m", "begin")
+
+
+def edit(old: str, new: str) -> None:
+    path = Path("params.yaml")
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def apply(name: str) -> dict[str, Any]:
+    """Applies a recipe; all of params.yaml after it."""
+    text = Path("params.yaml").read_text(encoding="utf-8")
+    Path("params.yaml").write_text(recipes.with_changes(text, recipes.laid_over(name).changes), encoding="utf-8")
+    return load_yaml(Path("params.yaml"))
+
+
+def test_there_are_the_recipes_that_the_docs_list() -> None:
+    assert {*RELEASED, "shakespeare-char", "finetune-gpt2"} == set(NAMES)
+    listed = re.findall(r"^\| \[([\w-]+)\]", (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(listed) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_obeys_every_rule_of_params_yaml(project: Path, name: str) -> None:
+    assert validate(recipes.laid_over(name).values)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_holds_only_keys_that_differ_from_params_yaml(name: str) -> None:
+    base = recipes.read_entries((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    recipe = recipes.read_entries((ROOT / "recipes" / f"{name}.yaml").read_text(encoding="utf-8"))
+    assert recipe
+    for key, entry in recipe.items():
+        assert entry.value != base[key].value, f"params.yaml has {key}: {entry.spelled} itself; cut it from {name}"
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_a_gpt2_recipe_is_complete_whatever_becomes_the_default(project: Path, name: str) -> None:
+    """If this fails after a change of params.yaml, give the recipes the key that has another default now."""
+    values = recipes.laid_over(name).values
+    model = ModelParams(**values["model"])
+    architecture = Architecture(**{key: getattr(model, key) for key in Architecture.model_fields})
+    assert architecture == gpt2_architecture(RELEASED[name])
+    assert (model.init_from, model.vocab_multiple) == ("scratch", 64)
+    large = name == "gpt2-xl"
+    assert values["train"] == {
+        "seed": 1,
+        "order": "shuffled",
+        "total_batch_size": 2**20 if large else 2**19,
+        "max_steps": {"gpt2-large": 29_527, "gpt2-xl": 29_709}.get(name, 19_073),
+        "optimizer": "adamw",
+        "max_lr": {"gpt2-124m": 6e-4, "gpt2-medium": 3e-4, "gpt2-large": 2.5e-4, "gpt2-xl": 2e-4}[name],
+        "betas": [0.9, 0.95],
+        "eps": 1e-8,
+        "weight_decay": 0.1,
+        "grad_clip": 1.0,
+        "max_skipped_steps": 10,
+        "schedule": "cosine",
+        "warmup_steps": 358 if large else 715,
+        "min_lr_ratio": 0.1,
+        "decay_fraction": values["train"]["decay_fraction"],  # of another schedule
+        "eval_interval": 250,
+        "eval_tokens": 10_485_760,
+        "hellaswag_interval": 250,
+        "hellaswag_items": 10_042,
+        "sample_interval": 250,
+    }
+    assert values["data"] == {
+        "source": "hub",
+        "files": [],
+        "hub_path": "HuggingFaceFW/fineweb-edu",
+        "hub_name": "sample-10BT",
+        "hub_split": "train",
+        "hub_revision": "87f09149ef4734204d70ed1d046ddc9ca3f2b8f9",
+        "text_column": "text",
+        "val_every": None,
+        "max_documents": None,
+        "max_bytes": None,
+    }
+    assert values["hellaswag"] == {"source": "hub", "path": None, "items": None}
+    assert (values["tokenizer"]["encoding"], values["tokenizer"]["shard_tokens"]) == ("gpt2", 100_000_000)
+    assert (values["sample"]["top_k"], values["sample"]["samples_per_prompt"]) == (50, 4)
+
+
+def test_the_small_recipes_are_nanogpt_s(project: Path) -> None:
+    values = recipes.laid_over("shakespeare-char").values
+    model, train = values["model"], values["train"]
+    assert (model["n_layer"], model["n_head"], model["n_embd"], model["block_size"]) == (6, 6, 384, 256)
+    assert (model["dropout"], model["bias"], model["position"], model["mlp"]) == (0.2, False, "learned", "gelu_tanh")
+    assert (train["max_lr"], train["min_lr_ratio"], train["warmup_steps"]) == (1e-3, 0.1, 100)
+    assert (train["betas"], train["weight_decay"], train["schedule"]) == ([0.9, 0.99], 0.1, "cosine")
+    assert (train["total_batch_size"], train["max_steps"]) == (64 * 256, 5000)
+    values = recipes.laid_over("finetune-gpt2").values
+    assert values["data"]["source"] == "shakespeare"
+    assert values["model"]["init_from"] == "gpt2"
+    train = values["train"]
+    assert (train["max_lr"], train["schedule"], train["total_batch_size"]) == (3e-5, "constant", 32 * 1024)
+    assert (train["betas"], train["weight_decay"], values["model"]["dropout"]) == ([0.9, 0.95], 0.1, 0.0)
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_a_gpt2_recipe_has_the_published_parameters_and_token_budget(project: Path, name: str) -> None:
+    values = recipes.laid_over(name).values
+    config = GPTConfig.from_params(ModelParams(**values["model"]), GPT2_VOCAB_SIZE)
+    assert parameters(config.changed(vocab_size=GPT2_VOCAB_SIZE)).total == GPT2_PARAMETERS[name]
+    train = TrainParams(**values["train"])
+    tokens = train.max_steps * train.total_batch_size
+    assert train.warmup_steps == round(375e6 / train.total_batch_size)
+    if name in ("gpt2-124m", "gpt2-medium"):
+        assert tokens == 9_999_745_024
+    else:
+        assert tokens / GPT2_PARAMETERS[name] == pytest.approx(20, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_figures_in_a_recipe_s_head_and_in_the_docs_are_the_plan_s(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    head = (ROOT / "recipes" / f"{name}.yaml").read_text(encoding="utf-8").partition("\n\n")[0]
+    docs = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    row = next(line for line in docs.splitlines() if line.startswith(f"| [{name}]"))
+    command = re.search(r"python -m pipeline\.plan (.*)", head)
+    assert command
+    assert f"`{command[1]}`" in row
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(planning, "SHARDS", Path("no shards"))
+    monkeypatch.setattr(planning, "SUMMARY", Path("no summary"))
+    monkeypatch.setattr(sys, "argv", ["plan", *command[1].split()])
+    assert logger.handlers
+    planning.main()
+    wanted = r"^  (?:parameters|tokens|FLOPs|in all|8 x A100|8 x H100|at the given rate)\s{2,}(\S+(?: [GM]iB)?)"
+    figures = re.findall(wanted, capsys.readouterr().out, re.MULTILINE)
+    assert len(figures) == (5 if "--tokens-per-sec" in command[1] else 6)
+    for figure in figures:
+        assert figure in head
+        assert figure in row
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_flags_through_a_shell_and_dvc_give_the_params_that_apply_writes(project: Path, name: str) -> None:
+    printed = "\n".join(f"-S {flag}" for flag in recipes.flags(recipes.laid_over(name).changes))
+    Path("printed").write_text(printed)
+    words = subprocess.run(
+        ["bash", "-c", r"printf '%s\n' $(cat printed)"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert words[::2] == ["-S"] * (len(words) // 2)
+    shutil.copy("params.yaml", "by_dvc.yaml")
+    apply_overrides("by_dvc.yaml", to_path_overrides(words[1::2])["params.yaml"])
+    assert load_yaml(Path("by_dvc.yaml")) == apply(name)
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+words = st.text(st.characters(exclude_characters="$", exclude_categories=["Cs", "Cc"]), max_size=12)
+awkward = st.sampled_from(
+    ["null", "True", "nan", "1e3", "0x1F", "it's", "\\'", "a\\", "a,b", "[x]", "k: v", "-1", "a=b", ""]
+)
+
+
+@given(st.recursive(scalars | words | awkward, lambda inner: st.lists(inner, max_size=4), max_leaves=8))
+def test_any_value_survives_dvc_s_own_parser(tmp_path_factory: pytest.TempPathFactory, value: Any) -> None:
+    path = tmp_path_factory.mktemp("params") / "params.yaml"
+    path.write_text("section:\n  key: before\n")
+    apply_overrides(path, [f"section.key={recipes.hydra_value(value)}"])
+    found = load_yaml(path)["section"]["key"]
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_later_flags_have_the_last_word(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("train:\n  seed: 1\n")
+    apply_overrides(path, ["train.seed=2", "train.seed=3"])
+    assert load_yaml(path) == {"train": {"seed": 3}}
+
+
+def test_a_value_that_a_shell_would_cut_is_refused_as_a_flag_and_can_be_applied(project: Path) -> None:
+    Path("recipes/mine.yaml").write_text('# mine\nsample:\n  prompts: ["O Romeo", null]\n')
+    with pytest.raises(ConfigError, match=r"sample\.prompts=\['O Romeo',null\]: a shell would cut .* use --apply"):
+        recipes.flags(recipes.laid_over("mine").changes)
+    assert apply("mine")["sample"]["prompts"] == ["O Romeo", None]
+
+
+def test_applying_changes_the_recipe_s_values_and_no_comment(project: Path) -> None:
+    before = Path("params.yaml").read_text(encoding="utf-8").splitlines()
+    apply("gpt2-124m")
+    after = Path("params.yaml").read_text(encoding="utf-8").splitlines()
+
+    def comments(lines: list[str]) -> list[tuple[str, int]]:
+        return [(line[line.index(" #") :], line.index(" #")) for line in lines if " #" in line]
+
+    moved = [(old, new) for old, new in zip(comments(before), comments(after), strict=True) if old != new]
+    assert [new[0] for _, new in moved] == ["  # a commit hash pins the data".removeprefix(" ")]  # the value is longer
+    recipe = recipes.read_entries(Path("recipes/gpt2-124m.yaml").read_text(encoding="utf-8"))
+    keys = {key.partition(".")[2] for key in recipe}
+    changed = [line for line in after if line not in before]
+    assert {line.split(":")[0].strip() for line in changed} == keys
+    assert [line for line in before if line.startswith("#")] == [line for line in after if line.startswith("#")]
+
+
+def test_applying_nothing_new_changes_no_byte() -> None:
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    assert recipes.with_changes(text, recipes.read_entries(text)) == text
+
+
+def test_blocks_and_what_stands_between_keys_are_kept_apart() -> None:
+    text = (
+        "# head\n\na:\n  one: |  # text\n    x\n\n    # of the text\n\n  # about two\n  two:  # list\n  - 1\n  - 2\n\n"
+        "b:\n  three: [1,\n    2]  # flow\n  four:\n"
+    )
+    entries = recipes.read_entries(text)
+    spelled = {key: entry._replace(value="new", spelled="new") for key, entry in entries.items()}
+    assert recipes.with_changes(text, spelled) == (
+        "# head\n\na:\n  one: new  # text\n\n  # about two\n  two: new  # list\n\nb:\n  three: new\n  four: new\n"
+    )
+
+
+def test_one_recipe_after_another_is_the_second_alone(project: Path) -> None:
+    alone = apply("shakespeare-char")
+    shutil.copy(ROOT / "params.yaml", "params.yaml")
+    apply("gpt2-xl")
+    after = apply("shakespeare-char")
+    assert {name: after[name] for name in after if name != "runtime"} == {n: alone[n] for n in alone if n != "runtime"}
+
+
+def test_edits_of_what_decides_a_result_go_back_and_machine_facts_stay(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit("dropout: 0.0", "dropout: 0.3")
+    edit("entity: null", "entity: team")
+    edit("n_layer: 4", "n_layer: 5")  # which the recipe names anyway
+    monkeypatch.setattr(sys, "argv", ["recipe", "gpt2-124m"])
+    recipes.main()
+    said = capsys.readouterr()
+    assert said.err == "recipe: model.dropout goes back to 0.0, as committed\n"
+    assert "-S model.dropout=0.0\n" in said.out
+    assert "tracking" not in said.out
+    values = apply("gpt2-124m")
+    assert (values["model"]["dropout"], values["tracking"]["entity"]) == (0.0, "team")
+
+
+def test_outside_git_a_recipe_is_laid_over_the_file_as_it_stands(project: Path) -> None:
+    shutil.rmtree(".git")
+    edit("dropout: 0.0", "dropout: 0.3")
+    assert apply("gpt2-124m")["model"]["dropout"] == 0.3
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("modle:\n  n_layer: 2\n", r"modle: unknown section; the sections are data, .*, tracking"),
+        ("model:\n  n_layers: 2\n", r"model\.n_layers: unknown key; the keys of model are .*n_layer, "),
+        ("model:\n  n_embd: 250\n", r"recipes/mine\.yaml laid over it, .*\n.*n_embd \(250\) must be a multiple"),
+        ("train:\n  total_batch_size: 100\n", r"total_batch_size \(100\) must be a multiple of model\.block_size"),
+        ("n_layer: 2\n", r"must hold sections of keys"),
+    ],
+)
+def test_a_recipe_s_mistakes_are_named(project: Path, text: str, complaint: str) -> None:
+    Path("recipes/mine.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=complaint):
+        recipes.laid_over("mine")
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pipeline.recipe", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_the_command_lists_the_recipes_and_names_them_where_there_is_no_such_one() -> None:
+    listed = run().stdout.splitlines()
+    assert [line.split()[0] for line in listed] == NAMES
+    assert all(len(line.split()) > 4 for line in listed)
+    failed = run("gpt3")
+    assert failed.returncode == 1
+    assert failed.stderr == f"recipe: no recipe 'gpt3'; the recipes are {', '.join(NAMES)}\n"
+    assert not failed.stdout
+
+
+def test_the_command_imports_no_torch() -> None:
+    code = (
+        "import sys; sys.argv = ['recipe', 'gpt2-124m']; from pipeline.recipe import main; main(); "
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
