@@ -14,6 +14,7 @@ from pydantic import Field, Strict, model_validator
 
 from pipeline.config import Section
 from pipeline.corpus import plays, readers
+from pipeline.corpus.download_progress import DownloadProgress
 from pipeline.corpus.hub import HubStream
 from pipeline.corpus.placing import alone, link_or_copy, sweep
 from pipeline.corpus.raw import FORMAT_VERSION, SOURCE_FILE, Document, RawCorpus, RawFile, write_files
@@ -105,11 +106,11 @@ def fetch(params: DataParams, root: Path, out: Path, work: Path, part_bytes: int
             logger.info("download: %d documents are there from an earlier run", parts[-1].documents)
         while not (parts and parts[-1].last):
             taken = (parts[-1].documents, parts[-1].utf8_bytes) if parts else (0, 0)
-            documents = _Prefix(
-                _open(params, root, stream, taken[0], parts[-1].state if parts else None), params, *taken
-            )
-            while not documents.ended:
-                parts.append(_write_part(work, len(parts), documents, params.val_every, part_bytes, origin, stream))
+            source = _open(params, root, stream, taken[0], parts[-1].state if parts else None)
+            with DownloadProgress(_expected_documents(params, stream), params.max_bytes, *taken) as progress:
+                documents = _Prefix(source, params, progress)
+                while not documents.ended:
+                    parts.append(_write_part(work, len(parts), documents, params.val_every, part_bytes, origin, stream))
         corpus = _check(params, parts, origin, stream)
         sweep(out)
         with atomic_directory(out) as directory:
@@ -122,26 +123,25 @@ def fetch(params: DataParams, root: Path, out: Path, work: Path, part_bytes: int
 
 
 class _Prefix:
-    """The documents of a source up to the limits that the parameters set, counted."""
+    """The documents of a source up to the limits that the parameters set."""
 
-    def __init__(self, documents: Iterator[Document], params: DataParams, taken: int, taken_bytes: int) -> None:
-        self.documents, self.taken, self.taken_bytes, self.ended = documents, taken, taken_bytes, False
+    def __init__(self, documents: Iterator[Document], params: DataParams, taken: DownloadProgress) -> None:
+        self.documents, self.taken, self.ended = documents, taken, False
         self.max_documents = params.max_documents or float("inf")
         self.max_bytes = params.max_bytes or float("inf")
 
     def take(self, utf8_bytes: int) -> Iterator[Document]:
         """Documents until they have that many bytes together. None is read ahead: the source's state stays exact."""
-        enough = self.taken_bytes + utf8_bytes
-        while self.taken_bytes < enough:
-            if self.taken >= self.max_documents or (document := next(self.documents, None)) is None:
+        enough = self.taken.utf8_bytes + utf8_bytes
+        while self.taken.utf8_bytes < enough:
+            if self.taken.documents >= self.max_documents or (document := next(self.documents, None)) is None:
                 self.ended = True
                 return
             size = len(document.text.encode("utf-8"))
-            if self.taken_bytes + size > self.max_bytes:
+            if self.taken.utf8_bytes + size > self.max_bytes:
                 self.ended = True
                 return
-            self.taken += 1
-            self.taken_bytes += size
+            self.taken.advance(size)
             yield document
 
 
@@ -158,15 +158,21 @@ def _write_part(
         part = _Part(
             format_version=FORMAT_VERSION,
             files=write_files(directory, number, documents.take(part_bytes), val_every),
-            documents=documents.taken,
-            utf8_bytes=documents.taken_bytes,
+            documents=documents.taken.documents,
+            utf8_bytes=documents.taken.utf8_bytes,
             origin=origin,
             state=stream.state() if stream else None,
             last=documents.ended,
         )
         part.write(directory / PART_FILE)
-    logger.info("download: %d documents, %.1f MB", part.documents, part.utf8_bytes / 1e6)
+    documents.taken.write(f"download: {documents.taken} are on disk")
     return part
+
+
+def _expected_documents(params: DataParams, stream: HubStream | None) -> int | None:
+    """How many documents there will be, where the source or a limit tells."""
+    known = [count for count in (params.max_documents, stream.expected if stream else None) if count is not None]
+    return min(known, default=None)
 
 
 def _read_parts(work: Path, origin: dict[str, Any]) -> list[_Part]:

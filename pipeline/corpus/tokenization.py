@@ -26,7 +26,7 @@ from pipeline.corpus import cutting, encodings, vocabularies
 from pipeline.corpus.encoder import ShardTask, UnitTask, encode_unit, set_up, token_dtype, write_shard
 from pipeline.corpus.encodings import TokenizerParams
 from pipeline.corpus.pieces import Piece, read_piece
-from pipeline.corpus.placing import alone, link_or_copy, sweep
+from pipeline.corpus.placing import alone, link_or_copy, sweep, together
 from pipeline.corpus.raw import RawCorpus, texts
 from pipeline.corpus.records import SplitName
 from pipeline.corpus.shards import ENCODING_DIRECTORY, FORMAT_VERSION, MANIFEST_FILE, Manifest, Shard, Split
@@ -117,13 +117,15 @@ def tokenize_part(params: TokenizerParams, raw: Path, runs: Path, workers: int, 
     """Encodes every `parts`-th unit, beginning with unit `part` (1 to `parts`), and leaves it in the working directory.
 
     For several machines that share `runs`, or whose working directories are copied together before `tokenize` runs on
-    one of them. Returns how many units the part has.
+    one of them. A second run of the same part waits for the first, and `tokenize` waits for every part that runs. Returns
+    how many units the part has.
     """
     job = Job.open(params, raw, runs)
-    _encoding(job)
     units = [*job.units("train"), *job.units("val")][part - 1 :: parts]
-    with Workers(workers, set_up, (job.work / ENCODING_DIRECTORY,)) as pool:
-        _encode_units(job, pool, units)
+    with together(job.work), alone(job.work / f"part-{part}-of-{parts}"):
+        _encoding(job)
+        with Workers(workers, set_up, (job.work / ENCODING_DIRECTORY,)) as pool:
+            _encode_units(job, pool, units)
     return len(units)
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,41 @@ def test_each_nth_document_is_held_out_whole(tmp_path: Path) -> None:
     assert documents(tmp_path) == [text for text in texts if text not in documents(tmp_path, "val")]
     with pytest.raises(ValueError, match=r"data\.val_every \(10\): all 1 document\(s\) would be for validation"):
         fetch(tmp_path, files=["a.jsonl"], val_every=10, max_documents=1)
+
+
+def test_a_download_of_known_size_tells_its_share_and_time_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pipeline.progress.PLAIN_INTERVAL_S", 0)
+    write_texts(tmp_path, ["ten bytes\n"] * 20)
+    fetch(tmp_path, files=["a.jsonl"], max_documents=10)
+    assert re.search(
+        r"download 5/10 docs \(50%\) \| [\d,.]+ docs/s \| ETA \S+ \| text 0\.0 MB", capsys.readouterr().out
+    )
+    fetch(tmp_path, files=["a.jsonl"], max_bytes=100)
+    assert re.search(r"download 50/100 B \(50%\) \| [\d,.]+ B/s \| ETA ", capsys.readouterr().out)
+
+
+def test_a_dataset_that_says_its_size_is_a_download_of_known_size(
+    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pipeline.progress.PLAIN_INTERVAL_S", 0)
+    monkeypatch.setattr(HubStream, "expected", 300)
+    fetch(tmp_path, source="hub", hub_path=str(dataset))
+    assert "download 75/300 docs (25%)" in capsys.readouterr().out
+    fetch(tmp_path, source="hub", hub_path=str(dataset), max_documents=100)
+    assert "download 75/100 docs (75%)" in capsys.readouterr().out
+
+
+def test_a_download_of_unknown_size_tells_its_count_at_intervals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_texts(tmp_path, ["ten bytes\n"] * 20)
+    fetch(tmp_path, files=["a.jsonl"])
+    assert capsys.readouterr().out == "download: 20 documents, 0.0 MB are on disk\n"
+    monkeypatch.setattr("pipeline.corpus.download_progress.PLAIN_INTERVAL_S", 0)
+    fetch(tmp_path, files=["a.jsonl"])
+    assert "download: 7 documents, 0.0 MB\n" in capsys.readouterr().out
 
 
 class Killed(BaseException):
