@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiktoken
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.corpus import encodings, vocabularies
 from pipeline.corpus.encoder import encode, token_dtype
@@ -38,6 +40,44 @@ def test_gpt2_gives_the_ids_of_tiktoken_s_own(gpt2_files: Path, monkeypatch: pyt
     assert ours.encode_ordinary(VARIED) == reference.encode_ordinary(VARIED)
     assert encodings.identity(ours) == encodings.identity(reference)
     assert (ours.n_vocab, ours.eot_token) == (50_257, 50_256)
+
+
+SPACES = [" ", "  ", "\n", "\n\n\n", "\t", "\r\n", "\u00a0", "\u3000", "\u200b", " " * 17, "\n \t " * 5, "\x00"]
+WORDS = (
+    "'s 'LL \u2019ve don't I'M café e\u0301 ﬁ İ ß 東京 हिन्दी مرحبا 🏳️‍🌈 👩🏽‍🚀 𝔘 … — "
+    "0 123 1234567 3.14159 1e-9 0x1F ٣ Ⅷ ½ x² def f(x): -> != // /* */ {} $x_1$ <div> C:\\new "
+    "<|endoftext|> <|im_start|> <| |> endoftext"
+)
+
+
+@pytest.fixture(scope="module")
+def both(gpt2_files: Path) -> tuple[tiktoken.Encoding, tiktoken.Encoding]:
+    """GPT-2's encoding as it is made here, and tiktoken's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIKTOKEN_CACHE_DIR", str(gpt2_files))
+        return vocabularies.gpt2_encoding(), tiktoken.get_encoding("gpt2")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from([*SPACES, *WORDS.split()]) | st.text(max_size=5), max_size=12).map("".join))
+def test_gpt2_s_ids_of_any_text_are_tiktoken_s_own_and_decode_to_it(
+    both: tuple[tiktoken.Encoding, tiktoken.Encoding], text: str
+) -> None:
+    ours, reference = both
+    ids = encode(ours, [text]).tolist()
+    assert ids == [reference.eot_token, *reference.encode_ordinary(text)]
+    assert reference.decode(ids[1:]) == text
+
+
+def test_gpt2_s_ids_of_books_and_code_are_tiktoken_s_own(
+    both: tuple[tiktoken.Encoding, tiktoken.Encoding], shakespeare: dict[str, list[str]]
+) -> None:
+    ours, reference = both
+    code = [path.read_text(encoding="utf-8") for path in sorted(Path(encodings.__file__).parent.glob("*.py"))]
+    texts = [*shakespeare["tragedies/macbeth.md"], *code]
+    assert len(code) > 10
+    expected = [id for text in texts for id in (reference.eot_token, *reference.encode_ordinary(text))]
+    assert encode(ours, texts).tolist() == expected
 
 
 def test_gpt2_comes_from_the_package_index_where_openai_cannot_be_reached(

@@ -3,7 +3,6 @@
 import gzip
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.corpus import raw, sources
-from pipeline.corpus.hub import HubStream
-from pipeline.corpus.raw import Document, RawCorpus
-from pipeline.corpus.records import SplitName
-from pipeline.files import read_json
-from pipeline.log import Stop
+from pipeline.corpus.raw import Document
 
 from .conftest import DOCUMENTS, data_params
+from .downloading import documents, fetch
 
 TEXTS = ["one\n", "two — “zwei”", "", "drei\r\nthree"]
-
-
-def fetch(root: Path, part_bytes: int = 10**9, **changes: Any) -> RawCorpus:
-    return sources.fetch(data_params(**changes), root, root / "raw", root / "work", part_bytes)
-
-
-def documents(root: Path, split: SplitName = "train") -> list[str]:
-    corpus = RawCorpus.read(root / "raw")
-    return list(raw.texts(root / "raw", corpus.splits.get(split, [])))
 
 
 def write_texts(root: Path, texts: list[str] = TEXTS) -> None:
@@ -153,17 +140,6 @@ def test_a_download_of_known_size_tells_its_share_and_time_left(
     assert re.search(r"download 50/100 B \(50%\) \| [\d,.]+ B/s \| ETA ", capsys.readouterr().out)
 
 
-def test_a_dataset_that_says_its_size_is_a_download_of_known_size(
-    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("pipeline.progress.PLAIN_INTERVAL_S", 0)
-    monkeypatch.setattr(HubStream, "expected", 300)
-    fetch(tmp_path, source="hub", hub_path=str(dataset))
-    assert "download 75/300 docs (25%)" in capsys.readouterr().out
-    fetch(tmp_path, source="hub", hub_path=str(dataset), max_documents=100)
-    assert "download 75/100 docs (75%)" in capsys.readouterr().out
-
-
 def test_a_download_of_unknown_size_tells_its_count_at_intervals(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -223,75 +199,6 @@ def test_a_bad_row_of_data_raw_is_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": bad}), tmp_path / "b.parquet")
     with pytest.raises(ValueError, match=r"b\.parquet: row group 0, row 0: not UTF-8"):
         raw.read_group(tmp_path / "b.parquet", 0)
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset as the hub has them: parquet files of one split in a directory."""
-    directory = tmp_path_factory.mktemp("dataset")
-    (directory / "data").mkdir()
-    for number in range(3):
-        texts = [f"row {number} {row}" for row in range(100)]
-        table = pa.table({"text": texts, "id": range(100)})
-        pq.write_table(table, directory / "data" / f"train-{number:05d}.parquet", row_group_size=30)
-    return directory
-
-
-ROWS = [f"row {number} {row}" for number in range(3) for row in range(100)]
-
-
-def test_a_dataset_streams_in_the_order_of_its_files(tmp_path: Path, dataset: Path) -> None:
-    fetch(tmp_path, source="hub", hub_path=str(dataset), part_bytes=500)
-    assert documents(tmp_path) == ROWS
-    fetch(tmp_path, source="hub", hub_path=str(dataset), max_documents=150)
-    assert documents(tmp_path) == ROWS[:150]
-
-
-def test_an_interrupted_stream_goes_on_in_the_middle_of_a_file(
-    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows, taken = HubStream.rows, []
-
-    def dropped(self: HubStream) -> Iterator[dict[str, Any]]:
-        for row in rows(self):
-            if len(taken) == 170:
-                taken.append(row)
-                raise Stop("the network is gone")
-            taken.append(row)
-            yield row
-
-    monkeypatch.setattr(HubStream, "rows", dropped)
-    with pytest.raises(Stop, match="gone"):
-        fetch(tmp_path, source="hub", hub_path=str(dataset), part_bytes=500)
-    kept = sum(len(pq.read_table(path)) for path in (tmp_path / "work").rglob("*.parquet"))
-    assert 100 < kept < 170
-    taken.clear()
-    monkeypatch.setattr(HubStream, "rows", rows)
-    monkeypatch.setattr(HubStream, "rows", lambda self: (taken.append(row) or row for row in rows(self)))
-    fetch(tmp_path, source="hub", hub_path=str(dataset), part_bytes=500)
-    assert documents(tmp_path) == ROWS
-    assert len(taken) == 300 - kept
-
-
-def test_a_dataset_that_ends_early_is_refused(tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(HubStream, "expected", 301)
-    with pytest.raises(ValueError, match="300 documents came, but it has 301"):
-        fetch(tmp_path, source="hub", hub_path=str(dataset))
-
-
-def test_a_dataset_s_mistakes_are_named(tmp_path: Path, dataset: Path) -> None:
-    with pytest.raises(ValueError, match=r"no column 'body' \(data.text_column\), only text, id"):
-        fetch(tmp_path, source="hub", hub_path=str(dataset), text_column="body")
-    with pytest.raises(ValueError, match=r"row 0 of this run: id \(0\) is not text"):
-        fetch(tmp_path, source="hub", hub_path=str(dataset), text_column="id")
-    with pytest.raises(Stop, match=r"hub dataset .* split nosplit, .*nosplit"):
-        fetch(tmp_path, source="hub", hub_path=str(dataset), hub_split="nosplit")
-
-
-def test_the_origin_says_where_documents_came_from(tmp_path: Path, dataset: Path) -> None:
-    fetch(tmp_path, source="hub", hub_path=str(dataset))
-    origin = read_json(tmp_path / "raw" / "source.json")["origin"]
-    assert origin == {"source": "hub", "path": str(dataset), "name": None, "split": "train", "commit": None}
 
 
 def test_the_documents_of_the_fixture_survive_the_trip(tmp_path: Path) -> None:

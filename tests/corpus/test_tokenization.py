@@ -1,9 +1,15 @@
 """Documents become the same shards for any number of workers and any size of units."""
 
+import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +20,7 @@ from pipeline.corpus.shards import open_split
 from pipeline.corpus.tokenization import tokenize
 from pipeline.corpus.verify import verify_directory
 
-from .conftest import WriteRaw, tokenizer_params
+from .conftest import WriteRaw, data_params, tokenizer_params
 from .tokenizing import CORPUS, contents
 
 
@@ -79,6 +85,67 @@ def test_the_splits_together_are_every_document_after_its_end_of_text(
         assert all(shard.tokens == shard_tokens for shard in split.shards[:-1])
         assert split.tokens == sum(shard.tokens for shard in split.shards)
     verify_directory(out)
+
+
+def test_a_large_vocabulary_is_written_as_uint32(
+    write_raw: WriteRaw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    ranks |= {(256 + n).to_bytes(3, "big"): 256 + n for n in range(2**16 - 256)}
+    large = tiktoken.Encoding(
+        "bytes", pat_str=r"\S+|\s+", mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 2**16}
+    )
+    monkeypatch.setattr(encodings, "bytes_encoding", lambda: large)
+    manifest = tokenize(tokenizer_params(), write_raw(CORPUS), tmp_path / "s", tmp_path / "r", 1)
+    assert (manifest.dtype, manifest.vocab_size, manifest.eot_id) == ("uint32", 2**16 + 1, 2**16)
+    assert np.load(tmp_path / "s" / "train_000000.npy").dtype == np.dtype("<u4")
+    stream = stream_of(tmp_path / "s", "val") + stream_of(tmp_path / "s", "train")
+    assert stream == encode(large, CORPUS).tolist()
+    verify_directory(tmp_path / "s")
+
+
+def test_progress_tells_tokens_per_second_and_the_time_left(
+    write_raw: WriteRaw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pipeline.progress.PLAIN_INTERVAL_S", 0)
+    tokenize(tokenizer_params(), write_raw(CORPUS), tmp_path / "s", tmp_path / "r", 1)
+    line = r"tokenize \d+/\d+ B \(\d+%\) \| [\d,.]+ B/s \| ETA \S+ \| tokens [\d,]+, rate [\d.]+M tok/s"
+    assert re.search(line, capsys.readouterr().out)
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+from pipeline.corpus import sources, tokenization
+from pipeline.corpus.encodings import TokenizerParams
+from pipeline.corpus.sources import DataParams
+root, params = Path(sys.argv[1]), DataParams.model_validate_json(sys.argv[2])
+def most():  # not getrusage's, which begins with that of the process which started this one
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) // 1024
+before = most()
+sources.fetch(params, root, root / "raw", root / "work", part_bytes=16 * 2**20)
+print("memory", most() - before)
+params = TokenizerParams(encoding="gpt2", vocab_size=300, training_bytes=None, shard_tokens=1_000_000)
+tokenization.tokenize(params, root / "raw", root / "shards", root / "runs", 1)
+print("memory", most() - before)
+"""
+
+
+def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
+    """Of a process that writes data/raw and then cuts shards: the most MB it ever had, beyond those of its imports."""
+    most = {}
+    for megabytes in (16, 64):
+        directory = tmp_path / str(megabytes)
+        directory.mkdir()
+        with (directory / "a.jsonl").open("w") as file:
+            for number in range(megabytes * 100):
+                file.write(json.dumps({"text": f"It was document {number}, and its like. " * 260}) + "\n")
+        command = [sys.executable, "-c", MEASURE, str(directory), data_params(files=["*.jsonl"]).model_dump_json()]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        most[megabytes] = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("memory")]
+    for small, large in zip(most[16], most[64], strict=True):
+        assert 0 < large < small + 20, most
+    assert most[64][1] < 200 + 4, most  # one unit is 4 MB
 
 
 def test_a_document_longer_than_a_shard_runs_over_shards(write_raw: WriteRaw, tmp_path: Path) -> None:

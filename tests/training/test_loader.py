@@ -1,10 +1,14 @@
 """The loader: which tokens a step sees depends on nothing but seed and step."""
 
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.corpus.shards import TokenStream, open_split
 from pipeline.training.loader import Loader, largest_divisor
@@ -65,6 +69,72 @@ def test_sequential_order_is_the_classic_chunked_stream(stream: TokenStream, wor
             position += micro * block * world
     for loader in loaders:
         loader.close()
+
+
+class Positions:
+    """A stream in which every token is its own place, and that remembers where it was read."""
+
+    def __init__(self, length: int) -> None:
+        self.length, self.starts, self.read_again = length, list[int](), threading.Event()
+
+    def __len__(self) -> int:
+        return self.length
+
+    def read(self, start: int, count: int) -> Any:
+        assert 0 <= start <= start + count <= self.length
+        if start in self.starts:
+            self.read_again.set()
+        self.starts.append(start)
+        return np.arange(start, start + count, dtype=np.uint32)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    length=st.integers(2, 400),
+    block=st.integers(1, 16),
+    sequences=st.integers(1, 6),
+    world=st.integers(1, 3),
+    micro=st.integers(1, 7),
+    order=st.sampled_from(["shuffled", "sequential"]),
+)
+def test_an_epoch_predicts_every_token_of_its_blocks_once_whatever_the_sizes(
+    length: int, block: int, sequences: int, world: int, micro: int, order: str
+) -> None:
+    stream: Any = Positions(max(length, block + 1))
+    loaders = [
+        Loader(stream, block, sequences * world * block, micro, order, 7, rank, world, CPU) for rank in range(world)
+    ]
+    n_blocks = loaders[0].n_blocks
+    predicted, steps = [], -(-n_blocks // (sequences * world))
+    for step in range(steps):
+        of_ranks = [list(loader.micro_batches_of(step)) for loader in loaders]
+        for micro_batch in zip(*of_ranks, strict=True):  # the ranks side by side, as they take the step's rows
+            for inputs, targets in micro_batch:
+                assert torch.equal(inputs + 1, targets)
+                predicted += targets.tolist()
+    for loader in loaders:
+        loader.close()
+    epoch = [token for row in predicted[:n_blocks] for token in row]
+    assert sorted(epoch) == list(range(1, n_blocks * block + 1))
+    assert len(stream) - len(epoch) <= block, "less than a block is left over at the stream's end, and its first token"
+
+
+def test_the_next_step_is_read_while_this_one_is_computed(stream: TokenStream) -> None:
+    positions: Any = Positions(16 * 8 + 1)  # one step is an epoch: the next one reads the same blocks
+    loader = Loader(positions, 16, 8 * 16, 4, "shuffled", 1, 0, 1, CPU)
+    next(iter(loader.micro_batches_of(0)))
+    assert positions.read_again.wait(30), "nobody has asked for step 1 yet"
+    loader.close()
+
+
+def test_batches_for_a_gpu_are_in_pinned_memory(stream: TokenStream, monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned: list[tuple[int, ...]] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(tuple(self.shape)) or self)
+    for device, expected in (("cpu", []), ("cuda", [(2, 4, 17)])):
+        loader = Loader(stream, 16, 8 * 16, 4, "shuffled", 1, 0, 1, torch.device(device))
+        loader._read(0)
+        loader.close()
+        assert pinned == expected
 
 
 def test_a_loader_has_no_memory(stream: TokenStream) -> None:

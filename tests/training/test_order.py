@@ -1,5 +1,7 @@
 """The order of blocks: a bijection of every epoch, the same whoever asks."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -17,6 +19,21 @@ def test_every_block_occurs_once_in_an_epoch(size: int, seed: int, epoch: int) -
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 15, 16, 17, 255, 256, 257, 65535, 65536, 65537])
 def test_awkward_sizes_are_permuted_whole(size: int) -> None:
     assert len(np.unique(permute(np.arange(size), size, 1, 0))) == size
+
+
+def test_a_million_blocks_and_three_are_permuted_whole() -> None:
+    size = 1_000_003  # a prime
+    seen = np.zeros(size, dtype=bool)
+    seen[permute(np.arange(size), size, seed=1, epoch=2)] = True
+    assert seen.all()
+
+
+def test_a_step_among_ten_million_blocks_costs_no_memory_worth_mention() -> None:
+    tracemalloc.start()
+    blocks_of_step(30_000, 512, 10**7, "shuffled", seed=1)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100_000  # bytes; a stored permutation would be 80,000,000
 
 
 def test_a_place_can_be_asked_for_alone_at_ten_million_blocks() -> None:
