@@ -123,7 +123,13 @@ def hydra_value(value: Any) -> str:
         return f"[{','.join(map(hydra_value, value))}]"
     if not isinstance(value, str):
         return json.dumps(value)
-    if re.fullmatch(r"[A-Za-z][\w./-]*", value) and value.lower() not in ("null", "true", "false", "inf", "nan"):
+    if re.fullmatch(r"[A-Za-z][\w./-]*", value, re.ASCII) and value.lower() not in (
+        "null",
+        "true",
+        "false",
+        "inf",
+        "nan",
+    ):
         return value
     # Backslashes are themselves, but for those before a quote.
     return "'" + re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + found[2].replace("'", r"\'"), value) + "'"

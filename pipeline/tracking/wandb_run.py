@@ -41,15 +41,21 @@ def resolved_mode(params: TrackingParams) -> str:
     choice = os.environ.get("WANDB_MODE", "auto") if params.mode == "auto" else params.mode
     if choice != "auto":
         return "disabled" if choice == "dryrun" else choice
-    try:
-        import wandb
-
-        has_key = bool(wandb.api.api_key)
-    except Exception:  # not installed, or its settings cannot be read
-        has_key = bool(os.environ.get("WANDB_API_KEY"))
+    has_key = bool(os.environ.get("WANDB_API_KEY")) or _key_in_netrc()
     if not has_key:
         logger.info("W&B: no API key, so this run is logged offline; `wandb sync` sends it later")
     return "online" if has_key else "offline"
+
+
+def _key_in_netrc() -> bool:
+    """Whether `wandb login` has left a key. wandb.login itself would print, and may ask the server."""
+    try:
+        import wandb
+        from wandb.sdk.lib import wbauth
+
+        return bool(wbauth.read_netrc_auth(host=wandb.Settings().base_url))
+    except Exception:  # not installed, a key that it cannot read, another version
+        return False
 
 
 def run_identity(file: Path, name: str, mode: str) -> RunIdentity:
@@ -115,7 +121,8 @@ class WandbRun:
         """Ends the run and waits for what is left to be sent, a minute at most. Returns its identity with the URL."""
         if self.identity.mode != "disabled":
             url = []
-            self._submit(lambda: url.append(self._run.url))
+            if self.identity.mode == "online":
+                self._submit(lambda: url.append(self._run.url))
             self._submit(lambda: self._run.finish(exit_code=exit_code))
             self._put(None)
             self._thread.join(FINISH_TIMEOUT_S)
@@ -177,13 +184,14 @@ def log_to_training_run(
 ) -> None:
     """Adds values and tables of a later stage to the W&B run that `training_summary` (summary.json) names.
 
-    Does nothing where training was not tracked.
+    Goes online or offline as training did, unless it is told otherwise. Does nothing where training was not tracked.
     """
     if not training_summary.exists():
         return
     known = read_json(training_summary)["wandb"]
-    mode = resolved_mode(params) if known["id"] else "disabled"
-    run = WandbRun(RunIdentity(known["id"] or "", known["name"] or "", mode), params, {}, job_type="train")
+    chosen = params.mode != "auto" or "WANDB_MODE" in os.environ
+    mode = resolved_mode(params) if chosen else known["mode"]  # as training was
+    run = WandbRun(RunIdentity(known["id"], known["name"], mode), params, {}, job_type="train")
     run.summarise(summary)
     for name, table in (tables or {}).items():
         run.log_table(name, table)
