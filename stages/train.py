@@ -46,7 +46,8 @@ CURVES, METRICS, SUMMARY = REPORTS / "curves.csv", REPORTS / "metrics.json", REP
 def main() -> None:
     """Trains, then writes the outputs; what was unfinished is removed when they are complete."""
     model, train, runtime, tracking = read_sections(ModelParams, TrainParams, RuntimeParams, TrackingParams)
-    state = run_directory(f"train-{fingerprint('train', {'model': model.model_dump(), 'train': train.model_dump()})}")
+    inputs = fingerprint("train", {"model": model.model_dump(), "train": train.model_dump()})
+    state = run_directory(f"train-{inputs}")
     with distributed.start(runtime.collective_timeout) as group:
         if not group.is_main:
             run_training(model, train, runtime, group, state, recorders=[])
@@ -54,7 +55,7 @@ def main() -> None:
         with locked(state):
             curves = Curves(state / "curves.csv", CURVES, extra_columns=choice_columns(HELLASWAG))
             wandb_run = WandbRun(
-                run_identity(state / "wandb.json", run_name(state.name), resolved_mode(tracking)),
+                run_identity(state / "wandb.json", run_name(inputs), resolved_mode(tracking)),
                 tracking,
                 config=load_yaml(PARAMS_FILE),
                 job_type="train",
@@ -87,7 +88,7 @@ def run_training(
     store = CheckpointStore(state / "checkpoints", runtime.checkpoints_kept)
     trainer = Trainer(model, stream, train, runtime, group, store, recorders, probes)
     logger.info(
-        "data: %s tokens, %.2f epochs in %d steps of %d tokens (%d micro-batches of %d x %d on each of %d rank(s))",
+        "data: %s tokens, %.2f epochs in %d steps of %d tokens (micro-batches: %d of %d x %d on each of %d rank(s))",
         f"{len(stream):,}",
         train.max_steps * train.total_batch_size / len(stream),
         train.max_steps,

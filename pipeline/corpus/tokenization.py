@@ -117,8 +117,8 @@ def tokenize_part(params: TokenizerParams, raw: Path, runs: Path, workers: int, 
     """Encodes every `parts`-th unit, beginning with unit `part` (1 to `parts`), and leaves it in the working directory.
 
     For several machines that share `runs`, or whose working directories are copied together before `tokenize` runs on
-    one of them. A second run of the same part waits for the first, and `tokenize` waits for every part that runs. Returns
-    how many units the part has.
+    one of them. A second run of the same part waits for the first, and `tokenize` waits for every part that runs.
+    Returns how many units the part has.
     """
     job = Job.open(params, raw, runs)
     units = [*job.units("train"), *job.units("val")][part - 1 :: parts]
