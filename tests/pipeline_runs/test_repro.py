@@ -57,7 +57,7 @@ def test_one_command_leaves_a_model_and_a_report(finished: Project) -> None:
         assert (finished.path / path).is_file(), path
     text = (finished.path / "reports/report.md").read_text()
     metrics = finished.json("reports/evaluate/metrics.json")
-    assert f"{metrics['val']['loss']:.2f}" in text
+    assert f"{metrics['val']['loss']:.4f}" in text
     for figure in re.findall(r'(?:src|srcset)="(figures/[^"]+)"|\]\((figures/[^)]+)\)', text):
         assert (finished.path / "reports" / next(filter(None, figure))).is_file()
     assert finished.unfinished_runs() == []
