@@ -4,7 +4,7 @@ import sys
 import time
 from collections import deque
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from tqdm import tqdm
 
@@ -28,7 +28,7 @@ class Progress:
         self.last_line = time.monotonic()
         self._recent: deque[tuple[float, int]] = deque([(self.last_line, start)])  # when, how much was done
         self.note = ""
-        self.bar: tqdm[None] | None = None
+        self.bar: tqdm[Any] | None = None
         if sys.stderr.isatty() and rank() == 0:
             self.bar = tqdm(
                 total=total, initial=start, desc=label, unit=unit, unit_scale=True, dynamic_ncols=True, leave=True
