@@ -1,0 +1,58 @@
+"""curves.csv survives kills: whole rows only, none twice, none missing."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from pipeline.tracking.curves import Curves
+
+
+def row(step: int, **cells: object) -> dict[str, object]:
+    return {"step": step, "tokens": step * 8, "train/loss": 5 - step / 10, "event": "", **cells}
+
+
+@pytest.fixture
+def curves(tmp_path: Path) -> Curves:
+    curves = Curves(tmp_path / "state" / "curves.csv", tmp_path / "reports" / "curves.csv", ("next_lines/acc",))
+    curves.rewind(0)
+    return curves
+
+
+def steps(path: Path) -> list[int]:
+    with path.open(newline="") as file:
+        return [int(row["step"]) for row in csv.DictReader(file)]
+
+
+def test_rows_are_kept_and_published(curves: Curves) -> None:
+    curves.record([row(1), row(2, **{"val/loss": 4.5, "next_lines/acc": 0.3})])
+    curves.flush()
+    assert curves.published.read_bytes() == curves.path.read_bytes()
+    with curves.published.open(newline="") as file:
+        last = list(csv.DictReader(file))[-1]
+    assert (last["val/loss"], last["next_lines/acc"], last["train/grad_norm"]) == ("4.5", "0.3", "")
+
+
+def test_a_resumed_run_writes_no_step_twice(curves: Curves) -> None:
+    curves.record([row(step) for step in range(1, 8)])
+    again = Curves(curves.path, curves.published, ("next_lines/acc",))
+    assert again.last_step() == 7
+    again.rewind(5)
+    again.record([row(step) for step in range(6, 9)])
+    assert steps(curves.path) == list(range(1, 9))
+
+
+def test_a_row_that_a_kill_cut_short_is_dropped(curves: Curves) -> None:
+    curves.record([row(1), row(2)])
+    content = curves.path.read_bytes()
+    curves.path.write_bytes(content + b"3,24,4.")
+    assert curves.last_step() == 2
+    curves.rewind(2)
+    assert curves.path.read_bytes() == content
+
+
+def test_a_fresh_start_begins_an_empty_file(curves: Curves) -> None:
+    curves.record([row(1)])
+    curves.rewind(0)
+    assert steps(curves.path) == []
+    assert curves.last_step() == -1
