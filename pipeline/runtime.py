@@ -25,6 +25,10 @@ class RuntimeParams(Section):
     compile: Literal["auto", "on", "off"]
     """torch.compile; auto: where it pays, falling back to eager with one line where the compiler is missing."""
 
+    deterministic: bool
+    """Only algorithms that give the same bits each time, so that a resumed run equals one never stopped bit for bit;
+    false: faster ones where there are such, whose order of additions varies from run to run."""
+
     checkpoint_interval: int = Field(ge=1)
     """Optimizer steps between checkpoints."""
 

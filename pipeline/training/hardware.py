@@ -1,5 +1,6 @@
 """What the machine can do: its name, its peak rate of matrix products, and whether compiling pays."""
 
+import os
 import platform
 import time
 from pathlib import Path
@@ -58,6 +59,18 @@ def _measured_cpu_peak(dtype: torch.dtype, size: int = 1024, seconds: float = 0.
         a @ a
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
+
+
+def choose_algorithms(deterministic: bool) -> None:
+    """Restricts this process to algorithms that add in a fixed order, or lifts that.
+
+    Without it, the gradient of an embedding is added up by threads in the order in which they come, also in compiled
+    code on a CPU. Operations that have no such algorithm warn. See pytorch.org/docs/stable/notes/randomness.html.
+    """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # only hides reads of unset memory, at a cost
 
 
 def compiling_pays(device: torch.device, flops_per_process: float) -> bool:

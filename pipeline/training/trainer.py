@@ -22,7 +22,7 @@ from pipeline.runtime import RuntimeParams
 from pipeline.training import resume
 from pipeline.training.checkpoint import CheckpointStore
 from pipeline.training.compiling import compiled
-from pipeline.training.hardware import peak_flops
+from pipeline.training.hardware import choose_algorithms, peak_flops
 from pipeline.training.interruption import Interrupted, Interruption
 from pipeline.training.journal import Counters, Journal
 from pipeline.training.loader import Loader
@@ -94,6 +94,7 @@ class Trainer:
 
         Raises ValueError where the batch and the world size, or the corpus and the context, do not fit.
         """
+        choose_algorithms(runtime.deterministic)
         self.train, self.runtime, self.group, self.store = train, runtime, group, store
         self.recorders, self.probes = recorders, probes
         self.loader = Loader(

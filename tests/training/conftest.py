@@ -46,6 +46,7 @@ RUNTIME = {
     "micro_batch_size": 4,
     "dtype": "float32",
     "compile": "off",
+    "deterministic": True,
     "checkpoint_interval": 5,
     "checkpoints_kept": 2,
     "collective_timeout": 60.0,

@@ -71,6 +71,25 @@ def test_a_stopped_run_resumes_bit_for_bit(
     assert outcome.counters.resumed_at == [5 * (max(stopped_after - 1, 0) // 5)] * (stopped_after > 5)
 
 
+@pytest.mark.slow
+def test_a_compiled_run_on_several_threads_resumes_bit_for_bit(shards: Path, tmp_path: Path) -> None:
+    """Where the gradient of the embedding would otherwise be added up in any order."""
+    how = {"compile": "on", "dtype": "auto", "micro_batch_size": 8}
+    what = {"optimizer": "muon", "total_batch_size": 1024}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        whole = trainer(shards, tmp_path / "whole", runtime=how, train=what)
+        whole.run()
+        with pytest.raises(KeyboardInterrupt):
+            trainer(shards, tmp_path / "cut", runtime=how, train=what, probes=(StopAt(7),)).run()
+        again = trainer(shards, tmp_path / "cut", runtime=how, train=what)
+        assert again.run().counters.resumed_at == [5]
+    finally:
+        torch.set_num_threads(threads)
+    assert same(weights_of(again), weights_of(whole))
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_the_step_and_exits_with_its_number(
     shards: Path, tmp_path: Path, uninterrupted: tuple[Trainer, MemoryRecorder], number: signal.Signals
