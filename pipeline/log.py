@@ -53,13 +53,8 @@ def clear_errors(name: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         sys.exit(130)
-    except (Stop, ValueError, FileNotFoundError) as error:
+    except (Stop, ValueError, OSError) as error:  # OSError: a missing file, a full disk, no permission
         if os.environ.get("PIPELINE_TRACEBACK"):
             raise
         print(f"{name}: {error}", file=sys.stderr, flush=True)
         sys.exit(getattr(error, "exit_code", 1))
-    except OSError as error:  # full disk, missing permission
-        if os.environ.get("PIPELINE_TRACEBACK"):
-            raise
-        print(f"{name}: {error}", file=sys.stderr, flush=True)
-        sys.exit(1)

@@ -127,8 +127,8 @@ class Architecture(Section):
         """The longest sequence that the model accepts; None: any.
 
         ALiBi was made to go on past the trained context, so it may. A learned or sinusoidal table ends there, and RoPE
-        computes angles that no training has seen; for these three the window slides: the newest `block_size` tokens are
-        kept and computed again from position 0.
+        computes angles that no training has seen; for these three the window slides: when it is full, its newer half is
+        kept and computed again from position 0 (pipeline/generation/decoder.py).
         """
         return None if self.position == "alibi" else self.block_size
 

@@ -66,9 +66,6 @@ class StepMetrics:
         """`losses`: (world size,) the mean loss of each rank; `grad_norm`: scalar. Nothing waits for them here."""
         self._pending.append((step, lr, torch.cat([losses, grad_norm.reshape(1)])))
 
-    def __len__(self) -> int:
-        return len(self._pending)
-
     def read(self) -> list["StepReading"]:
         """All that was collected since the last reading; waits for the device once."""
         if not self._pending:

@@ -1,6 +1,5 @@
 """Small shards, params and runs for the tests of training."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from pipeline.runtime import RuntimeParams
 from pipeline.training.checkpoint import CheckpointStore
 from pipeline.training.metrics import Row
 from pipeline.training.params import TrainParams
-from pipeline.training.trainer import Outcome, Probe, Trainer
+from pipeline.training.trainer import Probe, Trainer
 
 TRAIN = {
     "seed": 1,
@@ -164,6 +163,3 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def stream(shards: Path) -> TokenStream:
     return open_split(shards, "train")
-
-
-RunFunction = Callable[..., Outcome]
