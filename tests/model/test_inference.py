@@ -54,11 +54,16 @@ def test_the_model_keeps_its_modules_and_its_mode() -> None:
     assert all(module.training for module in model.modules())
 
 
-@pytest.mark.skipif(not has_onednn_linear(), reason="this torch has no oneDNN")
-def test_onednn_multiplies_as_exactly_as_blas() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(50, 300), (300,), (2, 1, 300), (0, 300)])
+def test_onednn_multiplies_as_exactly_as_torch(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    if not has_onednn_linear(dtype):
+        pytest.skip(f"this torch has no oneDNN for {dtype} here")
     torch.manual_seed(1)
-    linear = torch.nn.Linear(300, 200)
-    x = torch.randn(50, 300)
+    linear = torch.nn.Linear(300, 200).to(dtype).requires_grad_(False)
+    x = torch.randn(shape).to(dtype)
     exact = x.double() @ linear.weight.double().T + linear.bias.double()
-    error = (Product(linear, torch.float32)(x) - exact).abs().max()
-    assert error < 2 * (linear(x) - exact).abs().max() + 1e-7
+    found = Product(linear, dtype)(x)
+    assert found.shape == exact.shape
+    assert found.dtype == dtype
+    assert ((found - exact).abs().sum() <= 2 * (linear(x) - exact).abs().sum() + 1e-7).all()
