@@ -51,8 +51,8 @@ deps: setup-dev
 lock:
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/pip install --quiet -r requirements.in
-	.venv-lock/bin/pip freeze | grep -v -E '^(nvidia|triton|cuda|pip|setuptools)' | sed 's/+cpu$$//' > requirements.txt
+	.venv-lock/bin/pip freeze | grep -v -E '^(nvidia-[^m]|triton|cuda|pip|setuptools)' | sed 's/+cpu$$//' > requirements.txt
 	.venv-lock/bin/pip install --quiet -r requirements-dev.in
-	.venv-lock/bin/pip freeze | grep -v -E '^(nvidia|triton|cuda|pip|setuptools)' | sed 's/+cpu$$//' \
+	.venv-lock/bin/pip freeze | grep -v -E '^(nvidia-[^m]|triton|cuda|pip|setuptools)' | sed 's/+cpu$$//' \
 		| grep -v -x -F -f requirements.txt | (echo "-r requirements.txt"; cat) > requirements-dev.txt
 	rm -rf .venv-lock

@@ -56,7 +56,8 @@ class Loader:
             tokens = self._read(step)
         self._ahead = (step + 1, self._pool.submit(self._read, step + 1))
         for block in tokens:  # (B, T + 1)
-            block = block.to(self.device, torch.int64, non_blocking=True)
+            # Widened on the device: a copy that also converts would go through unpinned memory and make the host wait.
+            block = block.to(self.device, non_blocking=True).long()
             yield block[:, :-1], block[:, 1:]
 
     def close(self) -> None:

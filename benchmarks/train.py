@@ -1,0 +1,222 @@
+"""How fast the training loop is, beside a plain eager float32 loop over the same model, and what checkpoints cost it.
+
+    python -m benchmarks.train                    # 6 layers of 384, context 256, on a CPU
+    python -m benchmarks.train --size gpt2        # GPT-2 124M at context 1,024, on a GPU
+
+Each loop trains the same model on a shard of random tokens, in turns, several rounds; the median round of each is told
+as tokens per second of steps, so without compiling and checkpoints. Then the pipeline's loop runs with and without
+checkpoints, in turns, and the wall time that they add is told, scaled to params.yaml's cadence. Prints tables in
+markdown.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.loader import write_stream
+from pipeline.config import read_sections
+from pipeline.corpus.shards import TokenStream
+from pipeline.distributed import Group, autocast_dtype
+from pipeline.log import logger
+from pipeline.model.accounting import describe, flops_per_token
+from pipeline.model.config import GPTConfig, gpt2_config
+from pipeline.model.gpt import GPT
+from pipeline.runtime import RuntimeParams
+from pipeline.training.checkpoint import CheckpointStore
+from pipeline.training.hardware import device_name, peak_flops
+from pipeline.training.metrics import StepClock
+from pipeline.training.params import TrainParams
+from pipeline.training.trainer import Trainer
+
+NEVER = 10**9
+ADAMW = {"optimizer": "adamw", "max_lr": 1e-4, "schedule": "constant", "warmup_steps": 0}  # as in the plain loop
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model and how it is trained."""
+
+    model: dict[str, Any]
+    micro_batch: int
+    """Sequences."""
+    accumulation: int
+    """Micro-batches per step."""
+    steps: int
+    """Of a round."""
+
+
+SIZES = {
+    "small": Size({"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256}, 8, 2, 12),
+    "gpt2": Size({}, 64, 8, 20),
+}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all loops share."""
+
+    config: GPTConfig
+    size: Size
+    stream: TokenStream
+    device: torch.device
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of an optimizer step."""
+        return self.size.micro_batch * self.size.accumulation * self.config.block_size
+
+    def model(self) -> GPT:
+        """A new model, the same each time."""
+        torch.manual_seed(0)
+        return GPT(self.config)
+
+
+def plain_loop(bench: Bench) -> float:
+    """Tokens/s of the loop that everyone writes first: eager, float32, batches cut at random."""
+    torch.use_deterministic_algorithms(False)
+    model = bench.model().to(bench.device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1)
+
+    def step() -> None:
+        for _ in range(bench.size.accumulation):
+            inputs, targets = next(batches)
+            loss = model(inputs, targets)[1] / bench.size.accumulation
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    batches = _random_batches(bench)
+    step()
+    clock = StepClock(bench.device)
+    clock.start()
+    for _ in range(bench.size.steps):
+        step()
+    return bench.size.steps * bench.step_tokens / clock.stop()
+
+
+def _random_batches(bench: Bench) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    length, count = bench.config.block_size, bench.size.micro_batch
+    while True:
+        starts = torch.randint(len(bench.stream) - length - 1, (count,)).tolist()
+        rows = torch.stack([torch.from_numpy(bench.stream.read(s, length + 1).astype("int64")) for s in starts])
+        yield rows[:, :-1].to(bench.device), rows[:, 1:].to(bench.device)
+
+
+@dataclass
+class Stopwatch:
+    """A probe that notes when the first step begins."""
+
+    interval: int = NEVER
+    began: float = 0.0
+
+    def measure(self, model: GPT, step: int) -> dict[str, Any]:
+        """Nothing but the time."""
+        self.began = self.began or time.perf_counter()
+        return {}
+
+
+def pipeline_loop(bench: Bench, runtime: RuntimeParams, train: TrainParams, folder: Path) -> tuple[float, float]:
+    """Tokens/s of the pipeline's loop in steps alone, and the seconds from its first step to its last checkpoint."""
+    watch, group = Stopwatch(), Group(0, 1, 0, bench.device)
+    with tempfile.TemporaryDirectory(dir=folder) as state:
+        store = CheckpointStore(Path(state), runtime.checkpoints_kept)
+        outcome = Trainer(bench.model(), bench.stream, train, runtime, group, store, [], [watch]).run()
+        return outcome.tokens_per_sec, time.perf_counter() - watch.began
+
+
+def time_in_turns(loops: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """Median over the rounds of what each loop returns; a busy machine slows all loops of a round alike."""
+    seen: dict[str, list[float]] = {name: [] for name in loops}
+    for number in range(rounds):
+        for name, loop in loops.items():
+            seen[name].append(loop())
+            logger.info("round %d of %d: %s %s", number + 1, rounds, name, f"{seen[name][-1]:,.1f}")
+    return {name: statistics.median(values) for name, values in seen.items()}
+
+
+def speeds(bench: Bench, runtime: RuntimeParams, train: TrainParams, rounds: int, folder: Path) -> None:
+    """Prints the table of the loops."""
+
+    def ours(**how: Any) -> Callable[[], float]:
+        return lambda: pipeline_loop(bench, changed(runtime, checkpoint_interval=NEVER, **how), train, folder)[0]
+
+    best = autocast_dtype("auto", bench.device)
+    fast = str(best).removeprefix("torch.")
+    loops: dict[str, Callable[[], float]] = {
+        "plain loop: eager, float32": lambda: plain_loop(bench),
+        "pipeline: eager, float32": ours(compile="off", dtype="float32", deterministic=False),
+        "pipeline: compiled, float32": ours(compile="on", dtype="float32", deterministic=False),
+        f"pipeline: compiled, {fast}": ours(compile="on", dtype="auto", deterministic=False),
+        f"pipeline: compiled, {fast}, deterministic": ours(compile="on", dtype="auto", deterministic=True),
+    }
+    found = time_in_turns(loops, rounds)
+    base = next(iter(found.values()))
+    flops, peak = flops_per_token(bench.config), peak_flops(bench.device, best)
+    logger.info("\n| loop | tokens/s | ratio | of the %s peak (MFU) |\n|---|---:|---:|---:|", fast)
+    for name, rate in found.items():
+        mfu = f"{rate * flops / peak:.1%}" if peak else "unknown"
+        logger.info("| %s | %s | %.2f | %s |", name, f"{rate:,.0f}", rate / base, mfu)
+
+
+def checkpoint_cost(bench: Bench, runtime: RuntimeParams, train: TrainParams, rounds: int, folder: Path) -> None:
+    """Prints what a checkpoint adds to the wall time, in seconds and as a share of the steps between two."""
+    interval = max(bench.size.steps // 3, 1)
+
+    def seconds(every: int) -> Callable[[], float]:
+        how = changed(runtime, checkpoint_interval=every, compile="on", dtype="auto")
+        return lambda: pipeline_loop(bench, how, train, folder)[1]
+
+    # Both save at the last step, as every run does; one of them also between.
+    loops = {"seconds, saving at the end": seconds(NEVER), f"seconds, saving each {interval} steps": seconds(interval)}
+    rare, often = time_in_turns(loops, rounds).values()
+    saves = (bench.size.steps - 1) // interval
+    each = (often - rare) / saves
+    between = runtime.checkpoint_interval * rare / bench.size.steps
+    logger.info(
+        "\na checkpoint adds %.2f s; at one in %d steps, %.1f s, that is %.1f %%",
+        each,
+        runtime.checkpoint_interval,
+        between,
+        100 * each / between,
+    )
+
+
+def changed(runtime: RuntimeParams, **values: Any) -> RuntimeParams:
+    """The same params but for `values`, checked."""
+    return RuntimeParams.model_validate({**runtime.model_dump(), **values})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.train", description=__doc__.partition("\n")[0])
+    parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument("--micro-batch", type=int, help="sequences (default: the size's)")
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    size = SIZES[arguments.size]
+    if arguments.micro_batch:
+        size = replace(size, micro_batch=arguments.micro_batch)
+    config = gpt2_config("gpt2").changed(vocab_size=50304, dropout=0.0, **size.model)
+    runtime, train = read_sections(RuntimeParams, TrainParams)
+    runtime = changed(runtime, micro_batch_size=size.micro_batch)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        bench = Bench(config, size, write_stream(folder, 10_000_000), device)
+        train = TrainParams.model_validate(
+            {**train.model_dump(), **ADAMW, "total_batch_size": bench.step_tokens, "max_steps": size.steps}
+        )
+        logger.info("%s: %s; micro-batch %d\n", device_name(device), describe(config), size.micro_batch)
+        speeds(bench, runtime, train, arguments.rounds, folder)
+        checkpoint_cost(bench, runtime, train, arguments.rounds, folder)
+
+
+if __name__ == "__main__":
+    main()
