@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -47,6 +48,11 @@ SMALL = {
 VERSE = "the king and queen of night walk under a cold moon to hear what news the sea has brought them"
 
 
+def stages_run(output: str) -> list[str]:
+    """The stages that DVC ran, from what it printed."""
+    return re.findall(r"Running stage '(\w+)'", output)
+
+
 class Project:
     """A working copy with its own Git and DVC repositories."""
 
@@ -81,6 +87,11 @@ class Project:
         project.git("config", "user.email", "test@example.invalid")
         project.commit("begin")
         return project
+
+    def copy(self, path: Path) -> "Project":
+        """All of it, run and commits included, elsewhere."""
+        shutil.copytree(self.path, path, symlinks=True)
+        return Project(path)
 
     def write_texts(self) -> None:
         """Twenty documents of a few hundred words that a tiny model can learn something from."""

@@ -4,7 +4,6 @@ import csv
 import math
 import os
 import re
-import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -12,29 +11,14 @@ from pathlib import Path
 import pytest
 
 from tests.dag.imports import STAGES
-from tests.pipeline_runs.project import Project
+from tests.pipeline_runs.project import Project, stages_run
 
 pytestmark = pytest.mark.slow
 
 
-def stages_run(output: str) -> list[str]:
-    return re.findall(r"Running stage '(\w+)'", output)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project whose pipeline has run once and is committed. Tests that change it work on a copy."""
-    project = Project.copy_of_this(tmp_path_factory.mktemp("finished"))
-    output = project.dvc("repro")
-    assert stages_run(output) == list(STAGES)
-    project.commit("first run")
-    return project
-
-
 @pytest.fixture
 def project(finished: Project, tmp_path: Path) -> Project:
-    shutil.copytree(finished.path, tmp_path / "copy", symlinks=True)
-    return Project(tmp_path / "copy")
+    return finished.copy(tmp_path / "copy")
 
 
 @pytest.fixture
