@@ -25,9 +25,8 @@ from pipeline.reporting.comparison.figures import comparison_figures
 from pipeline.reporting.comparison.groups import measure_of, seen_params
 from pipeline.reporting.comparison.page import page, ranked_configurations
 from pipeline.reporting.interactive import html_page, placeholder
-from pipeline.reporting.markdown import picture
 from pipeline.reporting.params import ReportParams
-from pipeline.reporting.report import write_figures
+from pipeline.reporting.report import drawings, pictures, write_drawings
 
 PAGE = Path("reports/compare.md")
 FIGURES = Path("reports/compare")
@@ -61,11 +60,11 @@ def write_comparison(
     measure = measure_of(experiments)
     groups = ranked_configurations(experiments, measure)
     figures = comparison_figures(groups, measure, smoothing, experiments)
-    write_figures(root / FIGURES, figures)
+    write_drawings(root / FIGURES, drawings(figures))
     if html:
-        markdown = page(experiments, title, figures, placeholder)
+        markdown = page(experiments, title, {figure.name: placeholder(figure) for figure in figures})
         write_text(root / PAGE.with_suffix(".html"), html_page(title, markdown, figures))
-    write_text(root / PAGE, page(experiments, title, figures, lambda figure: picture(figure, FIGURES.name)))
+    write_text(root / PAGE, page(experiments, title, pictures(figures, FIGURES.name)))
     return PAGE
 
 

@@ -14,6 +14,7 @@ from markdown_it import MarkdownIt
 
 from pipeline.reporting.figure import PALETTES, Axis, Figure, Floats, Palette, Panel, Rule, Series
 from pipeline.reporting.html_frame import SCRIPT, STYLE
+from pipeline.reporting.surprise import STYLE as SURPRISE_STYLE
 
 _GAP = 0.09  # between panels, as a share of the width
 
@@ -42,7 +43,7 @@ def html_page(title: str, markdown: str, figures: list[Figure]) -> str:
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             '<link rel="icon" href="data:,">',
             f"<title>{_escape(title)}</title>",
-            f"<style>\n{STYLE}</style>",
+            f"<style>\n{STYLE}{SURPRISE_STYLE}</style>",
             f"<script>{plotly}</script>",
             "</head>",
             f"<body>\n<main>\n{body}</main>",

@@ -4,8 +4,6 @@ import json
 import re
 from collections.abc import Sequence
 
-from pipeline.reporting.figure import Figure
-
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#~$])")
 
 
@@ -58,13 +56,13 @@ def folded(title: str, body: str) -> str:
     return f"<details>\n<summary>{title}</summary>\n\n{body}\n\n</details>"
 
 
-def picture(figure: Figure, folder: str) -> str:
-    """The figure's two SVGs: the one that fits the reader's colour scheme is shown."""
-    alt = figure.alt.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+def picture(name: str, alt: str, folder: str) -> str:
+    """A figure's two SVGs: the one that fits the reader's colour scheme is shown."""
+    alt = alt.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
     return (
         "<picture>\n"
-        f'  <source media="(prefers-color-scheme: dark)" srcset="{folder}/{figure.name}-dark.svg">\n'
-        f'  <img alt="{alt}" src="{folder}/{figure.name}.svg">\n'
+        f'  <source media="(prefers-color-scheme: dark)" srcset="{folder}/{name}-dark.svg">\n'
+        f'  <img alt="{alt}" src="{folder}/{name}.svg">\n'
         "</picture>"
     )
 

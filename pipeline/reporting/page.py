@@ -1,10 +1,10 @@
 """The report of one run as markdown, section by section. Each section copes with what is missing in a sentence."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 
 from pipeline.reporting import markdown as md
+from pipeline.reporting import surprise
 from pipeline.reporting.curves import column
-from pipeline.reporting.figure import Figure
 from pipeline.reporting.figures import protocols_measured, top_of_picture
 from pipeline.reporting.lock import differing
 from pipeline.reporting.numbers import (
@@ -23,13 +23,12 @@ from pipeline.reporting.origin import provenance, reproduction
 from pipeline.reporting.run import Accuracy, Prompt, Run
 from pipeline.reporting.summary import hardware, headline, passes, summary
 
-Picture = Callable[[Figure], str]
-"""How a figure stands in the page: as two SVGs in markdown, as an interactive one in HTML."""
 
+def page(run: Run, title: str, smoothing: float, shown: Mapping[str, str]) -> str:
+    """The whole report, GitHub-flavoured markdown that ends with a newline.
 
-def page(run: Run, title: str, smoothing: float, figures: Sequence[Figure], picture: Picture) -> str:
-    """The whole report, GitHub-flavoured markdown that ends with a newline."""
-    shown = {figure.name: picture(figure) for figure in figures}
+    `shown`: how each figure, by its name, stands in the page: as two SVGs in markdown, as itself in HTML.
+    """
     sections = (
         f"# {md.text(title)}",
         md.text(summary(run)),
@@ -40,6 +39,7 @@ def page(run: Run, title: str, smoothing: float, figures: Sequence[Figure], pict
         _results(run, shown),
         "## Samples",
         _samples(run),
+        *_surprise(run, shown),
         "## What was trained",
         _trained(run),
         "## Settings that differ from the last committed run",
@@ -69,7 +69,7 @@ def _glance(run: Run) -> str:
     return md.table([name for name, _ in cells], [[f"**{value}**" for _, value in cells]], numbers_from=0)
 
 
-def _curves(run: Run, shown: dict[str, str], smoothing: float) -> str:
+def _curves(run: Run, shown: Mapping[str, str], smoothing: float) -> str:
     parts = [shown.get("loss", "No loss was recorded.")]
     tokens, loss = column(run.curves, "train/loss")
     if len(loss) == 1:
@@ -92,7 +92,7 @@ def _curves(run: Run, shown: dict[str, str], smoothing: float) -> str:
     return "\n\n".join(parts)
 
 
-def _results(run: Run, shown: dict[str, str]) -> str:
+def _results(run: Run, shown: Mapping[str, str]) -> str:
     if run.metrics is None:
         return "This run has not been evaluated: `dvc repro evaluate`."
     parts = []
@@ -151,6 +151,12 @@ def _sample(prompt: Prompt) -> str:
     first, rest = texts[0], texts[1:]
     more = [md.folded("One more" if len(rest) == 1 else f"{len(rest)} more", "\n\n".join(rest))] if rest else []
     return "\n\n".join([name, first, *more])
+
+
+def _surprise(run: Run, shown: Mapping[str, str]) -> list[str]:
+    if run.samples is None or "surprise" not in shown:
+        return []
+    return ["### What it found hard", surprise.caption(run.samples.surprise.tokens), shown["surprise"]]
 
 
 def _trained(run: Run) -> str:

@@ -113,11 +113,19 @@ class Prompt(_Record):
     continuations: list[str] = Field(default_factory=list)
 
 
+class Surprise(_Record):
+    """How hard the model found a text: its tokens with their cross entropy in nats."""
+
+    text: str = ""
+    tokens: list[tuple[str, float | None]] = Field(default_factory=list)
+
+
 class Samples(_Record):
     """reports/sample/samples.json."""
 
     settings: Mapping[str, Any] = Field(default_factory=dict)
     prompts: list[Prompt] = Field(default_factory=list)
+    surprise: Surprise = Surprise()
 
 
 class Split(_Record):

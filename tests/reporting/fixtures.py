@@ -134,6 +134,10 @@ def samples() -> dict[str, Any]:
             {"prompt": "ROMEO\n", "continuations": ["What, ho!\nApothecary!\n", "I dreamt a dream to-night.\n"]},
             {"prompt": "To be, or not to be", "continuations": [", that is the question:\nWhether 'tis nobler\n"]},
         ],
+        "surprise": {
+            "text": "KING\nThe telephone",
+            "tokens": [["KING", 6.0], ["\n", 3.5], ["The", 2.25], [" telephone", 11.2]],
+        },
     }
 
 

@@ -56,6 +56,19 @@ def test_the_report_opens_from_disk_with_every_figure_drawn_and_a_silent_console
     assert "http" not in "".join(part.split('"')[0] for part in body.split('src="')[1:])
 
 
+def test_the_coloured_text_is_selected_as_it_is(tmp_path: Path) -> None:
+    root = fixtures.write_run(tmp_path / "run", fixtures.curves(20))
+    write_report(root, "A model", 0.9)
+    select = "const text = document.querySelector('.surprise .text'); getSelection().selectAllChildren(text);"
+    shown = (
+        "document.title = JSON.stringify([getSelection().toString(), getComputedStyle(text.lastChild).backgroundColor])"
+    )
+    page = with_script(root / "reports/report.html", select + shown)
+    document, console = browse(page, tmp_path / "profile")
+    assert console == []
+    assert '<title>["KING\\nThe telephone","rgb(130, 30, 0)"]</title>' in document
+
+
 def test_a_broken_page_is_noticed(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     page.write_text("<body><script>throw new Error('broken')</script></body>")

@@ -1,7 +1,7 @@
 """The comparison as markdown: what differs, what came of it, and whether it means anything."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from pipeline.reporting import markdown as md
 from pipeline.reporting.comparison.experiments import Experiment
@@ -20,12 +20,9 @@ from pipeline.reporting.comparison.groups import (
 )
 from pipeline.reporting.comparison.statistics import Mean
 from pipeline.reporting.comparison.verdicts import verdicts
-from pipeline.reporting.figure import Figure
 from pipeline.reporting.lock import ABSENT
 from pipeline.reporting.numbers import DASH, count, duration, fixed, missing, percent, power_of_ten, significant
 from pipeline.reporting.origin import tracked
-
-Picture = Callable[[Figure], str]
 
 NONE = """\
 No experiment has been run since the last commit, so there is nothing to compare. Queue some that differ in one thing,
@@ -57,8 +54,11 @@ def ranked(experiments: Sequence[Experiment], measure: Measure) -> list[Experime
     return sorted(experiments, key=lambda one: math.inf if (value := values[id(one)]) is None else value)
 
 
-def page(experiments: Sequence[Experiment], title: str, figures: Sequence[Figure], picture: Picture) -> str:
-    """The whole comparison, GitHub-flavoured markdown that ends with a newline."""
+def page(experiments: Sequence[Experiment], title: str, shown: Mapping[str, str]) -> str:
+    """The whole comparison, GitHub-flavoured markdown that ends with a newline.
+
+    `shown`: how each figure, by its name, stands in the page.
+    """
     heading = f"# {md.text(title)}"
     if not any(not one.committed for one in experiments):
         return f"{heading}\n\n{NONE}\n"
@@ -66,7 +66,6 @@ def page(experiments: Sequence[Experiment], title: str, figures: Sequence[Figure
     keys = differing_keys(experiments)
     rows = ranked(experiments, measure)
     groups = ranked_configurations(experiments, measure)
-    shown = {figure.name: picture(figure) for figure in figures}
     parts = [heading, _opening(rows, groups, measure), *_cautions(experiments), "## Runs", _table(rows, keys)]
     if any(len({repr(one.seed) for one in group.experiments}) > 1 for group in groups):
         parts += ["## Configurations", _configurations(groups)]
@@ -191,7 +190,7 @@ def _mean(mean: Mean | None, as_percent: bool) -> str:
 
 
 def _pictures(
-    shown: dict[str, str], experiments: Sequence[Experiment], groups: Sequence[Configuration], measure: Measure
+    shown: Mapping[str, str], experiments: Sequence[Experiment], groups: Sequence[Configuration], measure: Measure
 ) -> list[str]:
     parts = []
     if curves := [shown[name] for name in ("validation", "training") if name in shown]:
