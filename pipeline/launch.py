@@ -7,8 +7,10 @@ environment may say otherwise:
     NNODES           machines; then also
     NODE_RANK        this machine's number, from 0
     RDZV_ENDPOINT    host:port of the first machine
+    MAX_RESTARTS     how often all processes are started again when one has failed or was killed; 0 if not set
 
-Several processes are started by torchrun, in this process. A single one needs no launcher and is run directly.
+Processes are started by torchrun, in this process. A single one that is not to be restarted needs no launcher and is
+run directly.
 """
 
 import os
@@ -25,14 +27,16 @@ def main(module: str, arguments: list[str]) -> None:
     """Runs `module` and exits with its code."""
     nodes = int(os.environ.get("NNODES", "1"))
     processes = int(os.environ.get("NPROC_PER_NODE") or max(torch.cuda.device_count(), 1))
-    if nodes == 1 and processes == 1:
+    restarts = int(os.environ.get("MAX_RESTARTS", "0"))
+    if nodes == 1 and processes == 1 and restarts == 0:
         sys.argv = [module, *arguments]
         runpy.run_module(module, run_name="__main__", alter_sys=True)
         return
     # torchrun gives each of several processes one thread; share the cores instead.
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // processes, 1)))
     try:
-        run(get_args_parser().parse_args([*torchrun_arguments(nodes, processes), "-m", module, *arguments]))
+        how = [*torchrun_arguments(nodes, processes), f"--max-restarts={restarts}"]
+        run(get_args_parser().parse_args([*how, "-m", module, *arguments]))
     except ChildFailedError as error:  # the rank has said why
         rank, failure = error.get_first_failure()
         print(f"{module}: rank {rank} ended with exit code {failure.exitcode}", file=sys.stderr)
