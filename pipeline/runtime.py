@@ -4,9 +4,9 @@ Nothing here changes what a run computes, beyond the order of floating-point add
 or halving the micro-batch, retrains nothing.
 """
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.config import Section
 
@@ -35,8 +35,21 @@ class RuntimeParams(Section):
     checkpoints_kept: int = Field(ge=1)
     """Newest checkpoints to keep."""
 
+    milestone_interval: int = Field(ge=0)
+    """Optimizer steps between checkpoints that stay for good, in `.runs/milestones-<fingerprint>/`; a multiple of
+    checkpoint_interval. 0: none."""
+
     collective_timeout: float = Field(gt=0)
     """Seconds after which a collective that some rank does not join ends the run."""
 
     workers: int = Field(ge=0)
     """Processes that tokenize; 0: one per core."""
+
+    @model_validator(mode="after")
+    def _milestones_are_checkpoints(self) -> Self:
+        if self.milestone_interval % self.checkpoint_interval:
+            raise ValueError(
+                f"runtime.milestone_interval ({self.milestone_interval}) must be a multiple of "
+                f"checkpoint_interval ({self.checkpoint_interval})"
+            )
+        return self

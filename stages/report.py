@@ -2,7 +2,7 @@
 
 Reads  reports/train/, reports/evaluate/metrics.json, reports/sample/samples.json, data/shards/manifest.json,
        dvc.lock and Git (what the run was made from, and what differs from the last committed one)
-Writes reports/report.md, reports/figures/*.svg, reports/report.html
+Writes reports/report.md, reports/figures/*.svg, reports/report.html; removes the state of runs that dvc.lock records
 Run by `dvc repro`, or alone: python -m stages.report
 """
 
@@ -12,12 +12,15 @@ from pipeline.config import read_sections
 from pipeline.log import clear_errors, logger
 from pipeline.reporting.params import ReportParams
 from pipeline.reporting.report import write_report
+from pipeline.runs import run_directory
+from pipeline.training.run_state import remove_recorded
 
 
 def main() -> None:
     (params,) = read_sections(ReportParams)
     report = write_report(Path.cwd(), params.title, params.smoothing)
     logger.info("The report of this run: %s (and %s)", report, report.with_suffix(".html").name)
+    remove_recorded(run_directory(""))  # here, at the end of the line: until then a copy that `--temp` made may be lost
 
 
 if __name__ == "__main__":

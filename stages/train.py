@@ -5,7 +5,6 @@ Reads data/shards and data/hellaswag. Writes data/model (weights, config, encodi
 work is kept under .runs/ and taken up by the same command.
 """
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -35,7 +34,7 @@ from pipeline.tracking.run_summary import run_metrics, run_summary
 from pipeline.tracking.wandb_run import WandbRun, resolved_mode, run_identity
 from pipeline.training.checkpoint import CheckpointStore
 from pipeline.training.params import TrainParams
-from pipeline.training.run_state import fingerprint, locked
+from pipeline.training.run_state import fingerprint, finish, locked, remove_recorded
 from pipeline.training.trainer import Outcome, Recorder, Trainer
 
 SHARDS, HELLASWAG, MODEL = Path("data/shards"), Path("data/hellaswag"), Path("data/model")
@@ -44,14 +43,17 @@ CURVES, METRICS, SUMMARY = REPORTS / "curves.csv", REPORTS / "metrics.json", REP
 
 
 def main() -> None:
-    """Trains, then writes the outputs; what was unfinished is removed when they are complete."""
+    """Trains, then writes the outputs; the run's state is kept until they are recorded."""
     model, train, runtime, tracking = read_sections(ModelParams, TrainParams, RuntimeParams, TrackingParams)
     inputs = fingerprint("train", {"model": model.model_dump(), "train": train.model_dump()})
     state = run_directory(f"train-{inputs}")
+    milestones = run_directory(f"milestones-{inputs}")
+    store = CheckpointStore(state / "checkpoints", runtime.checkpoints_kept, milestones, runtime.milestone_interval)
     with distributed.start(runtime.collective_timeout) as group:
         if not group.is_main:
-            run_training(model, train, runtime, group, state, recorders=[])
+            run_training(model, train, runtime, group, store, recorders=[])
             return
+        remove_recorded(state.parent)
         with locked(state):
             curves = Curves(state / "curves.csv", CURVES, extra_columns=choice_columns(HELLASWAG))
             wandb_run = WandbRun(
@@ -62,12 +64,12 @@ def main() -> None:
                 after_step=curves.last_step(),
             )
             try:
-                trained, outcome = run_training(model, train, runtime, group, state, [curves, wandb_run])
+                trained, outcome = run_training(model, train, runtime, group, store, [curves, wandb_run])
             except BaseException:
                 wandb_run.finish(exit_code=1)
                 raise
             write_outputs(trained, outcome, model, train, group, wandb_run)
-            shutil.rmtree(state)
+            finish(state, SUMMARY)
 
 
 def run_training(
@@ -75,7 +77,7 @@ def run_training(
     train: TrainParams,
     runtime: RuntimeParams,
     group: Group,
-    state: Path,
+    store: CheckpointStore,
     recorders: Sequence[Recorder],
 ) -> tuple[GPT, Outcome]:
     """The model trained to the end, on this rank of the group."""
@@ -85,7 +87,6 @@ def run_training(
     model = initial_model(model_params, encoding.n_vocab, encodings.identity(encoding))
     logger.info("model: %s", describe(model.config))
     probes = training_probes(train, runtime, group, encoding, SHARDS, HELLASWAG)
-    store = CheckpointStore(state / "checkpoints", runtime.checkpoints_kept)
     trainer = Trainer(model, stream, train, runtime, group, store, recorders, probes)
     logger.info(
         "data: %s tokens, %.2f epochs in %d steps of %d tokens (micro-batches: %d of %d x %d on each of %d rank(s))",

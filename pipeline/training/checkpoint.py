@@ -1,10 +1,14 @@
 """Checkpoints: everything that a resumed run needs to go on bit for bit, whole or absent.
 
 A checkpoint is a directory `step_00000200/` with `weights.pt`, `optimizer.pt`, `rng.pt` (one state per rank) and,
-written last, `manifest.json`: the step, the counters of the loop, and the size and sha256 of each file. It is filled
-under a temporary name, flushed and renamed. Files are read with `weights_only=True`, which runs no code from them.
+written last, `manifest.json`: the step, the counters of the loop, the size and sha256 of each file, and the sha256 of
+all that. It is filled under a temporary name, flushed and renamed. Files are read with `weights_only=True`, which runs
+no code from them. A milestone is a checkpoint that is linked into a second directory, where nothing removes it.
 """
 
+import hashlib
+import json
+import os
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +21,7 @@ from torch import Tensor
 from pipeline.files import atomic_directory, read_json, sha256_of, write_json
 from pipeline.log import Stop, logger
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,10 @@ class Checkpoint:
 class CheckpointStore:
     """The checkpoints of one run, saved in the background, the newest `kept` of them kept."""
 
-    def __init__(self, directory: Path, kept: int) -> None:
+    def __init__(self, directory: Path, kept: int, milestones: Path | None = None, milestone_interval: int = 0) -> None:
+        """`milestones`: where checkpoints at multiples of `milestone_interval` steps stay for good; 0: none do."""
         self.directory, self.kept = directory, kept
+        self.milestones, self.milestone_interval = milestones, milestone_interval
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._saving: Future[None] | None = None
 
@@ -68,10 +74,10 @@ class CheckpointStore:
 
         A damaged one is set aside with a warning, and the one before it is taken. Raises Stop when all are damaged.
         """
-        for leftover in self.directory.glob(".step_*.tmp"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        found = sorted(self.directory.glob("step_*"), reverse=True)
-        for directory in found:
+        for place in (self.directory, self.milestones or self.directory):
+            for leftover in place.glob(".step_*.tmp"):
+                shutil.rmtree(leftover, ignore_errors=True)
+        for directory in sorted(self.directory.glob("step_*"), reverse=True):
             try:
                 return _verified(directory)
             except (OSError, ValueError, KeyError) as error:
@@ -79,9 +85,9 @@ class CheckpointStore:
                 shutil.rmtree(aside, ignore_errors=True)
                 directory.replace(aside)
                 logger.warning("checkpoint %s is damaged (%s); set aside as %s", directory.name, error, aside.name)
-        if found:
+        if damaged := list(self.directory.glob("damaged_*")):  # by this process or by one before it
             raise Stop(
-                f"all {len(found)} checkpoints in {self.directory} are damaged; "
+                f"all {len(damaged)} checkpoints in {self.directory} are damaged; "
                 "to train anew from the start, remove that directory"
             )
         return None
@@ -94,7 +100,11 @@ class CheckpointStore:
                 torch.save(tree, file)
                 files[file.name] = {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
             manifest = {"format_version": FORMAT_VERSION, "step": step, "counters": counters, "files": files}
-            write_json(temporary / "manifest.json", manifest)
+            write_json(temporary / "manifest.json", {**manifest, "sha256": _digest(manifest)})
+            if self.milestones and self.milestone_interval and step % self.milestone_interval == 0:
+                with atomic_directory(self.milestones / target.name) as milestone:
+                    for file in temporary.iterdir():  # links: the same bytes once, whichever of the two goes first
+                        os.link(file, milestone / file.name)
         self._rotate()
 
     def _rotate(self) -> None:
@@ -110,6 +120,8 @@ class CheckpointStore:
 def _verified(directory: Path) -> Checkpoint:
     """The checkpoint in `directory`. Raises ValueError, KeyError or OSError that says what is wrong with it."""
     manifest = read_json(directory / "manifest.json")
+    if manifest.pop("sha256") != _digest(manifest):
+        raise ValueError("manifest.json does not have its own sha256")
     if manifest["format_version"] != FORMAT_VERSION:
         raise ValueError(f"format version {manifest['format_version']}, not {FORMAT_VERSION}")
     for name, expected in manifest["files"].items():
@@ -119,6 +131,10 @@ def _verified(directory: Path) -> Checkpoint:
         if sha256_of(file) != expected["sha256"]:
             raise ValueError(f"{name} does not have the sha256 in manifest.json")
     return Checkpoint(directory, manifest["step"], manifest["counters"])
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _copy_to_cpu(tree: Any) -> Any:

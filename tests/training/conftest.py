@@ -48,6 +48,7 @@ RUNTIME = {
     "deterministic": True,
     "checkpoint_interval": 5,
     "checkpoints_kept": 2,
+    "milestone_interval": 0,
     "collective_timeout": 60.0,
     "workers": 1,
 }

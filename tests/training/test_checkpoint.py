@@ -1,5 +1,6 @@
 """Checkpoints are whole or absent, and a damaged one is never used."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +70,29 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_taken(
     assert (tmp_path / "damaged_step_00000010").is_dir()
 
 
-def test_when_all_are_damaged_the_run_stops_and_says_so(tmp_path: Path) -> None:
+def test_no_flipped_bit_in_a_manifest_goes_unseen(tmp_path: Path) -> None:
+    """Not that of the step either, from which the order of the data follows."""
+    store = store_with(tmp_path, (10,))
+    manifest = tmp_path / "step_00000010" / "manifest.json"
+    sound = manifest.read_bytes()
+    for position in range(len(sound)):
+        manifest.write_bytes(sound[:position] + bytes([sound[position] ^ 1]) + sound[position + 1 :])
+        try:
+            read = checkpoint._verified(manifest.parent)
+        except (OSError, ValueError, KeyError):
+            continue
+        assert (read.step, read.counters) == (10, {"recent_losses": [1.5], "counters": {"resumes": 10}})
+    manifest.write_bytes(sound)
+    assert store.newest() is not None
+
+
+def test_when_all_are_damaged_the_run_stops_and_says_so_each_time(tmp_path: Path) -> None:
     store = store_with(tmp_path, (5, 10))
     for directory in tmp_path.glob("step_*"):
         truncate(directory / "weights.pt")
-    with pytest.raises(Stop, match=r"all 2 checkpoints .* are damaged"):
-        store.newest()
+    for _ in range(2):  # the second time they have been set aside already: no reason to train anew in silence
+        with pytest.raises(Stop, match=r"all 2 checkpoints .* are damaged"):
+            store.newest()
 
 
 def test_no_checkpoint_is_a_fresh_start(tmp_path: Path) -> None:
@@ -84,6 +102,20 @@ def test_no_checkpoint_is_a_fresh_start(tmp_path: Path) -> None:
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     store_with(tmp_path, (1, 2, 3, 4), kept=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000003", "step_00000004"]
+
+
+def test_milestones_outlive_rotation_and_the_run_itself(tmp_path: Path) -> None:
+    run, milestones = tmp_path / "run", tmp_path / "milestones"
+    store = CheckpointStore(run, 1, milestones, milestone_interval=4)
+    for step in (2, 4, 6, 8, 10):
+        store.save(step, parts(step), {})
+    store.wait()
+    assert [path.name for path in run.iterdir()] == ["step_00000010"]
+    shutil.rmtree(run)
+    assert sorted(path.name for path in milestones.iterdir()) == ["step_00000004", "step_00000008"]
+    old = CheckpointStore(milestones, 1).newest()
+    assert old is not None
+    assert torch.equal(old.load("weights")["w"], torch.full((3, 3), 8.0))
 
 
 def test_a_half_written_checkpoint_is_not_seen(tmp_path: Path) -> None:
