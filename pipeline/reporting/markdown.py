@@ -31,11 +31,9 @@ def said(value: object) -> str:
 
 
 def printable(value: str) -> str:
-    """The text with its control characters shown as symbols; newlines and tabs stay."""
-    return "".join(
-        chr(0x2400 + ord(char)) if ord(char) < 32 and char not in "\n\t" else "�" if 0x7F <= ord(char) < 0xA0 else char
-        for char in value
-    )
+    """The text with its control characters shown as symbols; newlines and tabs stay, and what is no character is �."""
+    value = re.sub("[\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "\ufffd", value)
+    return re.sub(r"[\x00-\x08\x0b-\x1f]", lambda found: chr(0x2400 + ord(found[0])), value)
 
 
 def fence(value: str, language: str = "") -> str:

@@ -23,7 +23,7 @@ params = YAML(typ="safe").load(open("params.yaml"))
 if params["model"]["n_layer"] < 1:
     sys.exit("train: it broke")
 loss = 3.0 + 1.0 / params["model"]["n_layer"] + params["train"]["seed"] / 100
-for folder in ("train", "evaluate"):
+for folder in ("train", "evaluate", "sample"):
     pathlib.Path("reports", folder).mkdir(parents=True, exist_ok=True)
 lines = [f"{i},{i * 10},{i},{loss + 1 / (i + 1)},{loss if i in (5, 9) else ''},\\n" for i in range(10)]
 pathlib.Path("reports/train/curves.csv").write_text("step,tokens,time_s,train/loss,val/loss,event\\n" + "".join(lines))
@@ -31,6 +31,8 @@ summary = {"flops": 1e12, "train_time_s": 9, "tokens": 100, "parameters": {"tota
 pathlib.Path("reports/train/summary.json").write_text(json.dumps(summary))
 metrics = {"val": {"loss": loss, "bpb": loss / 2, "tokens": 100}}
 pathlib.Path("reports/evaluate/metrics.json").write_text(json.dumps(metrics))
+prompts = [{"prompt": "To be", "continuations": [f" of {params['model']['n_layer']} layers"]}]
+pathlib.Path("reports/sample/samples.json").write_text(json.dumps({"prompts": prompts}))
 """
 
 PIPELINE = {
@@ -39,7 +41,10 @@ PIPELINE = {
             "cmd": f"{sys.executable} stage.py",
             "deps": ["stage.py"],
             "params": ["model", "train"],
-            "outs": [{path: {"cache": False}} for path in ("reports/train/curves.csv", "reports/train/summary.json")],
+            "outs": [
+                {path: {"cache": False}}
+                for path in ("reports/train/curves.csv", "reports/train/summary.json", "reports/sample")
+            ],
             "metrics": [{"reports/evaluate/metrics.json": {"cache": False}}],
         }
     }
@@ -81,6 +86,8 @@ def test_experiments_run_by_dvc_are_compared_by_what_they_left_in_git(tmp_path: 
         assert cells[2].strip("*") == f"{own['val']['loss']:.4f}"
         assert one.curves is not None
     assert (tmp_path / "reports/compare/validation.svg").exists()
+    for name, layers in (("deep", 4), ("deep-again", 4), ("main", 2)):
+        assert f"<code>{name}</code><br>&nbsp;of {layers} layers" in page
 
     assert [one.name for one in experiments_of(tmp_path, ["deep"], None, False)] == ["deep"]
     with pytest.raises(Stop, match="no experiment is called shallow"):

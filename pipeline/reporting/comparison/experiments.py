@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from pipeline.reporting import lock
 from pipeline.reporting.curves import parse_curves
 from pipeline.reporting.numbers import missing
-from pipeline.reporting.run import Metrics, TrainSummary
+from pipeline.reporting.run import Metrics, Samples, TrainSummary
 
 State = Literal["done", "failed", "queued", "running"]
 
@@ -38,6 +38,7 @@ class Experiment:
     train: TrainSummary = field(default_factory=TrainSummary)
     metrics: Metrics = field(default_factory=Metrics)
     curves: pd.DataFrame | None = None
+    samples: Samples = field(default_factory=Samples)
 
     @property
     def seed(self) -> Any:
@@ -78,6 +79,7 @@ def with_results(experiment: Experiment, show: Show) -> Experiment | None:
     summary = show(experiment.rev, "reports/train/summary.json")
     metrics = show(experiment.rev, "reports/evaluate/metrics.json")
     curves = show(experiment.rev, "reports/train/curves.csv")
+    samples = show(experiment.rev, "reports/sample/samples.json")
     params = experiment.params
     if experiment.committed:
         if summary is None and metrics is None:
@@ -93,6 +95,7 @@ def with_results(experiment: Experiment, show: Show) -> Experiment | None:
             train=TrainSummary.model_validate(json.loads(summary)) if summary else TrainSummary(),
             metrics=Metrics.model_validate(json.loads(metrics)) if metrics else Metrics(),
             curves=parse_curves(io.StringIO(curves), name.format("curves.csv")) if curves else None,
+            samples=Samples.model_validate(json.loads(samples)) if samples else Samples(),
         )
     except (json.JSONDecodeError, ValidationError) as error:
         raise ValueError(f"{name.format('reports')} at {experiment.rev[:10]} cannot be read: {error}") from None

@@ -18,6 +18,7 @@ from pipeline.reporting.comparison.groups import (
     text_differs,
     tokens_differ,
 )
+from pipeline.reporting.comparison.samples import same_prompts, same_text
 from pipeline.reporting.comparison.statistics import Mean
 from pipeline.reporting.comparison.verdicts import verdicts
 from pipeline.reporting.lock import ABSENT
@@ -72,6 +73,7 @@ def page(experiments: Sequence[Experiment], title: str, shown: Mapping[str, str]
     if told := verdicts(groups, measure):
         parts += ["## Is the difference larger than the noise?", *told]
     parts += _pictures(shown, experiments, groups, measure)
+    parts += [*same_prompts(rows), *same_text(rows)]
     parts += ["## Take one of them", _commands(rows, keys)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
