@@ -39,8 +39,7 @@ def main() -> None:
     with distributed.start(runtime.collective_timeout) as group:
         model = load_model(MODEL, group.device)
         dtype = distributed.autocast_dtype(params.dtype, group.device)
-        share = group.world_size
-        with Progress("validation loss", total=(len(stream) - 1) // share, unit="tok") as progress:
+        with Progress("validation loss", total=len(stream) - 1, unit="tok") as progress:
             loss = validation_loss(
                 model,
                 stream,
@@ -52,7 +51,7 @@ def main() -> None:
                 group=group,
                 progress=progress,
             )
-        with Progress(source.name, total=8 * len(items) // share, unit="endings") as progress:
+        with Progress(source.name, total=8 * len(items), unit="endings") as progress:
             result = score_items(
                 model,
                 encoding,

@@ -88,8 +88,9 @@ def score_items(
     """Asks a model all items under both protocols. Called by every rank alike; all get the same result.
 
     `batch_size`: sequences per forward pass of a rank. `dtype` of matrix products; with another than float32, close
-    calls are asked again in float32. `progress`: advanced by endings scored for the first time, by this rank: all ranks
-    together score 8 per item. Touches nothing of the model, nor any random state.
+    calls are asked again in float32. `progress`: advanced by the endings, 8 of each item, of every rank's batch when
+    this rank has finished its own, so to all on rank 0; asking again is not counted. Touches nothing of the model, nor
+    any random state.
     Raises ValueError where the encoding has ids that the model has not.
     """
     if encoding.n_vocab > model.config.text_vocab_size:
@@ -138,11 +139,14 @@ def _scores(
         tasks += tasks_of(question.context or [eot_id], question.endings, first_row, model.config.block_size)
     fast = for_inference(model, dtype)
     nats = torch.zeros(len(questions) * ENDINGS, dtype=torch.float64)
-    for batch in batches_of(tasks, batch_size)[group.rank :: group.world_size]:
-        for row, value in score_batch(fast, batch, batch_size, group.device):
-            nats[row] = value
+    batches = batches_of(tasks, batch_size)
+    for begin in range(0, len(batches), group.world_size):
+        at_once = batches[begin : begin + group.world_size]  # a batch for each rank
+        for batch in at_once[group.rank : group.rank + 1]:
+            for row, value in score_batch(fast, batch, batch_size, group.device):
+                nats[row] = value
         if progress is not None:
-            progress.advance(sum(len(task.rows) for task in batch))
+            progress.advance(sum(len(task.rows) for batch in at_once for task in batch))
     group.sum_(nats)  # every row is nonzero on one rank alone, so this addition is exact
     return nats.view(len(questions), ENDINGS).numpy()
 

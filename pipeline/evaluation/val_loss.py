@@ -73,7 +73,7 @@ def validation_loss(
 
     Called by every rank alike; all get the same result. `stride` in tokens, None: the context
     (pipeline.evaluation.windows). `batch_size`: windows per forward pass of a rank. `dtype` of matrix products.
-    `progress`: advanced by tokens scored, by this rank.
+    `progress`: advanced by the tokens of every rank's batch when this rank has finished its own, so to all on rank 0.
 
     Touches nothing of the model, nor any random state. Raises ValueError where the range holds nothing to score, or ids
     that the model has not.
@@ -96,7 +96,8 @@ def validation_loss(
     plan = list(windows(count, block_size, stride))
     nats = torch.zeros(len(plan), dtype=torch.float64)
     utf8_bytes = torch.zeros(1, dtype=torch.int64)
-    for first in range(group.rank * batch_size, len(plan), group.world_size * batch_size):
+    at_once = group.world_size * batch_size  # a batch for each rank
+    for first in range(group.rank * batch_size, len(plan), at_once):
         batch = plan[first : first + batch_size]
         texts = [stream.read(window.start, window.length + 1).astype(np.int64) for window in batch]
         _check_ids(stream, batch, texts, encoding)
@@ -104,7 +105,8 @@ def validation_loss(
         for window, text in zip(batch, texts, strict=True):
             utf8_bytes += int(byte_lengths[text[-window.scored :]].sum())
         if progress is not None:
-            progress.advance(sum(window.scored for window in batch))
+            begin = first - group.rank * batch_size
+            progress.advance(sum(window.scored for window in plan[begin : begin + at_once]))
     group.sum_(nats)  # every window is nonzero on one rank alone, so this addition is exact
     group.sum_(utf8_bytes)
     return ValLoss(math.fsum(nats.tolist()), count - 1, int(utf8_bytes))

@@ -17,6 +17,7 @@ from pipeline.evaluation.hellaswag import HellaswagResult, score_items, subset
 from pipeline.evaluation.protocols import HARNESS, PROTOCOLS, TOKEN_MEAN, ask
 from pipeline.evaluation.scoring import batches_of, score_batch, tasks_of
 from pipeline.model.gpt import GPT
+from pipeline.progress import Progress
 from tests.evaluation.small import ALONE, BYTES, item, many_items, tiny_model
 from tests.model.configs import OPTIONS
 from tests.ranks import on_ranks
@@ -190,9 +191,17 @@ def test_a_malformed_item_is_named_by_its_line(tmp_path: Path) -> None:
 
 
 def _same_as_alone(group: Group, count: int, expected: HellaswagResult) -> None:
+    progress = Progress("items", total=8 * count, unit="endings")
     result = score_items(
-        tiny_model(block_size=64), BYTES, many_items(count), batch_size=4, dtype=torch.float32, group=group
+        tiny_model(block_size=64),
+        BYTES,
+        many_items(count),
+        batch_size=4,
+        dtype=torch.float32,
+        group=group,
+        progress=progress,
     )
+    assert not group.is_main or progress.done == progress.total
     assert (result.items, result.truncated) == (expected.items, expected.truncated)
     assert same_answers(result, expected)
 

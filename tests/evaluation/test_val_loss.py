@@ -13,6 +13,7 @@ from pipeline.distributed import Group
 from pipeline.evaluation.val_loss import ValLoss, validation_loss
 from pipeline.evaluation.windows import windows
 from pipeline.model.gpt import GPT
+from pipeline.progress import Progress
 from tests.evaluation.small import ALONE, BYTES, documents, tiny_model, write_val_split
 from tests.ranks import on_ranks
 
@@ -150,12 +151,22 @@ def test_a_model_that_is_too_small_for_the_encoding_is_refused(stream: TokenStre
 
 def _same_as_alone(group: Group, directory: Path, expected: ValLoss) -> None:
     stream = write_val_split(directory / str(group.rank), documents())
+    progress = Progress("loss", total=len(stream) - 1, unit="tok")
     loss = validation_loss(
-        tiny_model(), stream, BYTES, tokens=None, stride=None, batch_size=4, dtype=torch.float32, group=group
+        tiny_model(),
+        stream,
+        BYTES,
+        tokens=None,
+        stride=None,
+        batch_size=4,
+        dtype=torch.float32,
+        group=group,
+        progress=progress,
     )
     assert loss == expected  # to the last bit
+    assert not group.is_main or progress.done == progress.total
 
 
-def test_two_ranks_give_the_same_loss_as_one(tmp_path: Path) -> None:
+def test_two_ranks_give_the_same_loss_as_one_and_show_the_progress_of_both(tmp_path: Path) -> None:
     expected = measure(tiny_model(), write_val_split(tmp_path, documents()))
     on_ranks(2, _same_as_alone, tmp_path, expected)
