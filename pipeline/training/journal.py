@@ -35,6 +35,7 @@ class Journal:
         self.total_batch_size, self.flops_per_token, self.peak = total_batch_size, flops_per_token, peak_flops
         self.max_skipped = max_skipped
         self.last: StepReading | None = None
+        self.last_skipped: StepReading | None = None
         self.tokens_per_sec = 0.0
         self._metrics, self._spikes = StepMetrics(), SpikeDetector()
         self._read_at = (0, 0.0)  # step, seconds of training
@@ -54,9 +55,9 @@ class Journal:
         self.counters.wall_time_s = time.monotonic() - self._began
         return {"counters": asdict(self.counters), "recent_losses": list(self._spikes.recent)}
 
-    def add(self, step: int, lr: float, losses: Tensor, grad_norm: Tensor) -> None:
+    def add(self, step: int, lr: float, losses: Tensor, local_norms: Tensor, grad_norm: Tensor) -> None:
         """Notes a step's numbers without waiting for the device."""
-        self._metrics.add(step, lr, losses, grad_norm)
+        self._metrics.add(step, lr, losses, local_norms, grad_norm)
 
     def read(self) -> list[Row]:
         """The rows of the steps since the last reading; waits for the device once."""
@@ -77,11 +78,12 @@ class Journal:
 
     def stop_if_too_many_skipped(self) -> None:
         """Raises Stop once more steps were skipped than train.max_skipped_steps allows; the same on every rank."""
-        if self.counters.skipped_steps > self.max_skipped and self.last is not None:
+        if self.counters.skipped_steps > self.max_skipped and self.last_skipped is not None:
             raise Stop(
                 f"{self.counters.skipped_steps} steps had a loss or gradient that is not finite, more than "
-                f"train.max_skipped_steps ({self.max_skipped}); the last was read at step {self.last.step}. "
-                "The newest checkpoint stands. Mend the cause (a lower train.max_lr, more warmup) and run again"
+                f"train.max_skipped_steps ({self.max_skipped}); the last was step {self.last_skipped.step}: "
+                f"{self.last_skipped.what_is_wrong()}. The newest checkpoint stands. "
+                "Mend the cause (a lower train.max_lr, more warmup) and run again"
             )
 
     def mfu(self, tokens_per_sec: float) -> float | None:
@@ -105,6 +107,7 @@ class Journal:
     def _event(self, reading: StepReading) -> str:
         if not reading.is_finite:
             self.counters.skipped_steps += 1
+            self.last_skipped = reading
             logger.warning("step %d skipped: %s", reading.step, reading.what_is_wrong())
             return "skipped"
         if self._spikes.is_spike(reading.loss):

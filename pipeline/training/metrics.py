@@ -1,5 +1,6 @@
 """The numbers of each step: kept on the device while it works, read together, turned into the rows of a curve."""
 
+import math
 import statistics
 import time
 from collections import deque
@@ -57,22 +58,23 @@ class SpikeDetector:
 
 
 class StepMetrics:
-    """Collects each step's losses by rank and gradient norm as device tensors, and reads them many steps at a time."""
+    """Collects each step's losses and gradient norms as device tensors, and reads them many steps at a time."""
 
     def __init__(self) -> None:
         self._pending: list[tuple[int, float, Tensor]] = []
 
-    def add(self, step: int, lr: float, losses: Tensor, grad_norm: Tensor) -> None:
-        """`losses`: (world size,) the mean loss of each rank; `grad_norm`: scalar. Nothing waits for them here."""
-        self._pending.append((step, lr, torch.cat([losses, grad_norm.reshape(1)])))
+    def add(self, step: int, lr: float, losses: Tensor, local_norms: Tensor, grad_norm: Tensor) -> None:
+        """What `TrainStep` returned: (world size,), (world size,) and a scalar. Nothing waits for them here."""
+        self._pending.append((step, lr, torch.cat([losses, local_norms, grad_norm.reshape(1)])))
 
     def read(self) -> list["StepReading"]:
         """All that was collected since the last reading; waits for the device once."""
         if not self._pending:
             return []
         values = torch.stack([seen for _, _, seen in self._pending]).tolist()
+        ranks = len(values[0]) // 2
         readings = [
-            StepReading(step, lr, losses=row[:-1], grad_norm=row[-1])
+            StepReading(step, lr, losses=row[:ranks], local_norms=row[ranks:-1], grad_norm=row[-1])
             for (step, lr, _), row in zip(self._pending, values, strict=True)
         ]
         self._pending.clear()
@@ -88,6 +90,8 @@ class StepReading:
     lr: float
     losses: list[float]
     """Mean loss of each rank's share of the batch, nats per token."""
+    local_norms: list[float]
+    """Of each rank's own gradient, before averaging; zero on one rank."""
     grad_norm: float
     """Of the averaged gradient, before clipping."""
 
@@ -99,9 +103,14 @@ class StepReading:
     @property
     def is_finite(self) -> bool:
         """Whether the step was taken: the same test as the loop makes on the device."""
-        return all(abs(value) < float("inf") for value in (*self.losses, self.grad_norm))
+        return all(map(math.isfinite, (*self.losses, self.grad_norm)))
 
     def what_is_wrong(self) -> str:
-        """Names the ranks whose loss is not finite, or the gradient."""
-        bad = [f"loss {loss} on rank {rank}" for rank, loss in enumerate(self.losses) if not abs(loss) < float("inf")]
-        return ", ".join(bad) or f"gradient norm {self.grad_norm} with finite losses on every rank"
+        """Names the ranks whose loss, or else whose own gradient, is not finite."""
+        bad = []
+        for rank, (loss, norm) in enumerate(zip(self.losses, self.local_norms, strict=True)):
+            if not math.isfinite(loss):
+                bad.append(f"loss {loss} on rank {rank}")
+            elif not math.isfinite(norm):
+                bad.append(f"gradient norm {norm} on rank {rank}")
+        return ", ".join(bad) or f"gradient norm {self.grad_norm} with finite losses"

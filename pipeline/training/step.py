@@ -1,14 +1,13 @@
 """One optimizer step: forward and backward over the micro-batches, one reduction over the ranks, one update."""
 
 from collections.abc import Iterable
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.distributed import Group, autocast
 from pipeline.training.optim import Optimizer
+from pipeline.training.parallel import Averaged
 
 
 class TrainStep:
@@ -19,38 +18,31 @@ class TrainStep:
     ) -> None:
         """`module(inputs, targets)` gives (logits, mean loss). It is wrapped for the ranks of `group` here."""
         self.optimizer, self.grad_clip, self.dtype, self.group = optimizer, grad_clip, dtype, group
-        self.module = module
-        if group.world_size > 1:
-            devices = [group.device] if group.device.type == "cuda" else None
-            self.module = DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
+        self.averaged = Averaged(module, group)
 
-    def __call__(self, micro_batches: Iterable[tuple[Tensor, Tensor]], count: int, lr: float) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, micro_batches: Iterable[tuple[Tensor, Tensor]], count: int, lr: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Updates the weights once from `count` pairs of inputs and targets, each (B, T) int64.
 
-        Returns the mean loss of every rank's share, (world size,), and the gradient's norm before clipping, a scalar,
-        both on the device and the same on every rank. Where any of them is not finite, the update is left out.
+        Returns the mean loss of every rank's share, (world size,); the norm of every rank's own gradient, (world
+        size,), zero on one rank; and the norm of their average before clipping, a scalar. All are on the device and the
+        same on every rank. Where a loss or the last norm is not finite, the update is left out.
         """
-        losses = torch.zeros(self.group.world_size, device=self.group.device)
+        seen = torch.zeros(2, self.group.world_size, device=self.group.device)
+        losses, local_norms = seen
         for index, (inputs, targets) in enumerate(micro_batches, start=1):
-            losses[self.group.rank] += self._accumulate(inputs, targets, count, last=index == count)
-        self.group.sum_(losses)
+            with self.averaged.backward(last=index == count):
+                loss = forward_loss(self.averaged.module, inputs, targets, self.dtype) / count
+                loss.backward()
+            losses[self.group.rank] += loss.detach()
+        local_norms[self.group.rank] = self.averaged.local_norm()
+        self.group.sum_(seen)
         grad_norm = nn.utils.clip_grad_norm_(self.optimizer.parameters, self.grad_clip or float("inf"))
         # Losses and gradients are reduced by now: every rank sees the same values and takes the same decision.
         self.optimizer.step(lr, skip=~(losses.isfinite().all() & grad_norm.isfinite()))
         self.optimizer.zero_grad()
-        return losses, grad_norm
-
-    def _accumulate(self, inputs: Tensor, targets: Tensor, count: int, last: bool) -> Tensor:
-        """Adds one micro-batch's share to the gradients; returns its share of the loss, detached.
-
-        The ranks' gradients are averaged behind the last micro-batch alone; forward and backward both stand inside
-        no_sync, which DDP asks for.
-        """
-        accumulating = isinstance(self.module, DistributedDataParallel) and not last
-        with self.module.no_sync() if accumulating else nullcontext():  # type: ignore[operator]
-            loss = forward_loss(self.module, inputs, targets, self.dtype) / count
-            loss.backward()
-        return loss.detach()
+        return losses, local_norms, grad_norm
 
 
 def forward_loss(module: nn.Module, inputs: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,19 +1,21 @@
 """Training on several ranks over gloo: the same run as on one, and the same decisions on all."""
 
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.distributed import Group
 from pipeline.model.gpt import GPT
 from pipeline.training.interruption import Interrupted
 from pipeline.training.metrics import Row
 from tests.ranks import on_ranks
-from tests.training.conftest import MemoryRecorder, trainer, weights_of
+from tests.training.conftest import MemoryRecorder, same, trainer, weights_of
 
 NO_DROPOUT = {"dropout": 0.0}
 
@@ -45,6 +47,21 @@ def test_two_ranks_train_as_one_does(shards: Path, tmp_path: Path, micro: int) -
         torch.testing.assert_close(ranks[0][name], weight, rtol=1e-4, atol=2e-5)
     for mine, other in zip(torch.load(tmp_path / "curve.pt"), curve, strict=True):
         assert mine == pytest.approx(other, rel=1e-4)
+
+
+def train_twice_and_compare(group: Group, shards: Path, states: Path) -> None:
+    """With DDP's own averaging, and with ours, which looks at the gradients first."""
+    theirs = trainer(shards, states / "theirs", None, group, runtime={"micro_batch_size": 1})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DistributedDataParallel, "register_comm_hook", lambda *_: None)
+        theirs.run()
+    ours = trainer(shards, states / "ours", None, group, runtime={"micro_batch_size": 1})
+    ours.run()
+    assert same(weights_of(ours), weights_of(theirs))
+
+
+def test_looking_at_the_gradients_changes_no_bit(shards: Path, tmp_path: Path) -> None:
+    on_ranks(2, train_twice_and_compare, shards, tmp_path)
 
 
 def stop_on_a_signal_to_rank_1(group: Group, shards: Path, state: Path) -> None:
@@ -103,11 +120,15 @@ def lose_a_number_on_rank_1(group: Group, shards: Path, state: Path, out: Path, 
     sick.run()
     assert all(torch.equal(seen[0][name], seen[1][name]) for name in seen[0])
     assert [row["step"] for row in recorder.rows if row["event"] == "skipped"] == [3]
+    assert sick.journal.last_skipped is not None
+    assert re.fullmatch(f"{where}( norm)? (inf|nan) on rank 1", sick.journal.last_skipped.what_is_wrong())
     torch.save(weights_of(sick), out / f"rank{group.rank}.pt")
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_a_number_gone_bad_on_one_rank_is_skipped_by_all(shards: Path, tmp_path: Path, where: str) -> None:
+def test_a_number_gone_bad_on_one_rank_is_skipped_by_all_and_the_rank_named(
+    shards: Path, tmp_path: Path, where: str
+) -> None:
     on_ranks(2, lose_a_number_on_rank_1, shards, tmp_path / "state", tmp_path, where)
     ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
     assert all(torch.equal(ranks[0][name], ranks[1][name]) for name in ranks[0])
