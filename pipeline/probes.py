@@ -6,18 +6,21 @@ it.
 """
 
 import textwrap
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import tiktoken
 import torch
 
 from pipeline.config import read_sections
-from pipeline.corpus.hellaswag_items import ITEMS_FILE, Item, read_items, read_source
-from pipeline.corpus.shards import TokenStream, open_split
+from pipeline.corpus.hellaswag_items import ITEMS_FILE, read_items, read_source
+from pipeline.corpus.shards import open_split
 from pipeline.distributed import Group, autocast_dtype
-from pipeline.evaluation.hellaswag import score_items, subset
-from pipeline.evaluation.val_loss import validation_loss
+from pipeline.evaluation.hellaswag import HellaswagResult, score_items, subset
+from pipeline.evaluation.val_loss import ValLoss, validation_loss
 from pipeline.generation.params import SampleParams
 from pipeline.generation.sampler import generate
 from pipeline.log import logger
@@ -36,24 +39,10 @@ class ValLossProbe:
     """Validation loss over the first tokens of the split, by the code that the evaluate stage uses for all of it."""
 
     interval: int
-    tokens: int
-    batch_size: int
-    stream: TokenStream
-    encoding: tiktoken.Encoding
-    dtype: torch.dtype
-    group: Group
+    score: Callable[[GPT], ValLoss]
 
     def measure(self, model: GPT, step: int) -> Row:
-        loss = validation_loss(
-            model,
-            self.stream,
-            self.encoding,
-            tokens=self.tokens,
-            stride=None,
-            batch_size=self.batch_size,
-            dtype=self.dtype,
-            group=self.group,
-        )
+        loss = self.score(model)
         logger.info("step %d: validation loss %.4f, %.3f bits per byte", step, loss.nats_per_token, loss.bits_per_byte)
         return {"val/loss": loss.nats_per_token, "val/bpb": loss.bits_per_byte}
 
@@ -64,16 +53,10 @@ class ChoiceProbe:
 
     interval: int
     name: str
-    items: list[Item]
-    batch_size: int
-    encoding: tiktoken.Encoding
-    dtype: torch.dtype
-    group: Group
+    score: Callable[[GPT], HellaswagResult]
 
     def measure(self, model: GPT, step: int) -> Row:
-        result = score_items(
-            model, self.encoding, self.items, batch_size=self.batch_size, dtype=self.dtype, group=self.group
-        )
+        result = self.score(model)
         logger.info(
             "step %d: %s acc_norm %.3f ± %.3f on %d items",
             step,
@@ -87,30 +70,33 @@ class ChoiceProbe:
 
 @dataclass(frozen=True)
 class SampleProbe:
-    """The beginning of one continuation of the first prompt that has a text, printed by rank 0."""
+    """A short text, written and printed by rank 0."""
 
     interval: int
-    sample: SampleParams
-    encoding: tiktoken.Encoding
-    dtype: torch.dtype
+    write: Callable[[GPT], str]
     group: Group
 
     def measure(self, model: GPT, step: int) -> Row:
         if self.group.is_main:
-            prompt = next((prompt for prompt in self.sample.prompts if prompt), "")
-            (tokens,) = generate(
-                model,
-                [self.encoding.encode_ordinary(prompt)],
-                max_new_tokens=min(self.sample.max_new_tokens, SHOWN_TOKENS),
-                temperature=self.sample.temperature,
-                top_k=self.sample.top_k,
-                top_p=self.sample.top_p,
-                seed=self.sample.seed,
-                eot_id=self.encoding.eot_token,
-                dtype=self.dtype,
-            )
-            logger.info("step %d: sample\n%s", step, textwrap.indent(prompt + self.encoding.decode(tokens), "  | "))
+            logger.info("step %d: sample\n%s", step, textwrap.indent(self.write(model), "  | "))
         return {}
+
+
+def beginning(model: GPT, sample: SampleParams, encoding: tiktoken.Encoding, dtype: torch.dtype) -> str:
+    """The first prompt that has a text, with the beginning of one continuation."""
+    prompt = next((prompt for prompt in sample.prompts if prompt), "")
+    (tokens,) = generate(
+        model,
+        [encoding.encode_ordinary(prompt)],
+        max_new_tokens=min(sample.max_new_tokens, SHOWN_TOKENS),
+        temperature=sample.temperature,
+        top_k=sample.top_k,
+        top_p=sample.top_p,
+        seed=sample.seed,
+        eot_id=encoding.eot_token,
+        dtype=dtype,
+    )
+    return prompt + encoding.decode(tokens)
 
 
 def training_probes(
@@ -119,13 +105,16 @@ def training_probes(
     """The probes that the `train` section asks for, the same on every rank."""
     (sample,) = read_sections(SampleParams)
     dtype, batch_size = autocast_dtype(runtime.dtype, group.device), runtime.micro_batch_size
+    alike: dict[str, Any] = {"encoding": encoding, "batch_size": batch_size, "dtype": dtype, "group": group}
     val = open_split(shards, "val")
     items = subset(read_items(hellaswag / ITEMS_FILE), train.hellaswag_items)
     key = read_source(hellaswag).key
+    loss_of = partial(validation_loss, stream=val, tokens=train.eval_tokens, stride=None, **alike)
+    answers_of = partial(score_items, items=items, **alike)
     return [
-        ValLossProbe(train.eval_interval, train.eval_tokens, batch_size, val, encoding, dtype, group),
-        ChoiceProbe(train.hellaswag_interval, key, items, batch_size, encoding, dtype, group),
-        SampleProbe(train.sample_interval, sample, encoding, dtype, group),
+        ValLossProbe(train.eval_interval, loss_of),
+        ChoiceProbe(train.hellaswag_interval, key, answers_of),
+        SampleProbe(train.sample_interval, partial(beginning, sample=sample, encoding=encoding, dtype=dtype), group),
     ]
 
 

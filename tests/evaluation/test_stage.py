@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 
+from pipeline.config import read_sections
 from pipeline.corpus import encodings
 from pipeline.corpus.hellaswag_items import write_items
-from pipeline.evaluation.val_loss import validation_loss
 from pipeline.log import Stop
 from pipeline.model.files import save_model
 from pipeline.model.gpt import GPT
+from pipeline.probes import choice_columns, training_probes
+from pipeline.runtime import RuntimeParams
+from pipeline.training.params import TrainParams
 from stages import evaluate
 from tests.evaluation.small import ALONE, BYTES, documents, many_items, tiny_model, write_val_split
 
@@ -88,17 +91,17 @@ def test_an_imported_model_with_too_few_ids_is_refused(workplace: Path) -> None:
         evaluate.main()
 
 
-def test_the_in_loop_value_on_the_whole_split_is_the_stages(workplace: Path) -> None:
+def test_the_probes_of_training_on_all_there_is_give_what_the_stage_gives(workplace: Path) -> None:
     evaluate.main()
-    stream = evaluate.open_split(Path("data/shards"), "val")
-    loss = validation_loss(
-        tiny_model(block_size=64),
-        stream,
-        BYTES,
-        tokens=10**6,
-        stride=None,
-        batch_size=64,
-        dtype=evaluate.distributed.autocast_dtype("float32", ALONE.device),
-        group=ALONE,
-    )
-    assert metrics(workplace)["val"]["loss"] == loss.nats_per_token
+    train, runtime = read_sections(TrainParams, RuntimeParams)
+    train = train.model_copy(update={"eval_tokens": 10**6, "hellaswag_items": 13})
+    runtime = runtime.model_copy(update={"dtype": "float32"})
+    probes = training_probes(train, runtime, ALONE, BYTES, Path("data/shards"), Path("data/hellaswag"))
+    measured: dict[str, float] = {}
+    for probe in probes:
+        measured |= probe.measure(tiny_model(block_size=64), 1)
+    found = metrics(workplace)
+    assert measured["val/loss"] == found["val"]["loss"]
+    assert measured["val/bpb"] == found["val"]["bpb"]
+    shares = {f"next_lines/{metric}": found["next_lines"][metric] for metric in ("acc", "acc_norm", "acc_norm_token")}
+    assert {name: measured[name] for name in choice_columns(Path("data/hellaswag"))} == shares
