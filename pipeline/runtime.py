@@ -29,6 +29,10 @@ class RuntimeParams(Section):
     """Only algorithms that give the same bits each time, so that a resumed run equals one never stopped bit for bit;
     false: faster ones where there are such, whose order of additions varies from run to run."""
 
+    activation_checkpointing: bool
+    """Keep only the input of each block for the backward pass and compute the rest again there: the same numbers, much
+    less memory, about a third more computation."""
+
     checkpoint_interval: int = Field(ge=1)
     """Optimizer steps between checkpoints."""
 

@@ -9,6 +9,7 @@ initialisation here. Knows nothing of files, data or training.
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pipeline.model.attention import CausalSelfAttention
 from pipeline.model.cache import KVCache, LayerCache
@@ -60,6 +61,7 @@ class Transformer(nn.Module):
         # With post-norm, the last block already ends in a norm, and GPT-1 had no other.
         pre = config.norm_placement == "pre"
         self.ln_f = NORMS[config.norm](config.n_embd, config.bias) if pre else nn.Identity()
+        self.activation_checkpointing = False  # how training is run, not what the model is: so not of the config
 
     def forward(self, idx: Tensor, cache: KVCache | None) -> Tensor:
         """(B, T) int64 -> (B, T, C)."""
@@ -72,8 +74,11 @@ class Transformer(nn.Module):
         x = self.drop(self.wpe.embed(self.wte(idx), positions))  # (B, T, C)
         rotation = self.wpe.rotation(positions)
         mask = self.wpe.scores_mask(mask, idx.size(1), keys)
+        recompute = self.activation_checkpointing and self.training
         for layer, block in enumerate(self.h):
-            x = block(x, mask, rotation, None if cache is None else cache.layers[layer])
+            inputs = x, mask, rotation, None if cache is None else cache.layers[layer]
+            # Keeps the inputs alone, and computes the block again when its gradient is due, with the same dropout.
+            x = checkpoint(block, *inputs, use_reentrant=False) if recompute else block(*inputs)
         return self.ln_f(x)
 
 

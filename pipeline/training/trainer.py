@@ -109,6 +109,7 @@ class Trainer:
             group.device,
         )
         self.model = model.to(group.device)
+        self.model.transformer.activation_checkpointing = runtime.activation_checkpointing
         self.dtype = autocast_dtype(runtime.dtype, group.device)
         self.optimizer = Optimizer(model, train.optimizer, train.weight_decay, train.betas, train.eps, group.device)
         peak = peak_flops(group.device, self.dtype)

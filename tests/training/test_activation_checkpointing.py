@@ -1,0 +1,73 @@
+"""Computing activations again in the backward pass changes what is kept, and no number."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.distributed import Group
+from pipeline.model.gpt import Block
+from tests.ranks import on_ranks
+from tests.training.conftest import ONE_RANK, MemoryRecorder, same, trainer, weights_of
+
+ON: dict[str, Any] = {"activation_checkpointing": True}
+STEPS = {"max_steps": 4, "warmup_steps": 1}
+
+
+def trained(
+    shards: Path, state: Path, config: dict[str, Any], group: Group = ONE_RANK, **runtime: Any
+) -> tuple[dict[str, torch.Tensor], MemoryRecorder]:
+    recorder = MemoryRecorder()
+    run = trainer(shards, state, recorder, group, train=STEPS, runtime=runtime, config=config)
+    run.run()
+    return weights_of(run), recorder
+
+
+@pytest.mark.parametrize(
+    "config", [{}, {"position": "rope", "norm": "rmsnorm", "mlp": "swiglu"}, {"position": "alibi", "dropout": 0.3}]
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_weights_are_the_same_bit_for_bit(shards: Path, tmp_path: Path, config: dict[str, Any], dtype: str) -> None:
+    """Dropout is on: what is computed again drops the same."""
+    kept, curve = trained(shards, tmp_path / "kept", config, dtype=dtype)
+    again, other_curve = trained(shards, tmp_path / "again", config, dtype=dtype, **ON)
+    assert same(kept, again)
+    assert curve.curve() == other_curve.curve()
+
+
+@pytest.mark.slow
+def test_a_compiled_run_has_the_same_weights(shards: Path, tmp_path: Path) -> None:
+    kept, _ = trained(shards, tmp_path / "kept", {}, compile="on")
+    again, _ = trained(shards, tmp_path / "again", {}, compile="on", **ON)
+    for name, weight in kept.items():
+        torch.testing.assert_close(again[name], weight, rtol=1e-5, atol=1e-6)
+
+
+def compare_on_this_rank(group: Group, shards: Path, states: Path) -> None:
+    kept, _ = trained(shards, states / "kept", {}, group)
+    again, _ = trained(shards, states / "again", {}, group, **ON)
+    assert same(kept, again)
+
+
+def test_two_ranks_have_the_same_weights_bit_for_bit(shards: Path, tmp_path: Path) -> None:
+    on_ranks(2, compare_on_this_rank, shards, tmp_path)
+
+
+def test_each_block_is_computed_once_more_for_each_backward_pass(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+    forward = Block.forward
+
+    def counted(*arguments: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return forward(*arguments)
+
+    monkeypatch.setattr(Block, "forward", counted)
+    trained(shards, tmp_path / "kept", {})
+    once, calls = calls, 0
+    trained(shards, tmp_path / "again", {}, **ON)
+    assert calls == 2 * once
+    assert once == 4 * 2 * 2  # steps, micro-batches, blocks
