@@ -25,10 +25,16 @@ WEIGHTS, CONFIG, ENCODING = "model.safetensors", "config.json", "encoding"
 
 
 def save_model(directory: Path, model: GPT, encoding_directory: Path | None) -> None:
-    """Writes a model directory, whole or not at all, in place of what was there. The weights become float32."""
+    """Writes a model directory, whole or not at all, in place of what was there. The weights become float32.
+
+    Raises OSError, as where the disk is full.
+    """
     with atomic_directory(directory) as temporary:
         write_json(temporary / CONFIG, {"format_version": FORMAT_VERSION, "config": model.config.model_dump()})
-        save_file(stored_weights(model), temporary / WEIGHTS)
+        try:
+            save_file(stored_weights(model), temporary / WEIGHTS)
+        except SafetensorError as error:
+            raise OSError(f"cannot write {directory / WEIGHTS}: {error}") from error
         if encoding_directory is not None:
             shutil.copytree(encoding_directory, temporary / ENCODING)
 

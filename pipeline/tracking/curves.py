@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pipeline.files import atomic_path, flush_to_disk, write_text
+from pipeline.files import atomic_path, flush_to_disk, naming, write_text
 
 COLUMNS = (
     "step",
@@ -49,7 +49,7 @@ class Curves:
 
     def record(self, rows: list[dict[str, Any]]) -> None:
         """Appends rows; keys are columns."""
-        with self.path.open("a", newline="", encoding="utf-8") as file:
+        with naming(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self.columns, lineterminator="\n").writerows(rows)
 
     def _rows(self) -> list[dict[str, str]]:

@@ -66,7 +66,7 @@ class CheckpointStore:
         if saving is not None:
             try:
                 saving.result()
-            except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+            except OSError as error:
                 raise Stop(f"cannot save a checkpoint in {self.directory}: {error}; earlier ones stand") from error
 
     def newest(self) -> Checkpoint | None:
@@ -97,7 +97,7 @@ class CheckpointStore:
             files = {}
             for name, tree in parts.items():
                 file = temporary / f"{name}.pt"
-                torch.save(tree, file)
+                _save(tree, file)
                 files[file.name] = {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
             manifest = {"format_version": FORMAT_VERSION, "step": step, "counters": counters, "files": files}
             write_json(temporary / "manifest.json", {**manifest, "sha256": _digest(manifest)})
@@ -115,6 +115,15 @@ class CheckpointStore:
                 shutil.rmtree(doomed)
             except OSError as error:
                 logger.warning("cannot remove the old checkpoint %s: %s", old.name, error)
+
+
+def _save(tree: Any, file: Path) -> None:
+    """torch.save, whose own error would hide why a write failed."""
+    with file.open("wb") as out:
+        try:
+            torch.save(tree, out)
+        except RuntimeError as error:
+            raise error.__context__ or error from None
 
 
 def _verified(directory: Path) -> Checkpoint:
