@@ -1,0 +1,42 @@
+"""SIGKILL: the run goes on from its newest checkpoint and ends as one never killed, bit for bit."""
+
+from typing import Any
+
+import pytest
+
+from tests.faults.conftest import Begin
+from tests.faults.small import same
+
+
+def test_a_killed_run_ends_with_the_weights_optimizer_and_curves_of_one_never_killed(
+    begin: Begin, whole: dict[str, Any]
+) -> None:
+    """Dropout is on, the optimizer is Muon beside AdamW, probes are taken; 12 steps, SIGKILL, 12 steps."""
+    run = begin()
+    assert run.train("kill@13", ok=False).code == -9
+    assert "resuming after step 12 of 24" in run.train().output
+    assert same(run.result(), whole)
+    assert [row["step"] for row in run.curve()] == [str(step) for step in range(25)]
+
+
+def test_another_configuration_never_takes_up_the_state(begin: Begin, whole: dict[str, Any]) -> None:
+    run = begin()
+    run.train("kill@13", ok=False)
+    run.set(train={"seed": 2})
+    assert "resuming" not in run.train().output
+    assert len(list((run.path / ".runs").glob("train-*"))) == 2
+    run.set()
+    assert "resuming after step 12" in run.train().output
+
+
+@pytest.mark.slow
+def test_a_compiled_run_that_was_killed_ends_as_one_never_killed(begin: Begin) -> None:
+    compiled = {"compile": "on"}
+    never_killed = begin("never", runtime=compiled)
+    never_killed.train()
+    run = begin("killed", runtime=compiled)
+    run.train("kill@13", ok=False)
+    output = run.train().output
+    assert "resuming after step 12 of 24" in output
+    assert "without torch.compile" not in output
+    assert same(run.result(), never_killed.result())
