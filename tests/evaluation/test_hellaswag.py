@@ -13,8 +13,8 @@ from benchmarks.hellaswag import score_one_at_a_time
 from pipeline.corpus.hellaswag_items import Item, read_items
 from pipeline.distributed import Group
 from pipeline.evaluation import hellaswag
-from pipeline.evaluation.hellaswag import HellaswagResult, score_items, subset
-from pipeline.evaluation.protocols import HARNESS, PROTOCOLS, TOKEN_MEAN, ask
+from pipeline.evaluation.hellaswag import HellaswagResult, answers_of, score_items, subset
+from pipeline.evaluation.protocols import HARNESS, PROTOCOLS, TOKEN_MEAN, Question, ask
 from pipeline.evaluation.scoring import batches_of, score_batch, tasks_of
 from pipeline.model.gpt import GPT
 from pipeline.progress import Progress
@@ -120,6 +120,19 @@ def test_an_ending_without_characters_cannot_win_by_characters() -> None:
     assert int(result.answers["acc_norm"][0]) == 2
     assert len(ask(item(endings=("[step]", "b", "c", "d")), HARNESS, BYTES).endings[0]) == 1  # the space alone
     assert len(ask(item(endings=("", "b", "c", "d")), TOKEN_MEAN, BYTES).endings[0]) == 1
+
+
+def test_an_ending_without_tokens_has_no_loss_and_wins_only_where_all_are_so() -> None:
+    """As where an encoding joins all of an ending to its context's last token."""
+    model = tiny_model(block_size=64)
+    (task,) = tasks_of([1, 2], [[], [3, 4], [], [5]], 0, 64)
+    found = dict(score_batch(model, [task], 4, torch.device("cpu")))
+    assert sorted(found) == [1, 3]
+    nats = np.array([[found.get(row, 0.0) for row in range(4)], [0.0] * 4])
+    asked = [Question(task.context, task.endings, [3, 2, 1, 1]), Question([1], [[]] * 4, [2] * 4)]
+    answers = answers_of(dict.fromkeys(PROTOCOLS, nats), dict.fromkeys(PROTOCOLS, asked))
+    assert set(answers) == set(METRICS)
+    assert all(int(chosen[0]) in (1, 3) and int(chosen[1]) == 0 for chosen in answers.values())
 
 
 def test_the_normalisations_are_by_characters_and_by_tokens() -> None:

@@ -1,6 +1,7 @@
 """Generation with a cache is generation without one; batches, samples and seeds do not meet."""
 
 from collections.abc import Sequence
+from itertools import product
 
 import pytest
 import torch
@@ -14,10 +15,10 @@ EOT = 60  # the last id with a text; 61 to 63 are padding
 PROMPTS = [[1, 2, 3], [7], [4, 5, 6, 8, 9, 10, 11], []]
 
 
-def model_of(name: str = "gpt2", scale: float = 6.0) -> GPT:
+def model_of(name: str = "gpt2", scale: float = 6.0, **changes: object) -> GPT:
     """A tiny model whose weights are large enough that its choices do not repeat themselves."""
     torch.manual_seed(3)
-    model = GPT(option(name))
+    model = GPT(option(name).changed(**changes))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
@@ -37,14 +38,14 @@ def sample(
 
 
 @torch.no_grad()
-def recomputed(model: GPT, prompt: Sequence[int], tokens: int) -> list[int]:
+def recomputed(model: GPT, prompt: Sequence[int], tokens: int, eot_id: int = EOT) -> list[int]:
     """Greedy without a cache: the whole window at each step."""
     text = list(prompt) or [EOT]
     begin = len(text)
     for _ in range(tokens):
         start = window_start(len(text), model.config.context_limit)
         token = int(model.eval()(torch.tensor([text[start:]]))[0][0, -1].argmax())
-        if token == EOT:
+        if token == eot_id:
             break
         text.append(token)
     return text[begin:]
@@ -56,6 +57,16 @@ def test_cached_is_recomputed_for_ragged_prompts_and_past_the_context(name: str)
     assert model.config.block_size == 16
     found = sample(model, PROMPTS, settings(tokens=40, temperature=0))
     assert [one for (one,) in found] == [recomputed(model, prompt, 40) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("position", ["learned", "sinusoidal", "rope", "alibi"])
+@pytest.mark.parametrize("heads", [None, 2, 1])
+def test_cached_is_recomputed_wherever_positions_key_heads_and_norms_meet(position: str, heads: int | None) -> None:
+    for norm, placement, qk_norm in product(("layernorm", "rmsnorm"), ("pre", "post"), (False, True)):
+        chosen = {"norm": norm, "norm_placement": placement, "qk_norm": qk_norm}
+        model = model_of(position=position, n_kv_head=heads, **chosen)
+        found = sample(model, PROMPTS[:2], settings(tokens=30, temperature=0), eot_id=99)
+        assert [one for (one,) in found] == [recomputed(model, prompt, 30, eot_id=99) for prompt in PROMPTS[:2]], chosen
 
 
 @pytest.mark.parametrize("length", [15, 16, 17, 40])
@@ -87,7 +98,7 @@ def test_the_cache_saves_all_but_the_readings_that_the_window_asks_for() -> None
     assert passed == [1] * 16 + ([9] + [1] * 7) * 3
 
 
-@pytest.mark.parametrize("name", ["gpt2", "alibi", "llama"])
+@pytest.mark.parametrize("name", ["gpt2", "sinusoidal", "rope", "alibi", "llama"])
 def test_a_batch_gives_what_each_prompt_gives_alone(name: str) -> None:
     model = model_of(name)
     together = sample(model, PROMPTS, settings(), samples=2)

@@ -5,11 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiktoken
 import torch
 
-from pipeline.corpus import encodings
+from pipeline.corpus import encodings, vocabularies
 from pipeline.generation import __main__ as terminal
-from pipeline.model.files import save_model
+from pipeline.model.export import export_model
+from pipeline.model.files import load_model, save_model
 from pipeline.model.gpt import GPT
 from stages import sample
 from tests.model.configs import TINY
@@ -70,6 +72,22 @@ def test_the_terminal_shows_log_probabilities(
     lines = write(monkeypatch, capsys, "--max-new-tokens", "5", "--seed", "3", "--logprobs").splitlines()
     assert len(lines) == 5
     assert all(float(line.split()[0]) < 0 for line in lines)
+
+
+def test_a_hugging_face_directory_is_read_with_gpt2_s_encoding(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = workplace / "theirs"
+    arguments = ("Once", "--max-new-tokens", "12", "--seed", "3", "--dtype", "float32")
+    export_model(load_model(workplace / "data/model"), None, theirs)
+    assert not (theirs / "encoding").exists()
+    monkeypatch.setattr(vocabularies, "gpt2_encoding", lambda: BYTES)  # the real one would need its file
+    text = write(monkeypatch, capsys, *arguments, "--model", str(theirs))
+    assert text == write(monkeypatch, capsys, *arguments)
+    larger = tiktoken.Encoding("gpt2", pat_str=".", mergeable_ranks={b"a": 0}, special_tokens={"<|endoftext|>": 50256})
+    monkeypatch.setattr(vocabularies, "gpt2_encoding", lambda: larger)
+    with pytest.raises(ValueError, match=r"theirs: no encoding/, and GPT-2's \(50257 ids\) exceeds"):
+        write(monkeypatch, capsys, *arguments, "--model", str(theirs))
 
 
 def test_a_directory_without_a_model_is_named(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
