@@ -21,16 +21,14 @@ from pipeline.log import Stop, clear_errors, logger
 from pipeline.model.files import ENCODING, load_model
 from pipeline.progress import Progress
 from pipeline.runtime import RuntimeParams
-from pipeline.tracking.params import TrackingParams
-from pipeline.tracking.wandb_run import log_to_training_run
 
 MODEL, SHARDS, HELLASWAG = Path("data/model"), Path("data/shards"), Path("data/hellaswag")
-METRICS, TRAINING_SUMMARY = Path("reports/evaluate/metrics.json"), Path("reports/train/summary.json")
+METRICS = Path("reports/evaluate/metrics.json")
 
 
 def main() -> None:
     """Evaluates on all ranks; rank 0 writes."""
-    params, runtime, tracking = read_sections(EvaluateParams, RuntimeParams, TrackingParams)
+    params, runtime = read_sections(EvaluateParams, RuntimeParams)
     stream = open_split(SHARDS, "val")
     encoding = encodings.load(SHARDS / ENCODING_DIRECTORY)
     check_same_encoding(MODEL / ENCODING, SHARDS / ENCODING_DIRECTORY)
@@ -65,13 +63,6 @@ def main() -> None:
             values = metrics(loss, result, source)
             write_json(METRICS, values)
             report(loss, result, source)
-            numbers = {
-                f"evaluate/{section}/{name}": value
-                for section, section_values in values.items()
-                for name, value in section_values.items()
-                if not isinstance(value, str | bool)
-            }
-            log_to_training_run(tracking, TRAINING_SUMMARY, numbers)
 
 
 def check_same_encoding(model: Path, shards: Path) -> None:

@@ -23,16 +23,14 @@ from pipeline.log import clear_errors, logger
 from pipeline.model.files import ENCODING, load_model
 from pipeline.model.gpt import GPT
 from pipeline.runtime import RuntimeParams
-from pipeline.tracking.params import TrackingParams
-from pipeline.tracking.wandb_run import log_to_training_run
 
-MODEL, TRAINING_SUMMARY = Path("data/model"), Path("reports/train/summary.json")
+MODEL = Path("data/model")
 PAGE, DATA = Path("reports/sample/samples.md"), Path("reports/sample/samples.json")
 
 
 def main() -> None:
-    """Generates, writes both files, and shows the samples on the training run."""
-    params, runtime, tracking = read_sections(SampleParams, RuntimeParams, TrackingParams)
+    """Generates, and writes both files."""
+    params, runtime = read_sections(SampleParams, RuntimeParams)
     with distributed.start(runtime.collective_timeout) as group:
         model = load_model(MODEL, group.device)
         encoding = encodings.load(MODEL / ENCODING)
@@ -40,8 +38,6 @@ def main() -> None:
     write_json(DATA, samples)
     write_text(PAGE, page(samples))
     logger.info("%d samples in %s", len(params.prompts) * params.samples_per_prompt, PAGE)
-    rows = [(prompt["prompt"] or "", text) for prompt in samples["prompts"] for text in prompt["continuations"]]
-    log_to_training_run(tracking, TRAINING_SUMMARY, {}, {"samples": (("prompt", "continuation"), rows)})
 
 
 def sample(model: GPT, encoding: tiktoken.Encoding, params: SampleParams, dtype: torch.dtype) -> dict[str, Any]:

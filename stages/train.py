@@ -29,9 +29,8 @@ from pipeline.runs import run_directory
 from pipeline.runtime import RuntimeParams
 from pipeline.tracking.curves import Curves
 from pipeline.tracking.params import TrackingParams
-from pipeline.tracking.provenance import run_name
 from pipeline.tracking.run_summary import run_metrics, run_summary
-from pipeline.tracking.wandb_run import WandbRun, resolved_mode, run_identity
+from pipeline.tracking.wandb_run import WandbRun, training_run
 from pipeline.training.checkpoint import CheckpointStore
 from pipeline.training.params import TrainParams
 from pipeline.training.run_state import fingerprint, finish, locked, remove_recorded
@@ -56,13 +55,7 @@ def main() -> None:
         remove_recorded(state.parent)
         with locked(state):
             curves = Curves(state / "curves.csv", CURVES, extra_columns=choice_columns(HELLASWAG))
-            wandb_run = WandbRun(
-                run_identity(state / "wandb.json", run_name(inputs), resolved_mode(tracking)),
-                tracking,
-                config=load_yaml(PARAMS_FILE),
-                job_type="train",
-                after_step=curves.last_step(),
-            )
+            wandb_run = training_run(state, tracking, load_yaml(PARAMS_FILE), inputs, curves)
             try:
                 trained, outcome = run_training(model, train, runtime, group, store, [curves, wandb_run])
             except BaseException:
@@ -108,7 +101,8 @@ def write_outputs(
     """The model directory and the summary; the curves are there already."""
     save_model(MODEL, trained, SHARDS / ENCODING_DIRECTORY)
     summary = run_summary(outcome, trained.config, model, train, group, Manifest.read(SHARDS))
-    wandb_run.summarise(summary)
+    wandb_run.describe({"run": {name: summary[name] for name in ("parameters", "hardware", "encoding", "data")}})
+    wandb_run.summarise(run_metrics(outcome))
     write_json(METRICS, run_metrics(outcome))
     write_json(SUMMARY, {**summary, "wandb": asdict(wandb_run.finish())})
     logger.info(

@@ -6,6 +6,7 @@ Columns carry the metrics' names. A cell is empty where nothing was measured. DV
 import csv
 import io
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,23 +37,19 @@ class Curves:
 
     def rewind(self, step: int) -> None:
         """Drops the rows of later steps, which a resumed run will write again; begins the file if there is none."""
-        kept = [row for row in self._rows() if int(row["step"]) <= step] if step > 0 else []
+        kept = [row for row in self.rows() if int(row["step"]) <= step] if step > 0 else []
         text = io.StringIO()
         writer = csv.DictWriter(text, self.columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(kept)
         write_text(self.path, text.getvalue())
 
-    def last_step(self) -> int:
-        """The newest step on the disk, from an earlier process of the run; -1 where there is none."""
-        return max((int(row["step"]) for row in self._rows()), default=-1)
-
     def record(self, rows: list[dict[str, Any]]) -> None:
         """Appends rows; keys are columns."""
         with naming(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self.columns, lineterminator="\n").writerows(rows)
 
-    def _rows(self) -> list[dict[str, str]]:
+    def rows(self) -> list[dict[str, str]]:
         """The whole rows on the disk: one that a kill cut short has no last cell."""
         if not self.path.exists():
             return []
@@ -64,3 +61,17 @@ class Curves:
         flush_to_disk(self.path)
         with atomic_path(self.published) as temporary:
             shutil.copyfile(self.path, temporary)
+
+
+def typed(row: Mapping[str, str]) -> dict[str, Any]:
+    """A row of the file as it was recorded; empty cells are None."""
+    return {
+        name: None
+        if cell == ""
+        else cell
+        if name == "event"
+        else int(cell)
+        if name in ("step", "tokens")
+        else float(cell)
+        for name, cell in row.items()
+    }

@@ -19,5 +19,9 @@ class TrackingParams(Section):
     entity: str | None
     """W&B user or team; null: the key's default."""
 
+    group: str | None
+    """Runs of the same name here, from the same commit, are one W&B group; `python -m pipeline.sweep` sets it. null:
+    all runs from a commit are one group."""
+
     tags: list[str]
-    """Tags of the run."""
+    """Tags of the run, beside its text and its encoding."""

@@ -4,33 +4,27 @@ Every call to wandb runs in a thread of its own behind a bounded queue. Without 
 with a server that hangs, training goes on and the curves are on the disk; what could not be sent is said in one line.
 """
 
+import json
 import os
 import queue
-import secrets
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.files import read_json, write_json
 from pipeline.log import logger
 from pipeline.runs import main_root
+from pipeline.tracking.curves import Curves, typed
+from pipeline.tracking.identity import RunIdentity, run_group, run_identity, run_name
 from pipeline.tracking.params import TrackingParams
+from pipeline.tracking.provenance import experiment, git_revision, params_at
 
-QUEUE_LENGTH = 10_000  # rows that wait at most: hours of training
+QUEUE_LENGTH = 1000  # calls that wait at most, of ten rows each: hours of training
 FINISH_TIMEOUT_S = 60.0
 Table = tuple[Sequence[str], Sequence[Sequence[Any]]]  # columns, rows
-
-
-@dataclass(frozen=True)
-class RunIdentity:
-    """What ties the parts of a run together over resumptions and stages."""
-
-    id: str
-    name: str
-    mode: str
-    url: str | None = None
 
 
 def resolved_mode(params: TrackingParams) -> str:
@@ -40,7 +34,7 @@ def resolved_mode(params: TrackingParams) -> str:
     """
     choice = os.environ.get("WANDB_MODE", "auto") if params.mode == "auto" else params.mode
     if choice != "auto":
-        return "disabled" if choice == "dryrun" else choice
+        return {"dryrun": "offline", "run": "online"}.get(choice, choice)  # wandb's own other words
     has_key = bool(os.environ.get("WANDB_API_KEY")) or _key_in_netrc()
     if not has_key:
         logger.info("W&B: no API key, so this run is logged offline; `wandb sync` sends it later")
@@ -58,62 +52,93 @@ def _key_in_netrc() -> bool:
         return False
 
 
-def run_identity(file: Path, name: str, mode: str) -> RunIdentity:
-    """The identity kept in `file`, so that a resumed run goes on as the same W&B run; a new one is written there."""
-    if file.exists():
-        known = read_json(file)
-        return RunIdentity(id=known["id"], name=known["name"], mode=mode)
-    identity = RunIdentity(id=secrets.token_hex(4), name=name, mode=mode)
-    write_json(file, asdict(identity))
-    return identity
+def training_run(
+    state: Path, tracking: TrackingParams, params: Mapping[str, Any], inputs: str, curves: Curves
+) -> "WandbRun":
+    """The W&B run of a training, new or gone on with.
+
+    `state`: the training's directory, which keeps the run's identity. `params`: all of params.yaml. `inputs`: their
+    fingerprint. `curves`: hold the rows of earlier processes.
+    """
+    of = experiment()
+    name = run_name(params, params_at(of.baseline), of, inputs)
+    identity = run_identity(state / "wandb.json", name, run_group(tracking.group, of), resolved_mode(tracking))
+    about = {
+        "config": {**params, "git": asdict(git_revision()), "dvc": asdict(of)},
+        "tags": [*tracking.tags, params["data"]["source"], params["tokenizer"]["encoding"]],
+        "notes": f"dvc exp apply {of.experiment}" if of.experiment else None,
+    }
+    return WandbRun(identity, tracking, about, curves)
 
 
 class WandbRun:
     """One W&B run. Its methods return at once and never raise."""
 
     def __init__(
-        self,
-        identity: RunIdentity,
-        params: TrackingParams,
-        config: Mapping[str, Any],
-        job_type: str,
-        after_step: int = -1,
+        self, identity: RunIdentity, params: TrackingParams, about: Mapping[str, Any], curves: Curves | None = None
     ) -> None:
-        """`config`: all of params.yaml. Rows up to `after_step` are left out: an earlier process has logged them."""
-        self.identity, self.after_step = identity, after_step
+        """`about`: config, tags and notes. `curves`: hold the rows of earlier processes."""
+        self.identity, self.curves = identity, curves
         self._run: Any = None
-        self._failed: str | None = None
+        self._offline_steps: set[int] = set()
+        self._given_up = False
+        self._warnings: set[str] = set()
         self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(QUEUE_LENGTH)
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         if identity.mode == "disabled":
             return
         self._thread.start()
-        self._submit(lambda: self._start(params, dict(config), job_type))
+        self._submit(lambda: self._start(params, about))
 
     def rewind(self, step: int) -> None:
-        """Nothing: what was logged before an interruption stays, and is not logged again."""
+        """Logs the rows that an earlier process wrote to the curves, but those that W&B has; what it has stays."""
+        if self.curves is not None:
+            rows = [typed(row) for row in self.curves.rows()]
+            self.record([row for row in rows if row["step"] <= step])
 
     def record(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Logs rows of the curves; empty cells are left out."""
-        for row in rows:
-            if row["step"] > self.after_step:
-                cells = {key: value for key, value in row.items() if value not in (None, "") and key != "step"}
-                self._submit(lambda cells=cells, step=row["step"]: self._run.log(cells, step=step))  # type: ignore[misc]
+        """Logs rows of the curves, but those that W&B has already; empty cells are left out."""
+        self._submit(lambda: self._log(rows))
 
     def flush(self) -> None:
         """Nothing: wandb sends in the background."""
 
+    def describe(self, values: Mapping[str, Any]) -> None:
+        """Adds to the run's config: what the run is."""
+        self._submit(lambda: self._run.config.update(dict(values), allow_val_change=True))
+
     def summarise(self, values: Mapping[str, Any]) -> None:
-        """Sets values of the run's summary."""
+        """Sets values of the run's summary: what came out."""
         self._submit(lambda: self._run.summary.update(dict(values)))
 
-    def log_table(self, name: str, table: Table, step: int | None = None) -> None:
-        """Logs a table under `name`."""
+    def log_table(self, name: str, table: Table, after_step: int, tokens: int) -> None:
+        """Logs a table under `name`, behind the row of `after_step`.
+
+        Online, the server knows the steps that the run has; an offline part of it does not and would begin at 0.
+        """
 
         def log() -> None:
             import wandb
 
-            self._run.log({name: wandb.Table(columns=list(table[0]), data=[list(row) for row in table[1]])}, step=step)
+            content = wandb.Table(columns=list(table[0]), data=[list(row) for row in table[1]])
+            self._run.log({"tokens": tokens, name: content}, step=max(self._run.step, after_step + 1))
+
+        self._submit(log)
+
+    def save_files(self, base: Path, files: Sequence[Path]) -> None:
+        """Copies files to the run, under their names relative to `base`."""
+        for file in files:
+            self._submit(lambda file=file: self._run.save(file, base_path=base, policy="now", glob=False))  # type: ignore[misc]
+
+    def log_reference(self, name: str, kind: str, uri: str, facts: Mapping[str, Any]) -> None:
+        """Logs an artifact that says where something is and holds no copy of it. The same URI is the same version."""
+
+        def log() -> None:
+            import wandb
+
+            artifact = wandb.Artifact(name, type=kind, metadata=dict(facts))
+            artifact.add_reference(uri, name=kind)
+            self._run.log_artifact(artifact)
 
         self._submit(log)
 
@@ -125,74 +150,85 @@ class WandbRun:
                 self._submit(lambda: url.append(self._run.url))
             self._submit(lambda: self._run.finish(exit_code=exit_code))
             self._put(None)
-            self._thread.join(FINISH_TIMEOUT_S)
+            self._thread.join(1.1 * FINISH_TIMEOUT_S)  # wandb keeps to the same limit
             if self._thread.is_alive():
-                logger.warning("W&B: not done after %.0f s; leaving the rest to `wandb sync`", FINISH_TIMEOUT_S)
+                self._warn("it does not end")
             if url:
-                return RunIdentity(self.identity.id, self.identity.name, self.identity.mode, url[0] or None)
+                return replace(self.identity, url=url[0] or None)
         return self.identity
 
-    def _start(self, params: TrackingParams, config: dict[str, Any], job_type: str) -> None:
+    def _start(self, params: TrackingParams, about: Mapping[str, Any]) -> None:
         import wandb
 
+        # Beside the runs, where they are found when they are synced: the home directory may be small, or not writable.
+        os.environ.setdefault("WANDB_DATA_DIR", str(main_root() / "wandb"))
+        wandb.setup(settings=wandb.Settings(silent=True))
+        if self.identity.mode == "offline" and self.curves is not None:
+            self._offline_steps = offline_steps(self.identity.id)
         self._run = wandb.init(
             project=params.project,
             entity=params.entity,
-            tags=params.tags,
             id=self.identity.id,
             name=self.identity.name,
+            group=self.identity.group,
+            job_type="train",
             mode=self.identity.mode,  # type: ignore[arg-type]
-            config=config,
-            job_type=job_type,
             dir=main_root(),
             resume="allow",
-            settings=wandb.Settings(silent=True, init_timeout=60, console="off"),
+            settings=wandb.Settings(
+                console="off",
+                init_timeout=60,
+                finish_timeout=FINISH_TIMEOUT_S,
+                finish_timeout_raises=True,
+                symlink=False,  # saved files outlive the copies of the repository that DVC runs experiments in
+            ),
+            **about,
         )
         self._run.define_metric("tokens")
         self._run.define_metric("*", step_metric="tokens")
 
+    def _log(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        for row in rows:
+            # The server's next step, when online, is the run's: a kill may have lost any rows that were on their way.
+            if row["step"] >= self._run.step and row["step"] not in self._offline_steps:
+                cells = {key: value for key, value in row.items() if value not in (None, "") and key != "step"}
+                self._run.log(cells, step=row["step"])
+
     def _submit(self, call: Callable[[], None]) -> None:
-        if self.identity.mode != "disabled" and self._failed is None:
+        if self.identity.mode != "disabled" and not self._given_up:
             self._put(call)
 
     def _put(self, call: Callable[[], None] | None) -> None:
         try:
             self._queue.put_nowait(call)
         except queue.Full:
-            self._fail(f"{QUEUE_LENGTH} rows wait to be sent")
+            self._given_up = True
+            self._warn(f"{QUEUE_LENGTH} calls wait to be sent")
 
     def _work(self) -> None:
         while (call := self._queue.get()) is not None:
-            if self._failed is not None:
+            if self._given_up:
                 continue
             try:
                 call()
             except BaseException as error:  # wandb raises its own kinds, and SystemExit too
-                self._fail(f"{type(error).__name__}: {error}")
+                self._given_up |= self._run is None  # what one call could not send does not keep the rest back
+                self._warn(f"{type(error).__name__}: {error}")
 
-    def _fail(self, why: str) -> None:
-        if self._failed is None:
-            self._failed = why
-            logger.warning("W&B: %s; training goes on, the curves are in reports/train/curves.csv", why)
+    def _warn(self, why: str) -> None:
+        if why not in self._warnings:
+            self._warnings.add(why)
+            logger.warning(
+                "W&B: %s; the run goes on, its numbers are in reports/, and `wandb sync` may send the rest", why
+            )
 
 
-def log_to_training_run(
-    params: TrackingParams,
-    training_summary: Path,
-    summary: Mapping[str, float],
-    tables: Mapping[str, Table] | None = None,
-) -> None:
-    """Adds values and tables of a later stage to the W&B run that `training_summary` (summary.json) names.
-
-    Goes online or offline as training did, unless it is told otherwise. Does nothing where training was not tracked.
-    """
-    if not training_summary.exists():
-        return
-    known = read_json(training_summary)["wandb"]
-    chosen = params.mode != "auto" or "WANDB_MODE" in os.environ
-    mode = resolved_mode(params) if chosen else known["mode"]  # as training was
-    run = WandbRun(RunIdentity(known["id"], known["name"], mode), params, {}, job_type="train")
-    run.summarise(summary)
-    for name, table in (tables or {}).items():
-        run.log_table(name, table)
-    run.finish()
+def offline_steps(run_id: str) -> set[int]:
+    """The steps in the offline files of a run, as wandb's own reader finds them; a kill leaves what was flushed."""
+    steps: set[int] = set()
+    for part in (main_root() / "wandb").glob(f"offline-run-*-{run_id}"):
+        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(part)]
+        printed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        records = (json.loads(line) for line in printed.splitlines() if '"history"' in line)
+        steps |= {record["history"]["item"]["_step"] for record in records if record["type"] == "history"}
+    return steps

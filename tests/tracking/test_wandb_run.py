@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import wandb
 
-from pipeline.files import write_json
 from pipeline.tracking import wandb_run
+from pipeline.tracking.curves import Curves
+from pipeline.tracking.identity import RunIdentity
 from pipeline.tracking.params import TrackingParams
-from pipeline.tracking.wandb_run import RunIdentity, WandbRun, log_to_training_run, resolved_mode, run_identity
+from pipeline.tracking.wandb_run import WandbRun, offline_steps, resolved_mode
 
-PARAMS = TrackingParams(mode="auto", project="tests", entity=None, tags=["a tag"])
-ONLINE = RunIdentity(id="abc123", name="a-run", mode="online")
+PARAMS = TrackingParams(mode="auto", project="tests", entity=None, group=None, tags=["a tag"])
+ONLINE = RunIdentity(id="abc123", name="a-run", mode="online", group="80a69db")
 
 
 class FakeRun:
@@ -32,8 +33,13 @@ class FakeRun:
     def define_metric(self, name: str, step_metric: str | None = None) -> None:
         self.axes.append((name, step_metric))
 
-    def log(self, cells: dict[str, Any], step: int | None) -> None:
-        self.logged.append((step or 0, cells))
+    @property
+    def step(self) -> int:
+        """The next one."""
+        return self.logged[-1][0] + 1 if self.logged else 0
+
+    def log(self, cells: dict[str, Any], step: int) -> None:
+        self.logged.append((step, cells))
 
     def finish(self, exit_code: int) -> None:
         self.exit_code = exit_code
@@ -77,29 +83,66 @@ def test_a_key_or_the_environment_or_params_decide(monkeypatch: pytest.MonkeyPat
     assert resolved_mode(PARAMS.model_copy(update={"mode": "offline"})) == "offline"
 
 
-def test_a_resumed_run_keeps_its_id(tmp_path: Path) -> None:
-    first = run_identity(tmp_path / "wandb.json", "name", "offline")
-    assert run_identity(tmp_path / "wandb.json", "another", "online") == RunIdentity(first.id, "name", "online")
+def test_wandb_s_other_words_for_its_modes_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    for word, mode in (("dryrun", "offline"), ("run", "online"), ("offline", "offline")):
+        monkeypatch.setenv("WANDB_MODE", word)
+        assert resolved_mode(PARAMS) == mode
+
+
+def started(
+    identity: RunIdentity = ONLINE, about: dict[str, Any] | None = None, curves: Curves | None = None
+) -> WandbRun:
+    return WandbRun(identity, PARAMS, about or {}, curves)
 
 
 def test_rows_go_over_tokens_with_their_step_and_no_empty_cells(server: SimpleNamespace) -> None:
-    run = WandbRun(ONLINE, PARAMS, {"model": {"n_layer": 4}}, "train")
+    run = started(about={"config": {"model": {"n_layer": 4}}, "tags": ["a tag", "bytes"]})
     run.record(rows(0, 1))
     run.summarise({"final": 2.0})
     found = run.finish()
     assert server.run.logged == [(0, {"tokens": 0, "train/loss": 1.0}), (1, {"tokens": 8, "train/loss": 1.0})]
     assert server.run.axes == [("tokens", None), ("*", "tokens")]
-    assert (server.asked["id"], server.asked["name"], server.asked["resume"]) == ("abc123", "a-run", "allow")
-    assert server.asked["config"] == {"model": {"n_layer": 4}}
+    assert {key: server.asked[key] for key in ("id", "name", "group", "job_type", "resume")} == {
+        "id": "abc123",
+        "name": "a-run",
+        "group": "80a69db",
+        "job_type": "train",
+        "resume": "allow",
+    }
+    assert (server.asked["config"], server.asked["tags"]) == ({"model": {"n_layer": 4}}, ["a tag", "bytes"])
     assert server.run.summary == {"final": 2.0}
     assert (server.run.exit_code, found.url) == (0, FakeRun.url)
 
 
-def test_steps_that_an_earlier_process_logged_are_not_logged_again(server: SimpleNamespace) -> None:
-    run = WandbRun(ONLINE, PARAMS, {}, "train", after_step=5)
-    run.record(rows(4, 5, 6, 7))
+@pytest.mark.parametrize(
+    ("arrived", "checkpoint"),
+    [(3, 4), (5, 2), (0, 4)],
+    ids=["some were on their way", "some were after the checkpoint", "the server was away"],
+)
+def test_a_resumed_run_logs_each_step_once(
+    server: SimpleNamespace, tmp_path: Path, arrived: int, checkpoint: int
+) -> None:
+    curves = Curves(tmp_path / "curves.csv", tmp_path / "published.csv")
+    curves.rewind(0)
+    curves.record(rows(*range(5)))
+    server.run.log({}, step=arrived - 1)  # by the process that was killed
+    again = started(curves=curves)
+    for recorder in (curves, again):
+        recorder.rewind(checkpoint)
+        recorder.record(rows(*range(checkpoint + 1, 7)))
+    again.finish()
+    assert server.run.logged[1:] == [(step, {"tokens": 8 * step, "train/loss": 1.0}) for step in range(arrived, 7)]
+
+
+def test_what_one_call_cannot_send_keeps_nothing_else_back(
+    server: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = started()
+    run.save_files(Path("reports"), [Path("reports/report.md")] * 3)  # the run here has no method for it
+    run.summarise({"final": 2.0})
     run.finish()
-    assert [step for step, _ in server.run.logged] == [6, 7]
+    assert server.run.summary == {"final": 2.0}
+    assert capsys.readouterr().out.count("W&B:") == 1
 
 
 def test_a_server_that_raises_is_one_warning(
@@ -109,10 +152,11 @@ def test_a_server_that_raises_is_one_warning(
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(wandb, "init", init)
-    run = WandbRun(ONLINE, PARAMS, {}, "train")
-    run.record(rows(*range(100)))
+    run = started()
+    for step in range(100):
+        run.record(rows(step))
     assert run.finish() == ONLINE
-    assert capsys.readouterr().out.count("no route to host") == 1
+    assert capsys.readouterr().out.count("W&B:") == 1
 
 
 def test_a_server_that_hangs_holds_nobody_up(
@@ -123,32 +167,26 @@ def test_a_server_that_hangs_holds_nobody_up(
     monkeypatch.setattr(wandb_run, "QUEUE_LENGTH", 50)
     monkeypatch.setattr(wandb_run, "FINISH_TIMEOUT_S", 0.2)
     began = time.monotonic()
-    run = WandbRun(ONLINE, PARAMS, {}, "train")
-    run.record(rows(*range(1000)))
+    run = started()
+    for step in range(1000):
+        run.record(rows(step))
     run.finish()
     assert time.monotonic() - began < 2
-    assert "50 rows wait to be sent" in capsys.readouterr().out
+    assert "50 calls wait to be sent" in capsys.readouterr().out
     release.set()
 
 
 def test_disabled_does_nothing(server: SimpleNamespace) -> None:
-    run = WandbRun(RunIdentity("x", "y", "disabled"), PARAMS, {}, "train")
+    run = started(RunIdentity("x", "y", "disabled"))
     run.record(rows(1))
     run.finish()
     assert server.asked == {}
 
 
-def test_later_stages_land_on_the_training_run(server: SimpleNamespace, tmp_path: Path) -> None:
-    write_json(tmp_path / "summary.json", {"wandb": {"id": "abc123", "name": "a-run", "mode": "online", "url": None}})
-    log_to_training_run(PARAMS, tmp_path / "summary.json", {"val/loss": 3.0}, {"samples": (("prompt",), [("ROMEO",)])})
-    assert server.asked["id"] == "abc123"
-    assert server.run.summary == {"val/loss": 3.0}
-    assert [list(cells) for _, cells in server.run.logged] == [["samples"]]
-
-
 def test_an_offline_run_is_written_to_the_disk(tmp_path: Path) -> None:
-    run = WandbRun(RunIdentity("abc123", "a-run", "offline"), PARAMS, {}, "train")
+    run = started(RunIdentity("abc123", "a-run", "offline"))
     run.record(rows(1, 2))
     run.finish()
-    (file,) = tmp_path.glob("wandb/offline-run-*/run-abc123.wandb")
-    assert b"train/loss" in file.read_bytes()
+    wandb.teardown()  # as at the end of a process
+    assert list(tmp_path.glob("wandb/offline-run-*/run-abc123.wandb"))
+    assert offline_steps("abc123") == {1, 2}
