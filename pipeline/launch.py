@@ -34,6 +34,10 @@ def main(module: str, arguments: list[str]) -> None:
         return
     # torchrun gives each of several processes one thread; share the cores instead.
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // processes, 1)))
+    if restarts:
+        # Else ranks that are started again find each other's old addresses in a store that outlives them:
+        # https://github.com/pytorch/pytorch/issues/135712
+        os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     try:
         how = [*torchrun_arguments(nodes, processes), f"--max-restarts={restarts}"]
         run(get_args_parser().parse_args([*how, "-m", module, *arguments]))
