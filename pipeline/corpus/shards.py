@@ -111,6 +111,7 @@ class TokenStream:
         """A copy of the tokens [start, start + count).  # (count,)
 
         Raises IndexError outside the stream: blocks are counted by the caller, so this is a bug and not bad data.
+        Raises ValueError as `verify` does where an id is outside the vocabulary.
         """
         if not 0 <= start <= start + count <= len(self):
             raise IndexError(f"tokens [{start}, {start + count}) of a {self.split} split of {len(self)}")
@@ -123,6 +124,8 @@ class TokenStream:
             out[done : done + len(piece)] = piece
             done += len(piece)
             shard += 1
+        if count and out.max() >= self.manifest.vocab_size:
+            verify(self.directory)
         return out
 
 
