@@ -58,8 +58,8 @@ def main() -> None:
             wandb_run = training_run(state, tracking, load_yaml(PARAMS_FILE), inputs, curves)
             try:
                 trained, outcome = run_training(model, train, runtime, group, store, [curves, wandb_run])
-            except BaseException:
-                wandb_run.finish(exit_code=1)
+            except BaseException as error:
+                wandb_run.finish(exit_code=getattr(error, "exit_code", 1))
                 raise
             write_outputs(trained, outcome, model, train, group, wandb_run)
             finish(state, SUMMARY)

@@ -4,6 +4,7 @@ Every call to wandb runs in a thread of its own behind a bounded queue. Without 
 with a server that hangs, training goes on and the curves are on the disk; what could not be sent is said in one line.
 """
 
+import atexit
 import json
 import os
 import queue
@@ -24,6 +25,7 @@ from pipeline.tracking.provenance import experiment, git_revision, params_at
 
 QUEUE_LENGTH = 1000  # calls that wait at most, of ten rows each: hours of training
 FINISH_TIMEOUT_S = 60.0
+FAILED_TIMEOUT_S = 10.0  # of a run that was interrupted: torchrun and schedulers kill 30 s after their signal
 Table = tuple[Sequence[str], Sequence[Sequence[Any]]]  # columns, rows
 
 
@@ -143,16 +145,21 @@ class WandbRun:
         self._submit(log)
 
     def finish(self, exit_code: int = 0) -> RunIdentity:
-        """Ends the run and waits for what is left to be sent, a minute at most. Returns its identity with the URL."""
+        """Ends the run and waits for what is left to be sent, a minute at most. Returns its identity with the URL.
+
+        `exit_code`: what the process will end with. If not 0, it waits for ten seconds at most.
+        """
         if self.identity.mode != "disabled":
             url = []
             if self.identity.mode == "online":
                 self._submit(lambda: url.append(self._run.url))
             self._submit(lambda: self._run.finish(exit_code=exit_code))
             self._put(None)
-            self._thread.join(1.1 * FINISH_TIMEOUT_S)  # wandb keeps to the same limit
+            self._thread.join(FAILED_TIMEOUT_S if exit_code else 1.1 * FINISH_TIMEOUT_S)  # wandb keeps to the latter
             if self._thread.is_alive():
                 self._warn("it does not end")
+                if exit_code:
+                    atexit.register(os._exit, exit_code)  # before wandb's own handler, which would wait on
             if url:
                 return replace(self.identity, url=url[0] or None)
         return self.identity
@@ -177,7 +184,7 @@ class WandbRun:
             resume="allow",
             settings=wandb.Settings(
                 console="off",
-                init_timeout=60,
+                init_timeout=FINISH_TIMEOUT_S,
                 finish_timeout=FINISH_TIMEOUT_S,
                 finish_timeout_raises=True,
                 symlink=False,  # saved files outlive the copies of the repository that DVC runs experiments in
