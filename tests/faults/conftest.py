@@ -50,5 +50,5 @@ def checkpoint_bytes(finished: SmallRun) -> int:
 def whole_on_two(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The same on two ranks."""
     run = SmallRun(tmp_path_factory.mktemp("two") / "run", data)
-    run.train(NPROC_PER_NODE="2")
+    run.train(ranks=2)
     return run.result()

@@ -5,8 +5,9 @@ Each argument names a fault, the step that it comes before, and the rank that it
     kill@13:1           SIGKILL to the process itself, at a time when nothing is being saved
     term@9 int@9        SIGTERM, SIGINT to the process itself
     term-launcher@9:0   SIGTERM to torchrun
-    term-in-save@9      SIGTERM, twice, in the middle of writing the checkpoint of step 9
+    term-in-save@9      SIGTERM, twice, in the middle of writing the checkpoint of step 9, if there is one
     nan@5:1             a loss that is no number
+    patience@5          (seconds) waits no longer than that for W&B at the end
     hold@5              waits until a file `go` lies in the directory, and touches `held`
 
 A process that torchrun has started again has no faults. `signalled` is written when a signal is sent.
@@ -24,6 +25,7 @@ import torch
 import stages.train
 from pipeline.files import write_json
 from pipeline.log import clear_errors, rank
+from pipeline.tracking import wandb_run
 from pipeline.training import checkpoint
 from pipeline.training.trainer import Trainer
 
@@ -37,6 +39,7 @@ def befall(name: str, trainer: Trainer) -> None:
         send(os.getpid(), signal.SIGTERM if name == "term" else signal.SIGINT)
     elif name == "term-launcher":
         send(os.getppid(), signal.SIGTERM)
+        time.sleep(1)  # for torchrun to hand it on
     elif name == "nan":
         lose_the_loss(trainer)
     elif name == "hold":
@@ -82,6 +85,9 @@ def install(fault: str) -> None:
     """Makes a fault, as the module's docstring names it, happen at its step."""
     name, _, place = fault.partition("@")
     at, _, on = place.partition(":")
+    if name == "patience":
+        wandb_run.FINISH_TIMEOUT_S = float(at)
+        return
     if on and int(on) != rank():
         return
     if name == "term-in-save":

@@ -47,6 +47,9 @@ SMALL = {
 TIMES = ("time_s", "train/tokens_per_sec", "train/mfu")  # what may differ between equal runs
 
 
+Process = subprocess.Popen[str]
+
+
 @dataclass(frozen=True)
 class Ended:
     """A process that has ended."""
@@ -84,10 +87,9 @@ class SmallRun:
                 values[section] |= keys
         (self.path / "params.yaml").write_text(json.dumps(values), encoding="utf-8")
 
-    def start(
-        self, *faults: str, module: str = "tests.faults.faulty", file_limit: int | None = None, **environment: str
-    ) -> subprocess.Popen[str]:
-        """Starts training; `faults` as tests.faults.faulty knows them. `file_limit`: bytes that a file may have."""
+    def start(self, *faults: str, file_limit: int | None = None, ranks: int = 1, **environment: str) -> Process:
+        """Starts training with faults as tests.faults.faulty knows them. `file_limit`: bytes that a file may have."""
+        module = "tests.faults.faulty" if faults else "stages.train"
 
         def limit() -> None:
             if file_limit is not None:
@@ -96,7 +98,7 @@ class SmallRun:
         return subprocess.Popen(
             [sys.executable, "-m", "pipeline.launch", module, *faults],
             cwd=self.path,
-            env={**self.environment, **environment},
+            env={**self.environment, "NPROC_PER_NODE": str(ranks), **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -104,10 +106,11 @@ class SmallRun:
             preexec_fn=limit,
         )
 
-    def train(self, *faults: str, ok: bool = True, file_limit: int | None = None, **environment: str) -> Ended:
+    def train(
+        self, *faults: str, ok: bool = True, ranks: int = 1, file_limit: int | None = None, **environment: str
+    ) -> Ended:
         """Trains until the process ends. Fails the test where its exit code is not as expected."""
-        module = "tests.faults.faulty" if faults else "stages.train"
-        process = self.start(*faults, module=module, file_limit=file_limit, **environment)
+        process = self.start(*faults, file_limit=file_limit, ranks=ranks, **environment)
         output, _ = process.communicate(timeout=240)
         assert (process.returncode == 0) == ok, f"exit code {process.returncode}\n{output}"
         return Ended(process.returncode, output)
