@@ -75,4 +75,5 @@ def autocast_dtype(choice: str, device: torch.device) -> torch.dtype:
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     """The context that computes matrix products in `dtype`; off for float32."""
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+    # A forward pass casts each weight once: a cache would only hold the copies of all blocks until its end.
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32, cache_enabled=False)

@@ -29,6 +29,10 @@ class RuntimeParams(Section):
     """Only algorithms that give the same bits each time, so that a resumed run equals one never stopped bit for bit;
     false: faster ones where there are such, whose order of additions varies from run to run."""
 
+    sharding: Literal["ddp", "fsdp"]
+    """How several ranks hold the model. ddp: each holds all of it. fsdp: each holds its share of every weight, gradient
+    and moment, and gathers a block when it computes it; for models that do not fit."""
+
     activation_checkpointing: bool
     """Keep only the input of each block for the backward pass and compute the rest again there: the same numbers, much
     less memory, about a third more computation."""

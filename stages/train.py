@@ -92,7 +92,8 @@ def run_training(
         model.config.block_size,
         group.world_size,
     )
-    return model, trainer.run()
+    outcome = trainer.run()
+    return trainer.model, outcome
 
 
 def write_outputs(

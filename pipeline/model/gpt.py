@@ -30,8 +30,16 @@ class Block(nn.Module):
         self.attn = CausalSelfAttention(config)
         self.ln_2 = NORMS[config.norm](config.n_embd, config.bias)
         self.mlp = MLP(config)
+        self.activation_checkpointing = False  # how training is run, not what the model is: so not of the config
 
     def forward(self, x: Tensor, mask: Tensor | None, rotation: Rotation | None, cache: LayerCache | None) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        if self.activation_checkpointing and self.training:
+            # Keeps the inputs alone, and computes all else again when the gradient is due, with the same dropout.
+            return checkpoint(self.compute, x, mask, rotation, cache, use_reentrant=False)
+        return self.compute(x, mask, rotation, cache)
+
+    def compute(self, x: Tensor, mask: Tensor | None, rotation: Rotation | None, cache: LayerCache | None) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         x = x + self.attn(self.ln_1(x), mask, rotation, cache)
         return x + self.mlp(self.ln_2(x))
@@ -40,7 +48,7 @@ class Block(nn.Module):
 class PostNormBlock(Block):
     """Norms on the sums, as in the first Transformer and GPT-1 (arXiv 1706.03762)."""
 
-    def forward(self, x: Tensor, mask: Tensor | None, rotation: Rotation | None, cache: LayerCache | None) -> Tensor:
+    def compute(self, x: Tensor, mask: Tensor | None, rotation: Rotation | None, cache: LayerCache | None) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         x = self.ln_1(x + self.attn(x, mask, rotation, cache))
         return self.ln_2(x + self.mlp(x))
@@ -61,7 +69,6 @@ class Transformer(nn.Module):
         # With post-norm, the last block already ends in a norm, and GPT-1 had no other.
         pre = config.norm_placement == "pre"
         self.ln_f = NORMS[config.norm](config.n_embd, config.bias) if pre else nn.Identity()
-        self.activation_checkpointing = False  # how training is run, not what the model is: so not of the config
 
     def forward(self, idx: Tensor, cache: KVCache | None) -> Tensor:
         """(B, T) int64 -> (B, T, C)."""
@@ -74,11 +81,8 @@ class Transformer(nn.Module):
         x = self.drop(self.wpe.embed(self.wte(idx), positions))  # (B, T, C)
         rotation = self.wpe.rotation(positions)
         mask = self.wpe.scores_mask(mask, idx.size(1), keys)
-        recompute = self.activation_checkpointing and self.training
         for layer, block in enumerate(self.h):
-            inputs = x, mask, rotation, None if cache is None else cache.layers[layer]
-            # Keeps the inputs alone, and computes the block again when its gradient is due, with the same dropout.
-            x = checkpoint(block, *inputs, use_reentrant=False) if recompute else block(*inputs)
+            x = block(x, mask, rotation, None if cache is None else cache.layers[layer])
         return self.ln_f(x)
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from pipeline.distributed import Group
 from pipeline.log import logger
 from pipeline.training.hardware import compiling_pays
+from pipeline.training.parallel import forget_pass
 
 
 def compiled(
@@ -34,7 +35,7 @@ def compiled(
         warm_up(candidate)
     except Exception as error:  # whatever the compiler raises: eager training is the answer
         failure = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-    model.zero_grad(set_to_none=True)
+    forget_pass(model)
     torch.set_rng_state(rng)
     if cuda_rng is not None:
         torch.cuda.set_rng_state(cuda_rng)

@@ -72,6 +72,10 @@ class Optimizer:
         for optimizer in self._all:
             optimizer.zero_grad(set_to_none=True)
 
+    def indexed_parameters(self) -> list[list[Tensor]]:
+        """The parameters of each optimizer, as the indices in its state count them."""
+        return [[p for group in optimizer.param_groups for p in group["params"]] for optimizer in self._all]
+
     def state_dict(self) -> list[dict[str, Any]]:
         """The optimizers' states, in a fixed order."""
         return [optimizer.state_dict() for optimizer in self._all]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pipeline.distributed import Group, autocast
 from pipeline.training.optim import Optimizer
-from pipeline.training.parallel import Averaged
+from pipeline.training.parallel import Averaged, whole
 
 
 class TrainStep:
@@ -38,7 +38,7 @@ class TrainStep:
             losses[self.group.rank] += loss.detach()
         local_norms[self.group.rank] = self.averaged.local_norm()
         self.group.sum_(seen)
-        grad_norm = nn.utils.clip_grad_norm_(self.optimizer.parameters, self.grad_clip or float("inf"))
+        grad_norm = whole(nn.utils.clip_grad_norm_(self.optimizer.parameters, self.grad_clip or float("inf")))
         # Losses and gradients are reduced by now: every rank sees the same values and takes the same decision.
         self.optimizer.step(lr, skip=~(losses.isfinite().all() & grad_norm.isfinite()))
         self.optimizer.zero_grad()

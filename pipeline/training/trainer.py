@@ -28,6 +28,7 @@ from pipeline.training.journal import Counters, Journal
 from pipeline.training.loader import Loader
 from pipeline.training.metrics import Row, StepClock
 from pipeline.training.optim import Optimizer
+from pipeline.training.parallel import place, whole_model
 from pipeline.training.params import TrainParams
 from pipeline.training.schedule import lr_ratio
 from pipeline.training.step import TrainStep, forward_loss
@@ -108,8 +109,10 @@ class Trainer:
             group.world_size,
             group.device,
         )
-        self.model = model.to(group.device)
-        self.model.transformer.activation_checkpointing = runtime.activation_checkpointing
+        place(model, runtime.sharding, group)
+        self.model = model
+        for block in model.transformer.h:
+            block.activation_checkpointing = runtime.activation_checkpointing  # type: ignore[assignment]
         self.dtype = autocast_dtype(runtime.dtype, group.device)
         self.optimizer = Optimizer(model, train.optimizer, train.weight_decay, train.betas, train.eps, group.device)
         peak = peak_flops(group.device, self.dtype)
@@ -122,7 +125,10 @@ class Trainer:
         )
 
     def run(self) -> Outcome:
-        """Trains to train.max_steps. Raises Interrupted on a signal, Stop when the numbers have gone bad for good."""
+        """Trains to train.max_steps, and leaves the whole model in `model` on every rank.
+
+        Raises Interrupted on a signal, Stop when the numbers have gone bad for good.
+        """
         torch.manual_seed(self.train.seed + self.group.rank)  # each rank drops out on its own
         with Interruption(self.group) as self.interruption:
             start = self._resume()
@@ -133,7 +139,9 @@ class Trainer:
                 self.store.wait()
             finally:
                 self.loader.close()
-        return self._outcome(is_compiled=module is not self.model)
+        is_compiled = module is not self.model
+        self.model = whole_model(self.model)
+        return self._outcome(is_compiled)
 
     def _resume(self) -> int:
         """Takes up the newest checkpoint, if any; returns the optimizer steps done."""
@@ -202,8 +210,10 @@ class Trainer:
 
     def _record(self, rows: list[Row], probes: Sequence[Probe]) -> None:
         """Writes the rows down, with what the probes measure in the last of them."""
-        for probe in probes:
-            rows[-1].update(probe.measure(self.model, rows[-1]["step"]))
+        if probes:
+            model = whole_model(self.model)
+            for probe in probes:
+                rows[-1].update(probe.measure(model, rows[-1]["step"]))
         for recorder in self.recorders:
             recorder.record(rows)
             if probes:

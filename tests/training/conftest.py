@@ -46,6 +46,7 @@ RUNTIME = {
     "dtype": "float32",
     "compile": "off",
     "deterministic": True,
+    "sharding": "ddp",
     "activation_checkpointing": False,
     "checkpoint_interval": 5,
     "checkpoints_kept": 2,

@@ -58,14 +58,14 @@ def test_each_block_is_computed_once_more_for_each_backward_pass(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = 0
-    forward = Block.forward
+    compute = Block.compute
 
     def counted(*arguments: Any) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        return forward(*arguments)
+        return compute(*arguments)
 
-    monkeypatch.setattr(Block, "forward", counted)
+    monkeypatch.setattr(Block, "compute", counted)
     trained(shards, tmp_path / "kept", {})
     once, calls = calls, 0
     trained(shards, tmp_path / "again", {}, **ON)
