@@ -43,6 +43,7 @@ class Curves:
         writer.writeheader()
         writer.writerows(kept)
         write_text(self.path, text.getvalue())
+        self.flush()  # DVC has removed the copy, and a run that was killed behind its last step writes no more rows
 
     def record(self, rows: list[dict[str, Any]]) -> None:
         """Appends rows; keys are columns."""

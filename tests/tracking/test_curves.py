@@ -41,6 +41,14 @@ def test_a_resumed_run_writes_no_step_twice(curves: Curves) -> None:
     assert steps(curves.path) == list(range(1, 9))
 
 
+def test_a_resumed_run_publishes_what_it_has_though_nothing_is_left_to_record(curves: Curves) -> None:
+    curves.record([row(1), row(2)])
+    curves.flush()
+    curves.published.unlink()  # as DVC does before it runs the stage
+    Curves(curves.path, curves.published, ("next_lines/acc",)).rewind(2)
+    assert steps(curves.published) == [1, 2]
+
+
 def test_a_row_that_a_kill_cut_short_is_dropped(curves: Curves) -> None:
     curves.record([row(1), row(2)])
     content = curves.path.read_bytes()
