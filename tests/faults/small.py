@@ -7,7 +7,7 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,8 +87,18 @@ class SmallRun:
                 values[section] |= keys
         (self.path / "params.yaml").write_text(json.dumps(values), encoding="utf-8")
 
-    def start(self, *faults: str, file_limit: int | None = None, ranks: int = 1, **environment: str) -> Process:
-        """Starts training with faults as tests.faults.faulty knows them. `file_limit`: bytes that a file may have."""
+    def start(
+        self,
+        *faults: str,
+        ranks: int = 1,
+        file_limit: int | None = None,
+        on: Sequence[str] = (),
+        **environment: str,
+    ) -> Process:
+        """Starts training with faults as tests.faults.faulty knows them.
+
+        `file_limit`: bytes that a file may have. `on`: the words before a command that runs it on another host.
+        """
         module = "tests.faults.faulty" if faults else "stages.train"
 
         def limit() -> None:
@@ -96,7 +106,7 @@ class SmallRun:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
 
         return subprocess.Popen(
-            [sys.executable, "-m", "pipeline.launch", module, *faults],
+            [*on, sys.executable, "-m", "pipeline.launch", module, *faults],
             cwd=self.path,
             env={**self.environment, "NPROC_PER_NODE": str(ranks), **environment},
             stdout=subprocess.PIPE,

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from tests.faults import kills
 from tests.faults.conftest import Begin
 from tests.faults.small import same
 
@@ -40,3 +41,10 @@ def test_a_compiled_run_that_was_killed_ends_as_one_never_killed(begin: Begin) -
     assert "resuming after step 12 of 24" in output
     assert "without torch.compile" not in output
     assert same(run.result(), never_killed.result())
+
+
+@pytest.mark.slow
+def test_kills_at_random_times_change_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    """The script of docs/resilience.md, with fewer kills."""
+    assert kills.main(["--kills", "3", "--seed", "2"]) == 0
+    assert capsys.readouterr().out.count("| equal, bit for bit |") == 3
