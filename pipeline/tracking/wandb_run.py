@@ -5,11 +5,8 @@ with a server that hangs, training goes on and the curves are on the disk; what 
 """
 
 import atexit
-import json
 import os
 import queue
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -20,6 +17,7 @@ from pipeline.log import logger
 from pipeline.runs import main_root
 from pipeline.tracking.curves import Curves, typed
 from pipeline.tracking.identity import RunIdentity, run_group, run_identity, run_name
+from pipeline.tracking.offline_runs import taken_up
 from pipeline.tracking.params import TrackingParams
 from pipeline.tracking.provenance import experiment, git_revision, params_at
 
@@ -171,7 +169,7 @@ class WandbRun:
         os.environ.setdefault("WANDB_DATA_DIR", str(main_root() / "wandb"))
         wandb.setup(settings=wandb.Settings(silent=True))
         if self.identity.mode == "offline" and self.curves is not None:
-            self._offline_steps = offline_steps(self.identity.id)
+            self._offline_steps = taken_up(main_root() / "wandb", self.identity.id)
         self._run = wandb.init(
             project=params.project,
             entity=params.entity,
@@ -228,14 +226,3 @@ class WandbRun:
             logger.warning(
                 "W&B: %s; the run goes on, its numbers are in reports/, and `wandb sync` may send the rest", why
             )
-
-
-def offline_steps(run_id: str) -> set[int]:
-    """The steps in the offline files of a run, as wandb's own reader finds them; a kill leaves what was flushed."""
-    steps: set[int] = set()
-    for part in (main_root() / "wandb").glob(f"offline-run-*-{run_id}"):
-        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(part)]
-        printed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-        records = (json.loads(line) for line in printed.splitlines() if '"history"' in line)
-        steps |= {record["history"]["item"]["_step"] for record in records if record["type"] == "history"}
-    return steps

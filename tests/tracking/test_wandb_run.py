@@ -13,7 +13,7 @@ from pipeline.tracking import wandb_run
 from pipeline.tracking.curves import Curves
 from pipeline.tracking.identity import RunIdentity
 from pipeline.tracking.params import TrackingParams
-from pipeline.tracking.wandb_run import WandbRun, offline_steps, resolved_mode
+from pipeline.tracking.wandb_run import WandbRun, resolved_mode
 
 PARAMS = TrackingParams(mode="auto", project="tests", entity=None, group=None, tags=["a tag"])
 ONLINE = RunIdentity(id="abc123", name="a-run", mode="online", group="80a69db")
@@ -181,12 +181,3 @@ def test_disabled_does_nothing(server: SimpleNamespace) -> None:
     run.record(rows(1))
     run.finish()
     assert server.asked == {}
-
-
-def test_an_offline_run_is_written_to_the_disk(tmp_path: Path) -> None:
-    run = started(RunIdentity("abc123", "a-run", "offline"))
-    run.record(rows(1, 2))
-    run.finish()
-    wandb.teardown()  # as at the end of a process
-    assert list(tmp_path.glob("wandb/offline-run-*/run-abc123.wandb"))
-    assert offline_steps("abc123") == {1, 2}
