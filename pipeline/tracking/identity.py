@@ -3,7 +3,7 @@
 import json
 import secrets
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -72,9 +72,8 @@ def changes(params: Mapping[str, Any], committed: Mapping[str, Any]) -> dict[str
 
 def spelled(changed: Mapping[str, Any]) -> str:
     """`position=rope seed=2`: keys without their section where that is clear, and as many as a name has room for."""
-    short = {key: key.partition(".")[2] for key in changed}
-    often = Counter(short.values())
-    words = [f"{short[key] if often[short[key]] == 1 else key}={_said(value)}" for key, value in changed.items()]
+    short = short_keys(changed)
+    words = [f"{short[key]}={_said(value)}" for key, value in changed.items()]
     text = ""
     for place, word in enumerate(words):
         longer = f"{text} {word}".strip()
@@ -82,6 +81,13 @@ def spelled(changed: Mapping[str, Any]) -> str:
             return f"{text} +{len(words) - place}"
         text = longer
     return text
+
+
+def short_keys(keys: Iterable[str]) -> dict[str, str]:
+    """Dotted keys to what they are called: their last part, or all of it where two share that."""
+    last = {key: key.rpartition(".")[2] for key in keys}
+    often = Counter(last.values())
+    return {key: short if often[short] == 1 else key for key, short in last.items()}
 
 
 def _said(value: Any) -> str:

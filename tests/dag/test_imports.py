@@ -63,6 +63,7 @@ def test_no_stage_imports_a_stage() -> None:
         ("matplotlib", 1),
         ("transformers", 0),
         ("datasets", 1),
+        ("dvc", 1),
     ],
 )
 def test_each_outside_library_has_one_door(library: str, doors: int) -> None:
