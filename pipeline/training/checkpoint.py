@@ -60,6 +60,11 @@ class CheckpointStore:
             copies = {name: _copy_to_cpu(tree) for name, tree in parts.items()}
             self._saving = self._writer.submit(self._write, target, step, copies, counters)
 
+    def check(self) -> None:
+        """Raises Stop if the last save has failed by now: not only after as many steps again, at the next save."""
+        if self._saving is not None and self._saving.done():
+            self.wait()
+
     def wait(self) -> None:
         """Returns when nothing is being written. Raises Stop if the last save failed."""
         saving, self._saving = self._saving, None

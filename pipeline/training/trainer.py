@@ -182,6 +182,7 @@ class Trainer:
                 if saving or probes or step % READ_EVERY == 0:
                     self._record(self.journal.read(), probes)
                     self.journal.stop_if_too_many_skipped()
+                    self.store.check()
                 if saving:
                     self._save(step)
                 progress.advance(batch, **self._shown())

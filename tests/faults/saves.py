@@ -13,7 +13,7 @@ import shutil
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -56,16 +56,15 @@ class Killer:
         self.point("os.fsync")
         os.fdatasync(descriptor)
 
-    def save(self, tree: Any, file: Path) -> None:
+    def save(self, tree: Any, file: BinaryIO) -> None:
         """torch.save in two halves."""
         content = io.BytesIO()
         SAVE(tree, content)
         half = len(content.getvalue()) // 2
-        with Path(file).open("wb") as out:
-            out.write(content.getvalue()[:half])
-            out.flush()
-            self.point(f"half of {Path(file).name}")
-            out.write(content.getvalue()[half:])
+        file.write(content.getvalue()[:half])
+        file.flush()
+        self.point(f"half of {Path(file.name).name}")
+        file.write(content.getvalue()[half:])
 
 
 SAVE = torch.save

@@ -12,11 +12,14 @@ import pytest
 import torch
 
 from pipeline.log import Stop
+from pipeline.model.gpt import GPT
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import CheckpointStore
+from pipeline.training.metrics import Row
 from tests.faults.conftest import Begin
 from tests.faults.saves import parts
 from tests.faults.small import ROOT, same
+from tests.training.conftest import MemoryRecorder, trainer
 
 
 def test_killed_at_any_point_of_a_save_the_earlier_checkpoint_or_the_new_one_is_found_whole(tmp_path: Path) -> None:
@@ -124,6 +127,25 @@ def test_a_write_that_fails_during_a_save_stops_the_run_and_the_next_one_ends_th
 
 def fail(*_: Any, **__: Any) -> None:
     raise OSError(5, "Input/output error")
+
+
+def test_a_save_that_failed_stops_the_run_at_once_and_not_when_the_next_is_due(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class WaitForTheSave:
+        interval = 3
+
+        def measure(self, _model: GPT, _step: int) -> Row:
+            if run.store._saving is not None:
+                run.store._saving.exception()
+            return {}
+
+    monkeypatch.setattr("torch.save", fail)
+    recorder = MemoryRecorder()
+    run = trainer(data / "shards", tmp_path, recorder, runtime={"checkpoint_interval": 5}, probes=(WaitForTheSave(),))
+    with pytest.raises(Stop, match="cannot save a checkpoint"):
+        run.run()
+    assert recorder.rows[-1]["step"] == 6
 
 
 @pytest.mark.parametrize("call", ["torch.save", "os.fsync", "pathlib.Path.replace", "os.open"])
