@@ -5,13 +5,20 @@ with distributed.start(timeout_s=600) as group:
 """
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import Store
+from torch.distributed.rendezvous import rendezvous
+
+from pipeline.log import Stop
+
+ROLL_CALL_S = 5.0  # ranks that wait for the same rank give up within moments of each other
 
 
 @dataclass(frozen=True)
@@ -22,6 +29,10 @@ class Group:
     world_size: int
     local_rank: int
     device: torch.device
+    timeout_s: float = 0.0
+    """Seconds that a collective waits for a rank."""
+    store: Store | None = None
+    """What all ranks reach also when a collective hangs; None outside torchrun."""
 
     @property
     def is_main(self) -> bool:
@@ -35,9 +46,44 @@ class Group:
         return values
 
     def barrier(self) -> None:
-        """Waits for every rank."""
-        if self.world_size > 1:
-            dist.barrier()
+        """Waits for every rank, on the host: a rank that hangs raises here, where a wait for the GPU would not end."""
+        self.sum_(torch.zeros(1))
+
+    @contextmanager
+    def naming_absent(self, doing: Callable[[], str]) -> Iterator[None]:
+        """Raises Stop that names the ranks which did not join a collective, where one fails inside. `doing`: a step."""
+        try:
+            yield
+        except RuntimeError as error:
+            text = str(error)
+            if self.store is None or not (isinstance(error, dist.DistError) or "gloo" in text):
+                raise
+            timed_out = "timed out" in text.lower() or "timeout" in text.lower()
+            absent = self._roll_call(self.store, timed_out)
+            if not absent:  # a rank is gone, or this one was: the others have called the roll without it
+                raise Stop(f"{doing()}: the ranks have lost each other ({text.splitlines()[0]})") from error
+            ranks = f"rank{'s' * (len(absent) > 1)} {', '.join(map(str, absent))}"
+            raise Stop(
+                f"{ranks} did not join {doing()} within {self.timeout_s:g} s (runtime.collective_timeout)"
+            ) from error
+
+    def _roll_call(self, store: Store, timed_out: bool) -> list[int]:
+        """The ranks that do not answer.
+
+        None where no collective has timed out: some ranks may not know yet that it failed. Nor where the store is gone.
+        """
+        absent = set(range(self.world_size))
+        ending = time.monotonic() + ROLL_CALL_S
+        try:
+            store.set(f"present/{self.rank}", "")
+            if timed_out:
+                store.set("timed_out", "")
+            while absent and time.monotonic() < ending:
+                absent -= {rank for rank in absent if store.check([f"present/{rank}"])}
+                time.sleep(0.1)
+            return sorted(absent) if store.check(["timed_out"]) else []
+        except dist.DistError:
+            return []
 
 
 @contextmanager
@@ -53,11 +99,17 @@ def start(timeout_s: float) -> Iterator[Group]:
     if torch.cuda.is_available():
         device = torch.device("cuda", local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
+    store = None
     if world_size > 1:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+        timeout = timedelta(seconds=timeout_s)
+        store, _, _ = next(rendezvous("env://", timeout=timeout))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+        if device.type == "cuda" and dist.group.WORLD is not None:
+            # NCCL ends the process when it has waited for too long: gloo is to notice first, and to say who is absent.
+            dist.group.WORLD._get_backend(device)._set_default_timeout(timeout + timedelta(seconds=4 * ROLL_CALL_S))
     try:
-        yield Group(rank, world_size, local_rank, device)
+        yield Group(rank, world_size, local_rank, device, timeout_s, store)
     finally:
         if world_size > 1:
             dist.destroy_process_group()

@@ -48,7 +48,7 @@ class RuntimeParams(Section):
     checkpoint_interval. 0: none."""
 
     collective_timeout: float = Field(gt=0)
-    """Seconds after which a collective that some rank does not join ends the run."""
+    """Seconds after which a collective that some rank does not join ends the run, which names that rank."""
 
     workers: int = Field(ge=0)
     """Processes that tokenize; 0: one per core."""

@@ -130,7 +130,8 @@ class Trainer:
         Raises Interrupted on a signal, Stop when the numbers have gone bad for good.
         """
         torch.manual_seed(self.train.seed + self.group.rank)  # each rank drops out on its own
-        with Interruption(self.group) as self.interruption:
+        self._doing = "the start"
+        with Interruption(self.group) as self.interruption, self.group.naming_absent(lambda: self._doing):
             start = self._resume()
             module = self._compiled()
             self.step = TrainStep(module, self.optimizer, self.train.grad_clip, self.dtype, self.group)
@@ -173,6 +174,7 @@ class Trainer:
             self._record([{"step": 0, "tokens": 0}], probes)
         with Progress("train", total * batch, "tok", start=start * batch) as progress:
             for step in range(start + 1, total + 1):
+                self._doing = f"step {step}"
                 self.interruption.exchange()
                 self._step(step)
                 interrupted_by = self.interruption.agreed()
@@ -180,6 +182,7 @@ class Trainer:
                 saving = ending or step % self.runtime.checkpoint_interval == 0
                 probes = self._probes_due(step)
                 if saving or probes or step % READ_EVERY == 0:
+                    self.group.barrier()
                     self._record(self.journal.read(), probes)
                     self.journal.stop_if_too_many_skipped()
                     self.store.check()
