@@ -5,6 +5,7 @@ Writes reports/compare.md and reports/compare/*.svg; with --html also reports/co
 Run    python -m pipeline.reporting.compare                     the experiments since the last commit
        python -m pipeline.reporting.compare dusty-rope warm-alibi   these, of any commit
        python -m pipeline.reporting.compare --all-commits       all there are
+       python -m pipeline.reporting.compare --into docs/experiments/depth   kept elsewhere than in reports/
 """
 
 import argparse
@@ -28,8 +29,8 @@ from pipeline.reporting.interactive import html_page, placeholder
 from pipeline.reporting.params import ReportParams
 from pipeline.reporting.report import drawings, pictures, write_drawings
 
-PAGE = Path("reports/compare.md")
-FIGURES = Path("reports/compare")
+REPORTS = Path("reports")
+PAGE, FIGURES = "compare.md", "compare"
 
 
 def experiments_of(root: Path, names: Sequence[str], rev: str | None, all_commits: bool) -> list[Experiment]:
@@ -54,18 +55,19 @@ def without_copies(experiments: Sequence[Experiment]) -> list[Experiment]:
 
 
 def write_comparison(
-    root: Path, experiments: Sequence[Experiment], title: str, smoothing: float, html: bool = False
+    folder: Path, experiments: Sequence[Experiment], title: str, smoothing: float, html: bool = False
 ) -> Path:
-    """Writes the comparison under `root`; returns the page's path relative to it."""
+    """Writes the comparison into `folder`; returns the page's path."""
+    written = folder / PAGE
     measure = measure_of(experiments)
     groups = ranked_configurations(experiments, measure)
     figures = comparison_figures(groups, measure, smoothing, experiments)
-    write_drawings(root / FIGURES, drawings(figures))
+    write_drawings(folder / FIGURES, drawings(figures))
     if html:
         markdown = page(experiments, title, {figure.name: placeholder(figure) for figure in figures})
-        write_text(root / PAGE.with_suffix(".html"), html_page(title, markdown, figures))
-    write_text(root / PAGE, page(experiments, title, pictures(figures, FIGURES.name)))
-    return PAGE
+        write_text(written.with_suffix(".html"), html_page(title, markdown, figures))
+    write_text(written, page(experiments, title, pictures(figures, FIGURES)))
+    return written
 
 
 def _shown(root: Path, rev: str | None, all_commits: bool) -> list[dict[str, Any]]:
@@ -88,10 +90,11 @@ def main() -> None:
     parser.add_argument("--all-commits", action="store_true", help="experiments of every commit")
     parser.add_argument("--title", default="Experiments, side by side", help="the page's first line")
     parser.add_argument("--html", action="store_true", help="also an HTML page with interactive figures")
+    parser.add_argument("--into", type=Path, default=REPORTS, help="the folder it is written to (default: reports)")
     chosen = parser.parse_args()
     (params,) = read_sections(ReportParams)
     found = experiments_of(Path.cwd(), chosen.names, chosen.rev, chosen.all_commits)
-    written = write_comparison(Path.cwd(), found, chosen.title, params.smoothing, chosen.html)
+    written = write_comparison(chosen.into, found, chosen.title, params.smoothing, chosen.html)
     logger.info("Compared %d runs: %s", len(found), written)
 
 

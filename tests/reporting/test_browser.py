@@ -80,7 +80,7 @@ def test_a_broken_page_is_noticed(tmp_path: Path) -> None:
 def test_the_comparison_opens_from_disk_with_a_silent_console(tmp_path: Path, kind: str) -> None:
     found = seeds("rope", [3.5, 3.51]) + seeds("learned", [3.6, 3.61]) if kind == "seeds" else sizes(1, 2, 4, 8)
     write_comparison(tmp_path, found, "A question", 0.9, html=True)
-    document, console = browse(tmp_path / "reports/compare.html", tmp_path / "profile")
+    document, console = browse(tmp_path / "compare.html", tmp_path / "profile")
     assert console == []
     body = document[document.rindex("<main>") :]
     assert body.count('class="main-svg"') >= 2 * body.count('class="figure')

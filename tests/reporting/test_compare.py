@@ -177,8 +177,8 @@ def test_different_encodings_are_compared_by_bits_per_byte(tmp_path: Path) -> No
     assert table["`bpe`"][1:3] == ["3.6000", "**2.3100**"]
     assert "**1.5000**" not in page, "a loss per token means nothing between encodings"
     assert "compare bits per byte" in page
-    assert not (tmp_path / "reports/compare/training.svg").exists()
-    assert (tmp_path / "reports/compare/validation.svg").exists()
+    assert not (tmp_path / "compare/training.svg").exists()
+    assert (tmp_path / "compare/validation.svg").exists()
 
 
 def test_settings_that_change_the_measurement_are_pointed_out(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_from_four_sizes_on_the_power_law_is_fitted_and_recovered(tmp_path: Path
     page = compared(tmp_path, sizes(1, 2, 4, 8))
     assert re.search(r"Fitted to 4 runs: validation loss = [\d.]+ · C\^-0\.0700 ", page)
     assert "R² 1.000" in page
-    assert (tmp_path / "reports/compare/compute.svg").exists()
+    assert (tmp_path / "compare/compute.svg").exists()
 
 
 def test_with_fewer_sizes_there_is_a_scatter_without_a_law_and_with_one_size_none(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_experiments_run_by_dvc_are_compared_by_what_they_left_in_git(tmp_path: 
         own = json.loads(fixtures.git(tmp_path, "show", f"{one.rev}:reports/evaluate/metrics.json"))
         assert cells[2].strip("*") == f"{own['val']['loss']:.4f}"
         assert one.curves is not None
-    assert (tmp_path / "reports/compare/validation.svg").exists()
+    assert (tmp_path / "compare/validation.svg").exists()
     for name, layers in (("deep", 4), ("deep-again", 4), ("main", 2)):
         assert f"<code>{name}</code><br>&nbsp;of {layers} layers" in page
 
