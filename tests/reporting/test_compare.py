@@ -203,6 +203,7 @@ def test_from_four_sizes_on_the_power_law_is_fitted_and_recovered(tmp_path: Path
 def test_with_fewer_sizes_there_is_a_scatter_without_a_law_and_with_one_size_none(tmp_path: Path) -> None:
     assert "A power law is fitted from four model sizes on." in compared(tmp_path, sizes(1, 2, 4))
     assert "Loss against compute" not in compared(tmp_path, seeds("rope", [3.5, 3.6]))
+    assert "Loss against compute" not in compared(tmp_path, sizes(1, 1.01)), "another norm is no other size"
 
 
 def test_results_that_are_missing_or_no_numbers_are_dashes(tmp_path: Path) -> None:

@@ -18,6 +18,11 @@ SIZES_FOR_A_FIT = 4
 
 MOST_POINTS = 400
 
+DIFFERENT = 1.1
+"""Between two amounts of compute that are worth a picture: another norm or position changes it by less than 0.1 %."""
+
+Line = tuple[Floats, Floats]
+
 
 def comparison_figures(
     configurations: Sequence[Configuration], measure: Measure, smoothing: float, everything: Sequence[Experiment]
@@ -25,21 +30,22 @@ def comparison_figures(
     """Every figure there are numbers for; `configurations` best first, of which the first eight are drawn."""
     shown = configurations[:MOST_CONFIGURATIONS]
     column = "val/loss" if measure is LOSS else "val/bpb"
-    found = [_curves("validation", f"{measure.name}", shown, lambda one: _column(one, column))]
+    found = [_curves("validation", f"{measure.name}", shown, lambda one, along: _column(one, column, along))]
     if measure is LOSS:  # training has no bits per byte, and losses of different tokens cannot be laid over each other
-        found.append(_curves("training", "training loss", shown, lambda one: _smoothed(one, smoothing)))
+        found.append(_curves("training", "training loss", shown, lambda one, along: _smoothed(one, along, smoothing)))
     found.append(compute_figure(everything, measure))
     return [figure for figure in found if figure is not None]
 
 
 def compute_points(experiments: Sequence[Experiment], measure: Measure) -> list[tuple[Experiment, float, float]]:
-    """(experiment, FLOPs, measure) of those that have both; none unless models of different sizes are among them."""
+    """(experiment, FLOPs, measure) of those that have both; none unless the compute of some differs by a tenth."""
     points = [
         (one, float(one.train.flops), value)
         for one in experiments
         if one.train.flops and not missing(one.train.flops) and (value := one.measured(measure.key)) is not None
     ]
-    return points if len({one.train.parameters.total for one, _, _ in points}) > 1 else []
+    amounts = [flops for _, flops, _ in points]
+    return points if amounts and max(amounts) >= DIFFERENT * min(amounts) else []
 
 
 def fitted(points: Sequence[tuple[Experiment, float, float]]) -> PowerLaw | None:
@@ -71,24 +77,24 @@ def _curves(
     name: str,
     label: str,
     configurations: Sequence[Configuration],
-    values: Callable[[Experiment], tuple[Floats, Floats, Floats]],
+    line: Callable[[Experiment, str], Line],
 ) -> Figure | None:
     """One panel over tokens and one over time; a colour for each configuration, a line for each of its runs."""
     drawn = [
-        (slot, configuration.label if place == 0 else "", values(one))
+        (slot, configuration.label if place == 0 else "", line(one, "tokens"), line(one, "time_s"))
         for slot, configuration in enumerate(configurations)
         for place, one in enumerate(configuration.experiments)
     ]
-    drawn = [(slot, name, found) for slot, name, found in drawn if len(found[2])]
+    drawn = [found for found in drawn if len(found[2][0])]
     if not drawn:
         return None
-    tokens, factor = axis_of("tokens", max(float(np.max(found[0])) for _, _, found in drawn))
-    longest = max((float(np.max(found[1], initial=0.0)) for _, _, found in drawn), default=0.0)
+    tokens, factor = axis_of("tokens", max(float(np.max(x)) for _, _, (x, _), _ in drawn))
+    longest = max(float(np.max(x, initial=0.0)) for _, _, _, (x, _) in drawn)
     unit, seconds = ("hours", 3600.0) if longest >= 7200 else ("minutes", 60.0) if longest >= 120 else ("seconds", 1.0)
-    by_tokens = tuple(Series(name, x / factor, y, "line", slot) for slot, name, (x, _, y) in drawn)
-    by_time = tuple(Series("", x / seconds, y, "line", slot) for slot, _, (_, x, y) in drawn if len(x))
-    bottom = min(float(np.nanmin(y)) for _, _, (_, _, y) in drawn)
-    top = _top([y for _, _, (_, _, y) in drawn])
+    by_tokens = tuple(Series(name, x / factor, y, "line", slot) for slot, name, (x, y), _ in drawn)
+    by_time = tuple(Series("", x / seconds, y, "line", slot) for slot, _, _, (x, y) in drawn if len(x))
+    bottom = min(float(np.nanmin(y)) for _, _, (_, y), _ in drawn)
+    top = _top([y for _, _, (_, y), _ in drawn])
     axis = Axis(label, low=None if top is None else bottom - 0.03 * (top - bottom), high=top)
     panels = [Panel(tokens, axis, by_tokens)]
     if by_time:
@@ -105,21 +111,16 @@ def _top(lines: Sequence[Floats]) -> float | None:
     return top if low < high and top < low + 0.7 * (highest - low) else None
 
 
-def _column(experiment: Experiment, name: str) -> tuple[Floats, Floats, Floats]:
-    """(tokens, seconds, values) where the column was measured; seconds are empty where there are none for each."""
+def _column(experiment: Experiment, name: str, along: str) -> Line:
+    """The points at which the column was measured; along time, those whose time is known."""
     if experiment.curves is None:
-        return floats([]), floats([]), floats([])
-    tokens, values = curves.column(experiment.curves, name)
-    seconds, timed = curves.column(experiment.curves, name, along="time_s")
-    return tokens, seconds if len(timed) == len(values) else floats([]), values
+        return floats([]), floats([])
+    return curves.column(experiment.curves, name, along)
 
 
-def _smoothed(experiment: Experiment, smoothing: float) -> tuple[Floats, Floats, Floats]:
-    tokens, seconds, loss = _column(experiment, "train/loss")
-    front = curves.smoothed(loss, smoothing)
-    short_tokens, short = curves.thinned(tokens, front, MOST_POINTS)
-    short_seconds = curves.thinned(seconds, front, MOST_POINTS)[0] if len(seconds) else seconds
-    return short_tokens, short_seconds, short
+def _smoothed(experiment: Experiment, along: str, smoothing: float) -> Line:
+    x, loss = _column(experiment, "train/loss", along)
+    return curves.thinned(x, curves.smoothed(loss, smoothing), MOST_POINTS)
 
 
 def _size(experiment: Experiment) -> str:
