@@ -73,15 +73,19 @@ class Group:
         None where no collective has timed out: some ranks may not know yet that it failed. Nor where the store is gone.
         """
         absent = set(range(self.world_size))
-        ending = time.monotonic() + ROLL_CALL_S
         try:
             store.set(f"present/{self.rank}", "")
             if timed_out:
                 store.set("timed_out", "")
+            else:
+                time.sleep(1.0)  # the rank that closed the connection may be about to say that it timed out
+            if not store.check(["timed_out"]):
+                return []
+            ending = time.monotonic() + ROLL_CALL_S
             while absent and time.monotonic() < ending:
                 absent -= {rank for rank in absent if store.check([f"present/{rank}"])}
                 time.sleep(0.1)
-            return sorted(absent) if store.check(["timed_out"]) else []
+            return sorted(absent)
         except dist.DistError:
             return []
 
