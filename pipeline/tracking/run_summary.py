@@ -42,6 +42,7 @@ def run_summary(
         "steps": outcome.steps,
         **run_metrics(outcome),
         "wall_time_s": round(counters.wall_time_s, 2),
+        "energy_j": None if counters.energy_j is None else round(counters.energy_j),
         "resumes": len(counters.resumed_at),
         "resumed_at": counters.resumed_at,
         "skipped_steps": counters.skipped_steps,

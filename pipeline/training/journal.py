@@ -1,12 +1,16 @@
 """What a run writes down: the rows of the curves, and the counters that a checkpoint carries on."""
 
+import math
 import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from pipeline.distributed import Group
 from pipeline.log import Stop, logger
+from pipeline.training.energy import EnergyMeter
 from pipeline.training.metrics import Row, SpikeDetector, StepClock, StepMetrics, StepReading
 
 
@@ -22,16 +26,25 @@ class Counters:
     """The steps that checkpoints were taken up after."""
     skipped_steps: int = 0
     spikes: int = 0
+    energy_j: float | None = 0.0
+    """Joules that the devices of all ranks used, probes and checkpoints included; None where one does not tell."""
 
 
 class Journal:
     """Turns the metrics of steps into rows; counts, marks and stops what has gone bad."""
 
     def __init__(
-        self, clock: StepClock, total_batch_size: int, flops_per_token: int, peak_flops: float | None, max_skipped: int
+        self,
+        clock: StepClock,
+        meter: EnergyMeter,
+        total_batch_size: int,
+        flops_per_token: int,
+        peak_flops: float | None,
+        max_skipped: int,
     ) -> None:
         """`peak_flops`: FLOP/s of all ranks together; None where it is unknown."""
         self.clock, self.counters = clock, Counters()
+        self._meter, self._joules = meter, 0.0  # of this rank, since they were last added to all ranks'
         self.total_batch_size, self.flops_per_token, self.peak = total_batch_size, flops_per_token, peak_flops
         self.max_skipped = max_skipped
         self.last: StepReading | None = None
@@ -55,6 +68,12 @@ class Journal:
         self.counters.wall_time_s = time.monotonic() - self._began
         return {"counters": asdict(self.counters), "recent_losses": list(self._spikes.recent)}
 
+    def count_energy(self, group: Group) -> None:
+        """Adds the joules that all ranks have used since the last call; every rank must call it."""
+        joules = group.sum_(torch.tensor(self._joules, dtype=torch.float64)).item()
+        before, self._joules = self.counters.energy_j, 0.0
+        self.counters.energy_j = None if before is None or math.isnan(joules) else before + joules
+
     def add(self, step: int, lr: float, losses: Tensor, local_norms: Tensor, grad_norm: Tensor) -> None:
         """Notes a step's numbers without waiting for the device."""
         self._metrics.add(step, lr, losses, local_norms, grad_norm)
@@ -62,6 +81,8 @@ class Journal:
     def read(self) -> list[Row]:
         """The rows of the steps since the last reading; waits for the device once."""
         elapsed = self.clock.stop()
+        used = self._meter.used()
+        self._joules += math.nan if used is None else used
         readings = self._metrics.read()
         if readings:
             steps, seconds = readings[-1].step - self._read_at[0], elapsed - self._read_at[1]

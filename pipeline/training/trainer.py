@@ -22,6 +22,7 @@ from pipeline.runtime import RuntimeParams
 from pipeline.training import resume
 from pipeline.training.checkpoint import CheckpointStore
 from pipeline.training.compiling import compiled
+from pipeline.training.energy import EnergyMeter
 from pipeline.training.hardware import choose_algorithms, peak_flops
 from pipeline.training.interruption import Interrupted, Interruption
 from pipeline.training.journal import Counters, Journal
@@ -118,6 +119,7 @@ class Trainer:
         peak = peak_flops(group.device, self.dtype)
         self.journal = Journal(
             StepClock(group.device),
+            EnergyMeter(group.device, group.local_rank),
             train.total_batch_size,
             flops_per_token(model.config),
             peak and peak * group.world_size,
@@ -224,6 +226,7 @@ class Trainer:
                 recorder.flush()
 
     def _save(self, step: int) -> None:
+        self.journal.count_energy(self.group)
         parts = resume.collect(self.model, self.optimizer, self.group)
         for recorder in self.recorders:
             recorder.flush()  # the curves are never behind the weights

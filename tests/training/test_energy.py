@@ -5,6 +5,10 @@ from pathlib import Path
 import torch
 
 from pipeline.training.energy import EnergyMeter
+from pipeline.training.journal import Journal
+from pipeline.training.metrics import StepClock
+
+from .conftest import ONE_RANK
 
 CPU = torch.device("cpu")
 
@@ -42,3 +46,37 @@ def test_only_the_first_rank_of_a_machine_counts_its_packages(tmp_path: Path) ->
     meter = EnergyMeter(CPU, 1, tmp_path)
     file.write_text("9000000")
     assert meter.used() == 0.0
+
+
+class Told(EnergyMeter):
+    """A device that used so many joules between readings."""
+
+    def __init__(self, *joules: float | None) -> None:
+        self._left = list(joules)
+
+    def used(self) -> float | None:
+        return self._left.pop(0)
+
+
+def journal(meter: EnergyMeter) -> Journal:
+    return Journal(StepClock(CPU), meter, total_batch_size=1, flops_per_token=1, peak_flops=None, max_skipped=0)
+
+
+def test_a_runs_energy_goes_on_over_a_resumption() -> None:
+    first = journal(Told(5.0, 2.0))
+    first.read()
+    first.read()
+    first.count_energy(ONE_RANK)
+    second = journal(Told(10.0))
+    second.take_up(first.state(), step=1)
+    second.read()
+    second.count_energy(ONE_RANK)
+    assert second.counters.energy_j == 17.0
+
+
+def test_energy_that_was_not_told_once_is_unknown_for_the_whole_run() -> None:
+    first = journal(Told(5.0, None, 2.0))
+    for _ in range(3):
+        first.read()
+        first.count_energy(ONE_RANK)
+    assert first.counters.energy_j is None
