@@ -47,6 +47,8 @@ class Plan:
     ranks: int
     micro_batch: int
     """Sequences per rank and forward pass."""
+    sharded: bool
+    """Whether the ranks share the model out."""
     memory_per_rank: Memory
     train_tokens: int | None
     """Tokens of the training split; None where it is not made yet."""
@@ -93,8 +95,17 @@ def make_plan(
         )
     micro_batch = max(n for n in range(1, min(runtime.micro_batch_size, sequences) + 1) if sequences % n == 0)
     bfloat16 = runtime.dtype != "float32"
-    need = memory(config, micro_batch, bfloat16, train.optimizer)
-    return Plan(config, train.total_batch_size, train.max_steps, ranks, micro_batch, need, train_tokens)
+    sharded = runtime.sharding == "fsdp" and ranks > 1
+    need = memory(
+        config,
+        micro_batch,
+        bfloat16,
+        train.optimizer,
+        recompute=runtime.activation_checkpointing,
+        shards=ranks if sharded else 1,
+        accumulates=micro_batch < sequences,
+    )
+    return Plan(config, train.total_batch_size, train.max_steps, ranks, micro_batch, sharded, need, train_tokens)
 
 
 def text_vocabulary(tokenizer: TokenizerParams, shards: Path) -> tuple[int, int | None]:
@@ -162,7 +173,8 @@ def memory_rows(plan: Plan) -> Iterator[Row]:
     """Bytes on each rank."""
     need = plan.memory_per_rank
     micro_batches = plan.tokens_per_step // (plan.config.block_size * plan.ranks * plan.micro_batch)
-    yield "weights", format_bytes(need.weights), ""
+    shared = f"1/{plan.ranks} on each rank, and what it gathers for a while" if plan.sharded else ""
+    yield "weights", format_bytes(need.weights), shared
     yield "gradients", format_bytes(need.gradients), ""
     yield "optimizer", format_bytes(need.optimizer), ""
     batch = f"micro-batch of {plan.micro_batch} sequences, {micro_batches} a step"

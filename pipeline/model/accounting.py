@@ -85,10 +85,10 @@ def flops_per_token(config: GPTConfig, length: int | None = None) -> int:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one rank during training. Each rank of a data-parallel run holds all of it."""
+    """Bytes on one rank during training, where they are most."""
 
     weights: int
-    """float32, plus the bfloat16 copies of matrices that autocast makes."""
+    """float32, plus the bfloat16 copies of matrices that autocast makes; of a sharded model, also what is gathered."""
     gradients: int
     optimizer: int
     activations: int
@@ -100,17 +100,32 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
-def memory(config: GPTConfig, sequences: int, bfloat16: bool, optimizer: str) -> Memory:
-    """Bytes of training with micro-batches of `sequences` full sequences; `optimizer`: adamw or muon."""
+def memory(
+    config: GPTConfig,
+    sequences: int,
+    bfloat16: bool,
+    optimizer: str,
+    *,
+    recompute: bool = False,
+    shards: int = 1,
+    accumulates: bool = False,
+) -> Memory:
+    """Bytes of training with micro-batches of `sequences` full sequences; `optimizer`: adamw or muon.
+
+    `recompute`: with activation checkpointing. `shards`: ranks that a model is shared out to (FSDP); 1: each holds it.
+    Then a rank gathers the block that it computes and the next, and holds whole what is in no block; and while a step
+    `accumulates` several micro-batches, all gradients.
+    """
     counts = parameters(config)
-    copies = BFLOAT16 * counts.multiplied if bfloat16 else 0
     # AdamW keeps two moments of each parameter; Muon one, of the hidden matrices.
     states = 2 * counts.total - (hidden_matrices(config) if optimizer == "muon" else 0)
+    copied = counts.multiplied - (counts.blocks - 1) * counts.per_block if recompute else counts.multiplied
+    gathered = counts.total - max(counts.blocks - 2, 0) * counts.per_block if shards > 1 else 0
     return Memory(
-        weights=FLOAT32 * counts.total + copies,
-        gradients=FLOAT32 * counts.total,
-        optimizer=FLOAT32 * states,
-        activations=sequences * config.block_size * activation_bytes_per_token(config, bfloat16),
+        weights=FLOAT32 * (counts.total // shards + gathered) + BFLOAT16 * copied * bfloat16,
+        gradients=FLOAT32 * (counts.total if accumulates else counts.total // shards + gathered),
+        optimizer=FLOAT32 * states // shards,
+        activations=sequences * config.block_size * activation_bytes_per_token(config, bfloat16, recompute),
     )
 
 
@@ -121,8 +136,10 @@ def hidden_matrices(config: GPTConfig) -> int:
     return counts.blocks * (counts.attention_per_block + counts.mlp_per_block)
 
 
-def activation_bytes_per_token(config: GPTConfig, bfloat16: bool) -> int:
+def activation_bytes_per_token(config: GPTConfig, bfloat16: bool, recompute: bool = False) -> int:
     """Bytes kept for the backward pass per token, without torch.compile and without dropout.
+
+    With `recompute`, the input of each block, and the more of what one block keeps and what follows the blocks.
 
     After Korthikanti et al. (arXiv 2205.05198, section 4.1), with this model's dtypes: under autocast the residual
     stream and the norms' statistics are float32, the inputs of matrix products bfloat16. Exact for GPT-2 and for gated
@@ -139,7 +156,10 @@ def activation_bytes_per_token(config: GPTConfig, bfloat16: bool) -> int:
         attention += (FLOAT32 + BFLOAT16 * bfloat16) * H * config.block_size  # the softmax, and as a product takes it
     mlp = width * (4 if config.gated else 2) * F  # before and after the activation; gate, value and their product
     loss = FLOAT32 * V + width * V + 2 * 8  # log-softmax, the logits themselves, token and target
-    return config.n_layer * (2 * norm + attention + mlp) + norm + loss
+    block = 2 * norm + attention + mlp
+    if recompute:
+        return config.n_layer * FLOAT32 * C + max(block, norm + loss)
+    return config.n_layer * block + norm + loss
 
 
 def describe(config: GPTConfig) -> str:

@@ -82,9 +82,11 @@ def test_the_mlp_width_is_the_product_or_the_nearest_multiple_of_8(n_embd: int, 
     assert TINY.changed(n_head=1, n_embd=n_embd, mlp_expansion=expansion).mlp_width == width
 
 
-def saved_bytes(config: GPTConfig, bfloat16: bool, sequences: int) -> int:
+def saved_bytes(config: GPTConfig, bfloat16: bool, sequences: int, recompute: bool = False) -> int:
     """Bytes of storage that autograd keeps for the backward pass, weights and their bfloat16 copies left out."""
     model = GPT(config)
+    for block in model.transformer.h:
+        block.activation_checkpointing = recompute  # type: ignore[assignment]
     own = [*model.parameters(), *model.buffers()]
     storages: dict[int, Tensor] = {}
 
@@ -123,6 +125,31 @@ def test_activations_are_what_autograd_saves(changes: dict[str, Any], tolerance:
     config = TINY.changed(n_layer=3, n_embd=64, block_size=50, vocab_size=61, **changes)
     formula = accounting.memory(config, 3, bfloat16, "adamw").activations
     assert formula == pytest.approx(saved_bytes(config, bfloat16, 3), rel=tolerance)
+
+
+@pytest.mark.parametrize("bfloat16", [True, False])
+def test_activations_that_are_computed_again_are_not_kept(bfloat16: bool) -> None:
+    """What follows the blocks is the larger part with a large vocabulary, one block with a small one."""
+    config = TINY.changed(n_layer=3, n_embd=64, block_size=50, vocab_size=2000, text_vocab_size=2000)
+    formula = accounting.memory(config, 3, bfloat16, "adamw", recompute=True).activations
+    assert formula == pytest.approx(saved_bytes(config, bfloat16, 3, recompute=True), rel=0.01)
+
+    config = config.changed(vocab_size=61, text_vocab_size=61)
+    inputs = config.n_layer * 3 * 50 * 64 * 4
+    one_block = saved_bytes(config, bfloat16, 3) - saved_bytes(config.changed(n_layer=2), bfloat16, 3)
+    formula = accounting.memory(config, 3, bfloat16, "adamw", recompute=True).activations
+    assert formula == pytest.approx(inputs + one_block, rel=0.01)
+
+
+def test_a_model_that_is_shared_out_is_gathered_two_blocks_at_a_time() -> None:
+    config = TINY.changed(n_layer=6)
+    counts, whole = accounting.parameters(config), accounting.memory(config, 1, False, "adamw")
+    shared = accounting.memory(config, 1, False, "adamw", shards=4)
+    gathered = counts.total - 4 * counts.per_block
+    assert shared.optimizer == whole.optimizer // 4
+    assert shared.weights == shared.gradients == 4 * (counts.total // 4 + gathered)
+    assert accounting.memory(config, 1, False, "adamw", shards=4, accumulates=True).gradients == whole.gradients
+    assert shared.activations == whole.activations
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])

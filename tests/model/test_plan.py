@@ -62,6 +62,17 @@ def test_the_micro_batch_is_the_one_that_training_takes(params: dict[str, Any]) 
     assert 2 * plan.memory_per_rank.activations == whole.memory_per_rank.activations
 
 
+def test_a_model_too_large_for_a_rank_is_planned_shared_out_and_computed_again(params: dict[str, Any]) -> None:
+    held = make(params).memory_per_rank
+    params["runtime"].update(sharding="fsdp", activation_checkpointing=True)
+    plan = make(params)
+    assert plan.memory_per_rank.optimizer == held.optimizer // 8
+    assert plan.memory_per_rank.weights < held.weights
+    assert plan.memory_per_rank.activations < held.activations
+    assert {what: remark for what, _, remark in planning.memory_rows(plan)}["weights"].startswith("1/8 on each rank")
+    assert make(params, ranks=1).memory_per_rank.optimizer == held.optimizer  # one rank has nothing to share
+
+
 def test_a_batch_that_cannot_be_shared_out_is_refused(params: dict[str, Any]) -> None:
     with pytest.raises(
         ValueError, match=r"total_batch_size \(524288\) must be a multiple of model.block_size \(1024\) x"

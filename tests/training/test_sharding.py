@@ -96,9 +96,9 @@ def hold_a_share(group: Group, shards: Path, state: Path) -> None:
     tensors = [*run.optimizer.parameters]
     for adamw in run.optimizer.state_dict():
         tensors += [value for values in adamw["state"].values() for value in values.values() if value.dim() > 0]
-    held = sum(tensor.to_local().numel() for tensor in tensors if isinstance(tensor, DTensor))
-    assert len(tensors) == 3 * len(run.optimizer.parameters)
-    assert held == 3 * whole / 2
+    held = [tensor.to_local().nbytes for tensor in tensors if isinstance(tensor, DTensor)]
+    assert len(held) == 3 * len(run.optimizer.parameters)
+    assert sum(held) == 3 * 4 * whole / 2
 
 
 def test_each_rank_holds_its_share_of_weights_and_moments(shards: Path, tmp_path: Path) -> None:
