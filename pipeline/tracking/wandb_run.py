@@ -185,7 +185,8 @@ class WandbRun:
                 init_timeout=FINISH_TIMEOUT_S,
                 finish_timeout=FINISH_TIMEOUT_S,
                 finish_timeout_raises=True,
-                symlink=False,  # saved files outlive the copies of the repository that DVC runs experiments in
+                # wandb/latest-run for training; no links to saved files, since DVC deletes the copies that it runs in.
+                symlink=self.curves is not None,
             ),
             **about,
         )

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.tracking.wandb_report import panels
 from tests.pipeline_runs.project import Project
 from tests.tracking.offline import of_kind
 from tests.tracking.wandb_server import Run, Server, wandb_server
@@ -71,6 +72,19 @@ def sync(folder: Path, server: Server) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def drawn() -> set[str]:
+    """The keys that the panels of a W&B report draw."""
+
+    class Reports:
+        def __getattr__(self, name: str) -> Any:
+            return lambda *values, **settings: values[0] if values else settings
+
+    shown = [
+        key for panel in panels(Reports(), by=None) for name, key in panel.items() if name in ("x", "y", "metrics")
+    ]
+    return {key for keys in shown for key in ([keys] if isinstance(keys, str) else keys)}
 
 
 def held(run: Run) -> dict[str, Any]:
@@ -141,6 +155,8 @@ def test_a_whole_pipeline_s_run_arrives_with_all_that_it_left(finished: Project,
     assert run.summary["evaluate/val/loss"] == metrics["val"]["loss"]
     assert run.summary["final_train_loss"] == summary["final_train_loss"]
     assert last["samples"]["nrows"] == 1
+    for key in drawn():
+        assert key in run.summary or any(key in row for row in run.history), key
     (prompt,) = finished.json("reports/sample/samples.json")["prompts"]
     table = json.loads(run.files[last["samples"]["path"]])
     assert table["data"] == [["The ", text] for text in prompt["continuations"]]

@@ -53,6 +53,8 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.runs: dict[str, Run] = defaultdict(Run)
+        self.views: list[Json] = []
+        """The reports."""
         self.silent = False
         """Whether what a run sends after its beginning gets no answer."""
 
@@ -68,11 +70,18 @@ class Server(ThreadingHTTPServer):
     def answer(self, operation: str, given: Json) -> Json:
         """The data of a GraphQL operation; empty for those that ask for what an old server does not have."""
         match operation:
-            case "Viewer":
+            case "Viewer" | "GetDefaultEntity":
                 return {"viewer": {"id": "1", "entity": "tester", "username": "tester", "flags": "{}", "teams": None}}
             case "UpsertBucket":
                 inserted = given["name"] not in self.runs
                 return {"upsertBucket": {"bucket": self._upsert(given), "inserted": inserted}}
+            case "GetProjects":
+                return {"models": {"edges": [], "pageInfo": {"endCursor": None, "hasNextPage": False}}}
+            case "upsertView":
+                self.views.append(given)
+                view = {"id": "1", "type": given["type"], "name": given["name"], "displayName": given["displayName"]}
+                place = {"project": {"id": "1", "name": given["projectName"], "entityName": given["entityName"]}}
+                return {"upsertView": {"view": {**view, **place, "spec": given["spec"], "description": ""}}}
             case "RunResumeStatus":
                 known = given["name"] in self.runs
                 return {"model": {**PROJECT, "bucket": self._resume_status(given["name"]) if known else None}}
