@@ -13,6 +13,7 @@ experiment failed. Needs no torch.
 
 import argparse
 import copy
+import json
 import os
 import re
 import sys
@@ -32,8 +33,9 @@ from pipeline.model.config import ModelParams
 from pipeline.plan import SHARDS, SUMMARY, last_rate, make_plan, text_vocabulary
 from pipeline.progress import format_duration
 from pipeline.recipe import DECIDE_NOTHING, hydra_value
+from pipeline.reporting import git
 from pipeline.runtime import RuntimeParams
-from pipeline.tracking.identity import LONGEST_NAME, short_keys
+from pipeline.tracking.identity import LONGEST_NAME, NAMING_SECTIONS, short_keys
 from pipeline.tracking.provenance import params_at
 from pipeline.training.params import TrainParams
 
@@ -106,26 +108,35 @@ def free_name(name: str, taken: Collection[str]) -> str:
     return next(name for name in names if name not in taken)
 
 
-def table(wanted: Sequence[tuple[Trial, Entry | None]], commit: str, rate: float | None) -> str:
-    """What there is to do and what it costs. `rate`: FLOP/s of the last run."""
+def table(
+    wanted: Sequence[tuple[Trial, Entry | None]], commit: str, committed: Mapping[str, Any], rate: float | None
+) -> str:
+    """What there is to do and what it costs. `committed`: the params that `commit` has a run of. `rate`: FLOP/s."""
     width = max(len(trial.name) for trial, _ in wanted)
-    lines = [f"{len(wanted)} experiments from {commit[:7]}:"]
+    lines = [f"{len(wanted)} experiment{'s' * (len(wanted) != 1)} from {commit[:7]}:"]
     for trial, entry in wanted:
         state = "to run" if entry is None else "failed, to run again" if entry.state == "failed" else entry.state
         lines.append(f"  {trial.name:<{width}}  {state}")
-    flops = sum(trial.flops for trial, entry in wanted if _to_run(entry))
-    duration = f", {format_duration(flops / rate)} at the rate of the last run" if rate else ""
-    lines.append(f"{sum(_to_run(entry) for _, entry in wanted)} to run: {flops:.3g} FLOPs of training{duration}")
+    to_run = [trial for trial, entry in wanted if _to_run(entry)]
+    trainings = {_training(trial.params): trial.flops for trial in to_run}
+    trainings.pop(_training(committed), None)  # DVC has its result, as of one that is asked for twice
+    flops = sum(trainings.values())
+    duration = f", {format_duration(flops / rate)} at the rate of the last run" if rate and flops else ""
+    lines.append(f"{len(to_run)} to run, {len(trainings)} of them trained: {flops:.3g} FLOPs{duration}")
     return "\n".join(lines)
 
 
 def sweep(settings: Sequence[str], workers: int, dry_run: bool) -> None:
     """All of it. Raises Stop where the settings have mistakes, and at the end where an experiment has failed."""
+    if workers < 1:
+        raise Stop(f"--jobs ({workers}) must be at least 1")
     found = trials(settings, load_yaml(PARAMS_FILE))
     queue = ExperimentQueue()
     entries = queue.entries()
     wanted = [(trial, matching(trial, entries)) for trial in found]
-    logger.info("%s", table(wanted, queue.baseline, last_rate(SUMMARY)))
+    has_run = same_code(queue.baseline) and git.show(Path.cwd(), queue.baseline, "./dvc.lock")
+    committed = params_at(queue.baseline) if has_run else {}
+    logger.info("%s", table(wanted, queue.baseline, committed, last_rate(SUMMARY)))
     if dry_run:
         return
     jobs = queued(queue, wanted)
@@ -137,7 +148,7 @@ def sweep(settings: Sequence[str], workers: int, dry_run: bool) -> None:
     names = [entry.name for _, entry in wanted if entry is not None and entry.state == "done"]
     names += [job.name for job in jobs.values()]
     others = {entry.name for entry in queue.entries()} - set(names)  # without them, compare's default is the sweep
-    logger.info("compare them: python -m pipeline.reporting.compare %s", " ".join(names) if others else "")
+    logger.info("compare them: %s", " ".join(["python -m pipeline.reporting.compare", *(names if others else [])]))
     if failed:
         raise Stop(f"{len(failed)} of {len(wanted)} failed: {' '.join(failed)}; the same command runs them again")
 
@@ -171,6 +182,11 @@ def _name(combination: Mapping[str, tuple[Any, str]]) -> str:
 def _decisive(params: Mapping[str, Any]) -> dict[str, Any]:
     """The params that a result depends on."""
     return {name: section for name, section in params.items() if name not in DECIDE_NOTHING}
+
+
+def _training(params: Mapping[str, Any]) -> str:
+    """What tells trainings apart."""
+    return json.dumps([params.get(section) for section in NAMING_SECTIONS])
 
 
 def main() -> None:

@@ -169,15 +169,22 @@ def test_the_table_tells_what_there_is_to_do_and_what_it_costs(project: Path) ->
     first, second, third, fourth = made(*POSITIONS)
     entries = [Entry("x", "rev", state) for state in ("done", "running", "failed")]
     wanted = [(first, entries[0]), (second, entries[1]), (third, entries[2]), (fourth, None)]
-    text = table(wanted, "0123456789", rate=first.flops / 30)
+    text = table(wanted, "0123456789", committed={}, rate=first.flops / 30)
     assert [line.split()[1:] for line in text.splitlines()[1:-1]] == [
         ["done"],
         ["running"],
         ["failed,", "to", "run", "again"],
         ["to", "run"],
     ]
-    cost = f"{2 * first.flops:.3g} FLOPs of training, 1m00s at the rate of the last run"
-    assert text.splitlines()[-1] == f"2 to run: {cost}"
+    cost = f"{2 * first.flops:.3g} FLOPs, 1m00s at the rate of the last run"
+    assert text.splitlines()[-1] == f"2 to run, 2 of them trained: {cost}"
+
+
+def test_what_is_trained_already_or_twice_costs_nothing(project: Path) -> None:
+    committed = load_yaml(Path("params.yaml"))
+    wanted = [(trial, None) for trial in made("train.seed=1,2", "sample.temperature=0.2,0.4")]
+    last = table(wanted, "0123456789", committed, rate=None).splitlines()[-1]
+    assert last == f"4 to run, 1 of them trained: {wanted[0][0].flops:.3g} FLOPs"
 
 
 def test_watching_shows_results_and_why_one_failed_and_ends_with_the_last(

@@ -88,7 +88,7 @@ def test_the_same_command_leaves_out_what_is_done(swept: Swept) -> None:
     lines = sweep(swept, "--dry-run", ok=True).splitlines()
     states = {line.split()[0]: line.split()[1] for line in lines if line.startswith("  n_layer")}
     assert states == {GOOD[0]: "done", GOOD[1]: "done", BAD: "failed,"}
-    assert re.fullmatch(r"1 to run: \S+ FLOPs of training, \S+ at the rate of the last run", lines[-1])
+    assert re.fullmatch(r"1 to run, 1 of them trained: \S+ FLOPs, \S+ at the rate of the last run", lines[-1])
 
 
 def test_w_and_b_shows_one_group_of_runs_named_by_what_they_change(swept: Swept) -> None:
