@@ -31,7 +31,11 @@ STEPS = [
     # README: change one thing, compare
     Step("dvc exp run --name bold -S sample.temperature=0.5", "Running stage 'sample'"),
     Step("dvc exp apply HEAD", "have been applied"),
-    Step("dvc exp run --name deep -S model.n_layer=6", "Running stage 'train'"),
+    Step(
+        "dvc exp run --name deep -S model.n_layer=6",
+        "Running stage 'train'",
+        instead="dvc exp run --name deep -S model.n_layer=1",
+    ),
     Step("dvc exp apply HEAD"),
     Step("dvc exp show --only-changed", "[deep]"),
     Step("python -m pipeline.reporting.compare", "reports/compare.md"),
@@ -43,13 +47,12 @@ STEPS = [
     Step(
         "python -m pipeline.sweep model.position=learned,rope,alibi train.seed=1,2,3",
         "python -m pipeline.reporting.compare",
-        instead="python -m pipeline.sweep report.title=one,two",
+        instead="python -m pipeline.sweep report.title=one",
     ),
-    Step("", "Queued experiment 'wild'", instead="dvc exp run --queue --name wild -S model.n_head=5"),
     Step(
         "dvc exp run --queue -S 'model.position=learned,rope,alibi' -S 'train.seed=1,2,3'",
-        "Queued experiment",
-        instead="dvc exp run --queue -S report.title=three",
+        "Queued experiment 'wild'",
+        instead="dvc exp run --queue --name wild -S model.n_head=5",
     ),
     Step("", "Queued experiment 'calm'", instead="dvc exp run --queue --name calm -S train.max_steps=1_000_000"),
     Step("dvc queue start", "new experiments task queue worker"),
@@ -65,7 +68,11 @@ STEPS = [
     Step('git commit -m "Keep data in the store" .dvc/config', "1 file changed"),
     Step("git push -u origin main"),
     Step("dvc push", "files pushed"),
-    Step("dvc exp run --name deeper -S model.n_layer=8", "Running stage 'train'"),
+    Step(
+        "dvc exp run --name deeper -S model.n_layer=8",
+        "Ran experiment(s): deeper",
+        instead="dvc exp run --name deeper -S model.n_layer=1",  # as deep: from DVC's run cache
+    ),
     Step("dvc exp push origin deeper", "uploaded"),
     Step("dvc repro --pull", "up to date", colleague=True),
     Step("dvc exp list origin", "deeper", colleague=True),
