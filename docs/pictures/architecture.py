@@ -154,7 +154,7 @@ def draw_house(colour: dict[str, str]) -> Iterator[str]:
     yield text(x + 132, FLOORS - 14, "off the line, by hand", colour["muted"])
     yield box(x, FLOORS, WIDTH - LEFT - x, height, colour["ground"], colour["line"])
     for number, (name, does) in enumerate(COMMANDS.items()):
-        at = FLOORS + 24 + number * height / len(COMMANDS)
+        at = FLOORS + 4 + (number + 0.5) * height / len(COMMANDS)
         yield text(x + 12, at, name, colour["text"], weight=600)
         yield text(WIDTH - LEFT - 12, at, does, colour["muted"], 12.5, anchor="end")
 
