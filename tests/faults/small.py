@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -117,11 +118,21 @@ class SmallRun:
         )
 
     def train(
-        self, *faults: str, ok: bool = True, ranks: int = 1, file_limit: int | None = None, **environment: str
+        self,
+        *faults: str,
+        ok: bool = True,
+        ranks: int = 1,
+        file_limit: int | None = None,
+        timeout_s: float = 240,
+        **environment: str,
     ) -> Ended:
         """Trains until the process ends. Fails the test where its exit code is not as expected."""
         process = self.start(*faults, file_limit=file_limit, ranks=ranks, **environment)
-        output, _ = process.communicate(timeout=240)
+        try:
+            output, _ = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
         assert (process.returncode == 0) == ok, f"exit code {process.returncode}\n{output}"
         return Ended(process.returncode, output)
 
