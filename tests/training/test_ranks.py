@@ -37,12 +37,12 @@ def on_one_rank(shards: Path, state: Path, **options: Any) -> tuple[dict[str, to
     return weights_of(run), recorder.curve()
 
 
-@pytest.mark.parametrize("micro", [4, 1])
-def test_two_ranks_train_as_one_does(shards: Path, tmp_path: Path, micro: int) -> None:
-    on_ranks(2, train_and_keep, shards, tmp_path, tmp_path / "two", {"runtime": {"micro_batch_size": micro}})
+@pytest.mark.parametrize(("world", "micro"), [(2, 4), (2, 1), (4, 2)])
+def test_several_ranks_train_as_one_does(shards: Path, tmp_path: Path, world: int, micro: int) -> None:
+    on_ranks(world, train_and_keep, shards, tmp_path, tmp_path / "many", {"runtime": {"micro_batch_size": micro}})
     weights, curve = on_one_rank(shards, tmp_path / "one")
-    ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
-    assert all(torch.equal(ranks[0][name], ranks[1][name]) for name in weights)
+    ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(world)]
+    assert all(same(ranks[0], other) for other in ranks[1:])
     for name, weight in weights.items():
         torch.testing.assert_close(ranks[0][name], weight, rtol=1e-4, atol=2e-5)
     for mine, other in zip(torch.load(tmp_path / "curve.pt"), curve, strict=True):
