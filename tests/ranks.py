@@ -10,14 +10,21 @@ import torch.multiprocessing
 
 from pipeline import distributed
 
+# Ranks are forked from one server that has imported what takes seconds; none of its threads have started by then.
+torch.multiprocessing.set_forkserver_preload(["pipeline.training.trainer"])
+
 
 def on_ranks(world_size: int, function: Callable[..., None], *arguments: Any, timeout_s: float = 60.0) -> None:
     """Calls `function(group, *arguments)` on every rank; raises if one of them fails. `function` must be importable."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(
-        _on_one_rank, (world_size, port, timeout_s, function, arguments), nprocs=world_size, join=True
+    torch.multiprocessing.start_processes(
+        _on_one_rank,
+        (world_size, port, timeout_s, function, arguments),
+        nprocs=world_size,
+        join=True,
+        start_method="forkserver",
     )
 
 
