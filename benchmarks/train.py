@@ -198,12 +198,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train", description=__doc__.partition("\n")[0])
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--micro-batch", type=int, help="sequences (default: the size's)")
+    parser.add_argument("--steps", type=int, help="of a round (default: the size's)")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size = SIZES[arguments.size]
-    if arguments.micro_batch:
-        size = replace(size, micro_batch=arguments.micro_batch)
+    asked = {"micro_batch": arguments.micro_batch, "steps": arguments.steps}
+    size = replace(size, **{name: number for name, number in asked.items() if number})
     config = gpt2_config("gpt2").changed(vocab_size=50304, dropout=0.0, **size.model)
     runtime, train = read_sections(RuntimeParams, TrainParams)
     runtime = changed(runtime, micro_batch_size=size.micro_batch)
