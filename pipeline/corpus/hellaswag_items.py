@@ -86,7 +86,7 @@ def read_items(path: Path) -> list[Item]:
     if not path.exists():
         raise FileNotFoundError(f"{path} not found: run the download stage (dvc repro download)")
     items = []
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:  # bytes, so that a line that is not UTF-8 is named too
         for number, line in enumerate(lines, start=1):
             try:
                 items.append(parse_item(json.loads(line)))

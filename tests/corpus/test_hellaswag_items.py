@@ -125,9 +125,10 @@ def test_a_missing_field_a_broken_line_and_an_empty_file_are_named(tmp_path: Pat
         ('{"ind": 1}\n', r":1: field\(s\) missing: activity_label"),
         ("[]\n", ":1: must be an object"),
         ("{\n", ":1: "),
+        ('{"ind": "\xe9"}\n', ":1: 'utf-8' codec can't decode byte 0xe9"),
         ("", ": no items"),
     ):
-        path.write_text(content)
+        path.write_text(content, encoding="latin-1")
         with pytest.raises(ValueError, match=rf"items\.jsonl{complaint}"):
             read_items(path)
     with pytest.raises(FileNotFoundError, match="run the download stage"):
