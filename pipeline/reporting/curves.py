@@ -3,6 +3,7 @@
 All functions take and give values; NaN (not measured, or not a number) is a gap that never spreads.
 """
 
+from itertools import accumulate
 from pathlib import Path
 from typing import IO
 
@@ -53,19 +54,24 @@ def column(frame: pd.DataFrame, name: str, along: str = "tokens") -> tuple[Float
 
 
 def smoothed(values: Floats, weight: float) -> Floats:
-    """Exponential moving average of (n,) values in which the past weighs `weight`, corrected for its start.
+    """Each of (n,) values averaged with those around it, of which one at a distance of d weighs weight^2d.
 
-    The correction (Adam's, Kingma and Ba 2015) makes the first value its own average, so that nothing lags at first.
-    A value that is not finite gives NaN there and leaves the average as it was.
+    Past and future count alike, so that the curve neither lags behind what falls nor runs ahead of it. All weights
+    together are about 1 / (1 - weight), as in an exponential moving average of that weight.
+    A value that is not finite gives NaN there and does not count elsewhere.
     """
-    result = np.full(len(values), np.nan)
-    average, total = 0.0, 0.0
-    for place, value in enumerate(values):
-        if np.isfinite(value):
-            average = weight * average + (1 - weight) * float(value)
-            total = weight * total + (1 - weight)
-            result[place] = average / total
-    return result
+    known = np.isfinite(values)
+    weights = _decaying_sums(known.astype(np.float64), weight**2)
+    sums = _decaying_sums(np.where(known, values, 0.0), weight**2)
+    return np.divide(sums, weights, out=np.full(len(values), np.nan), where=known)
+
+
+def _decaying_sums(values: Floats, decay: float) -> Floats:
+    """At each of (n,) places the sum of all values, each times decay^distance: what is before, and what is behind."""
+    before, behind = (
+        floats(list(accumulate(side, lambda total, value: decay * total + value))) for side in (values, values[::-1])
+    )
+    return before + behind[::-1] - values
 
 
 def thinned(x: Floats, y: Floats, most: int = MOST_POINTS) -> tuple[Floats, Floats]:

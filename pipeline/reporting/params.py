@@ -16,8 +16,9 @@ class ReportParams(Section):
     """First line of the report: what this run is, in a few words. One line of text."""
 
     smoothing: float = Field(ge=0.0, lt=1.0)
-    """Exponential smoothing of the training loss curve, drawn in front of the raw one: the weight of the past in each
-    step's average, at least 0 (no smoothing) and below 1. 0.9 averages over about the last ten points."""
+    """Smoothing of the training loss curve, drawn in front of the raw one, at least 0 (none) and below 1. Each point is
+    averaged with those before and behind it, which weigh exponentially less with their distance; 0.9 averages over
+    about ten points."""
 
     @field_validator("title")
     @classmethod

@@ -49,11 +49,30 @@ def test_what_is_no_number_is_a_dash_in_every_format(value: float | None) -> Non
     assert {shown(value) for shown in formats} == {numbers.DASH}
 
 
-def test_smoothing_starts_at_the_first_value_and_passes_over_gaps() -> None:
-    values = floats([4.0, 4.0, math.nan, 4.0])
-    assert np.array_equal(curves.smoothed(values, 0.9), floats([4.0, 4.0, math.nan, 4.0]), equal_nan=True)
+def test_a_smoothed_curve_neither_lags_nor_leads() -> None:
+    falling = np.linspace(8.0, 4.0, 101)
+    inside = slice(40, -40)
+    assert curves.smoothed(falling, 0.9)[inside] == pytest.approx(falling[inside], abs=1e-3)
+    values = floats([5.0, 4.0, 1.0, 3.0])
+    assert curves.smoothed(values, 0.7) == pytest.approx(curves.smoothed(values[::-1], 0.7)[::-1])
+
+
+def test_smoothing_averages_by_distance_and_passes_over_what_is_no_number() -> None:
     assert curves.smoothed(floats([2.0, 1.0]), 0.0).tolist() == [2.0, 1.0]
-    assert curves.smoothed(floats([2.0, 1.0]), 0.5).tolist() == pytest.approx([2.0, (0.5 * 1.0 + 0.5) / 0.75])
+    assert curves.smoothed(floats([2.0, 1.0]), 0.5).tolist() == pytest.approx([2.25 / 1.25, 1.5 / 1.25])
+    for gap in (math.nan, math.inf):
+        smooth = curves.smoothed(floats([4.0, gap, 1.0]), 0.5)
+        assert smooth == pytest.approx([4.0625 / 1.0625, math.nan, 1.25 / 1.0625], nan_ok=True)
+    assert curves.smoothed(floats([math.nan]), 0.0).tolist() == pytest.approx([math.nan], nan_ok=True)
+    assert len(curves.smoothed(floats([]), 0.9)) == 0
+
+
+def test_a_spike_raises_a_smoothed_curve_on_both_its_sides_alike() -> None:
+    values = np.full(41, 4.0)
+    values[20] = 60.0
+    smooth = curves.smoothed(values, 0.9)
+    assert smooth[20] == smooth.max() < 10
+    assert smooth[:20] == pytest.approx(smooth[:20:-1])
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300), st.integers(4, 50))
