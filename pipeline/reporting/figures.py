@@ -6,7 +6,7 @@ import numpy as np
 
 from pipeline.reporting import curves
 from pipeline.reporting.figure import Axis, Figure, Floats, Panel, Rule, Series, Style, axis_of, floats
-from pipeline.reporting.numbers import fixed, missing, percent, ten_to
+from pipeline.reporting.numbers import exact, fixed, missing, percent, ten_to
 from pipeline.reporting.references import CHANCE, FINEWEB_EDU_LOSS, PROTOCOLS, Protocol
 from pipeline.reporting.run import Accuracy, Run
 
@@ -45,7 +45,9 @@ def loss_figure(run: Run, smoothing: float) -> Figure | None:
         name = "training, smoothed" if smoothing else "training"
         series.append(Series(name, front_x / factor, front, "line", TRAIN))
     if len(val_loss):
-        series.append(Series("validation", val_tokens / factor, val_loss, "joined points", VALIDATION))
+        part = validated_in_training(run)
+        name = "validation" if part is None else f"validation (first {exact(part)} tokens)"
+        series.append(Series(name, val_tokens / factor, val_loss, "joined points", VALIDATION))
     high = top_of_picture(tokens, loss, smoothing)
     series += _marks(run, factor, high)
     rules = [*_restarts(run, factor), *_reference_loss(run)]
@@ -53,7 +55,7 @@ def loss_figure(run: Run, smoothing: float) -> Figure | None:
     if len(loss):
         alt += f"Training goes from {fixed(float(loss[0]), 2)} to {fixed(float(loss[-1]), 2)}. "
     if len(val_loss):
-        alt += f"Validation ends at {fixed(float(val_loss[-1]), 3)}."
+        alt += f"{name.capitalize()} ends at {fixed(float(val_loss[-1]), 3)}."
     panel = Panel(
         x,
         Axis("loss (nats per token)", low=None if high is None else _bottom(loss, val_loss), high=high),
@@ -137,6 +139,12 @@ def accuracy_curve(run: Run) -> Figure | None:
         alt += f"from {percent(float(shares[0]))} to {percent(float(shares[-1]))}. Chance is {percent(CHANCE, 0)}."
         return Figure("accuracy-curve", alt, (Panel(x, Axis(label), (points,), tuple(rules)),), height=2.6)
     return None
+
+
+def validated_in_training(run: Run) -> int | None:
+    """How many tokens, at the start of the validation split, the curve is over; None where it is over all of them."""
+    part, whole = run.setting("train.eval_tokens"), run.validation_tokens
+    return None if part is None or (whole is not None and part >= whole) else part
 
 
 def top_of_picture(tokens: Floats, loss: Floats, smoothing: float) -> float | None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pipeline.reporting import markdown as md
 from pipeline.reporting import surprise
 from pipeline.reporting.curves import column
-from pipeline.reporting.figures import protocols_measured, top_of_picture
+from pipeline.reporting.figures import protocols_measured, top_of_picture, validated_in_training
 from pipeline.reporting.lock import differing
 from pipeline.reporting.numbers import (
     DASH,
@@ -76,6 +76,11 @@ def _curves(run: Run, shown: Mapping[str, str], smoothing: float) -> str:
         parts.append("A run of one step has no curve: the points stand where it was measured.")
     if "val/loss" not in run.curves or run.curves["val/loss"].isna().all():
         parts.append("Validation loss was not measured during training (`train.eval_interval`).")
+    elif part := validated_in_training(run):
+        told = f"Validation during training is over the first {exact(part)} tokens of the validation split"
+        if run.validation_tokens and run.metrics and run.metrics.val:
+            told += f"; the result below is over all {exact(run.validation_tokens)}. The two are not the same number"
+        parts.append(f"{told}.")
     happened = []
     if top_of_picture(tokens, loss, smoothing) is not None:
         happened.append(f"The first steps, from a loss of {fixed(float(loss[0]), 2)}, are above the picture.")

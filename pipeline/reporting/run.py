@@ -164,6 +164,12 @@ class Run:
         recorded = self.train.params.get(section, {})
         return recorded[name] if name in recorded else (self.lock.params.get(key) if self.lock else None)
 
+    @property
+    def validation_tokens(self) -> int | None:
+        """All of the validation split that can be scored, which its first token cannot: nothing stands before it."""
+        split = self.shards.splits.get("val") if self.shards else None
+        return split.tokens - 1 if split and split.tokens else None
+
 
 def read_run(root: Path) -> Run:
     """Reads the run in the repository at `root`.

@@ -122,7 +122,7 @@ def metrics(is_hellaswag: bool = False) -> dict[str, Any]:
         "acc_norm_token": 0.2944 if is_hellaswag else 0.3350,
         "acc_norm_token_stderr": 0.0046 if is_hellaswag else 0.0236,
     }
-    val = {"loss": 3.587, "perplexity": 36.13, "bpb": 2.3142, "tokens": 61_234}
+    val = {"loss": 3.587, "perplexity": 36.13, "bpb": 2.3142, "tokens": 61_299}
     return {"val": val, "hellaswag" if is_hellaswag else "next_lines": scores}
 
 

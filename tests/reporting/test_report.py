@@ -158,6 +158,28 @@ def test_spikes_skipped_steps_and_restarts_are_marked_inside_the_picture(tmp_pat
     assert [rule.at for rule in panel.rules] == [301 * 8192 / 1e6, 901 * 8192 / 1e6]
 
 
+@pytest.mark.parametrize(("tokens", "told"), [(32_768, True), (61_299, False), (100_000, False)])
+def test_a_validation_curve_over_part_of_the_split_is_told_from_the_result(
+    tmp_path: Path, tokens: int, told: bool
+) -> None:
+    root = fixtures.write_run(tmp_path)
+    train = fixtures.PARAMS["train"] | {"eval_tokens": tokens}
+    edit(root / "reports/train/summary.json", params={"train": train})
+    text = report(root)
+    sentences = (
+        "Validation during training is over the first 32,768 tokens of the validation split; "
+        "the result below is over all 61,299. The two are not the same number."
+    )
+    assert (sentences in text) == told
+    figure = loss_figure(read_run(root), 0.9)
+    assert figure is not None
+    name = "validation (first 32,768 tokens)" if told else "validation"
+    assert name in [series.name for series in figure.panels[0].series]
+    assert f"{name.capitalize()} ends at" in figure.alt
+    (root / "reports/evaluate/metrics.json").unlink()
+    assert ("first 32,768 tokens of the validation split." in report(root)) == told
+
+
 def test_no_items_scored_is_said(tmp_path: Path) -> None:
     root = fixtures.write_run(tmp_path)
     edit(root / "reports/evaluate/metrics.json", next_lines=fixtures.metrics()["next_lines"] | {"items": 0})
