@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -72,6 +73,14 @@ def reproduction(run: Run) -> str:
     return "\n\n".join(parts)
 
 
+def named(paths: Sequence[str]) -> str:
+    """Files in a sentence, the first few by name: `a`, `b` and 3 more."""
+    words = [md.code(path) for path in paths[:MOST_FILES]]
+    if len(paths) > MOST_FILES:
+        words.append(f"{exact(len(paths) - MOST_FILES)} more")
+    return md.listing(words)
+
+
 def override(key: str, value: Any) -> str | None:
     """`key=value` as `dvc exp run -S` takes it, quoted for the shell; None where that grammar cannot say it."""
     if isinstance(value, list):
@@ -127,12 +136,7 @@ def _commit(run: Run, commit: str | None) -> str:
 
 
 def _changed(paths: tuple[str, ...]) -> str:
-    if not paths:
-        return "as committed"
-    named = [md.code(path) for path in paths[:MOST_FILES]]
-    if len(paths) > MOST_FILES:
-        named.append(f"{exact(len(paths) - MOST_FILES)} more")
-    return f"changed or new: {md.listing(named)}"
+    return f"changed or new: {named(paths)}" if paths else "as committed"
 
 
 def _files(files: int | None) -> str:

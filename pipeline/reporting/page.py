@@ -19,7 +19,7 @@ from pipeline.reporting.numbers import (
     power_of_ten,
     significant,
 )
-from pipeline.reporting.origin import provenance, reproduction
+from pipeline.reporting.origin import named, provenance, reproduction
 from pipeline.reporting.run import Accuracy, Prompt, Run
 from pipeline.reporting.summary import hardware, headline, passes, summary
 
@@ -42,8 +42,8 @@ def page(run: Run, title: str, smoothing: float, shown: Mapping[str, str]) -> st
         *_surprise(run, shown),
         "## What was trained",
         _trained(run),
-        "## Settings that differ from the last committed run",
-        _settings(run),
+        "## What differs from the run committed before",
+        _differences(run),
         "## Where it comes from",
         provenance(run),
         "## Do it again",
@@ -246,7 +246,7 @@ def _passes(run: Run) -> str:
     return "" if epochs is None else f", {significant(epochs, 3)} passes over the training text"
 
 
-def _settings(run: Run) -> str:
+def _differences(run: Run) -> str:
     if run.lock is None:
         return "There is no `dvc.lock`: the stages were run by hand, and what they ran with is in `params.yaml`."
     if run.revision.commit is None:
@@ -258,13 +258,13 @@ def _settings(run: Run) -> str:
         for lock in (run.committed, run.lock)
     )
     rows = [[md.code(key), md.setting(was), md.setting(now)] for key, was, now in differing(old, new)]
-    parts = [
-        md.table(["Setting", "Was", "Now"], rows, numbers_from=3)
-        if rows
-        else "None: the settings are those of the last committed run."
-    ]
-    if code := [path for path, _, _ in differing(run.committed.inputs, run.lock.inputs)]:
-        parts.append(f"Code or inputs changed as well: {md.listing([md.code(path) for path in code])}.")
+    code = [path for path, _, _ in differing(run.committed.inputs, run.lock.inputs)]
+    if not rows and not code:
+        return "Nothing: settings and code are the same."
+    parts = [md.table(["Setting", "Was", "Now"], rows, numbers_from=3) if rows else "The settings are the same."]
+    if code:
+        title = "One code file differs" if len(code) == 1 else f"{exact(len(code))} code files differ"
+        parts.append(md.folded(title, named(code)))
     return "\n\n".join(parts)
 
 

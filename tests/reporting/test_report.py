@@ -204,7 +204,7 @@ def test_the_page_is_safe_from_what_a_model_or_a_title_says(tmp_path: Path) -> N
 def test_settings_that_differ_from_the_last_committed_run_are_a_table(tmp_path: Path) -> None:
     root = fixtures.write_run(tmp_path)
     fixtures.commit(root)
-    assert "None: the settings are those of the last committed run." in report(root)
+    assert "Nothing: settings and code are the same." in report(root)
 
     params = copy.deepcopy(fixtures.PARAMS)
     params["train"] |= {"max_lr": 2e-3, "betas": [0.9, 0.99], "seed": 1}
@@ -213,9 +213,22 @@ def test_settings_that_differ_from_the_last_committed_run_are_a_table(tmp_path: 
     text = report(root)
     assert "| `train.max_lr` | `0.001` | `0.002` |" in text
     assert "`train.seed`" not in text
-    assert "Code or inputs changed as well: `pipeline/model/gpt.py`." in text
+    assert "<summary>One code file differs</summary>\n\n`pipeline/model/gpt.py`\n" in text
     assert "-S train.max_lr=0.002 \\\n  -S 'train.betas=[0.9,0.99]'" in text
     assert 'sample.prompts: ["Two\\nlines"]' in text, "what -S cannot say is said in words"
+
+
+def test_of_many_code_files_that_differ_from_the_last_committed_run_a_few_are_named_and_folded(tmp_path: Path) -> None:
+    root = fixtures.write_run(tmp_path)
+    fixtures.commit(root)
+    lock = fixtures.lock(fixtures.PARAMS)
+    lock["stages"]["train"]["deps"] += [{"path": f"code_{number}.py", "md5": "5" * 32} for number in range(31)]
+    fixtures.write_yaml(root / "dvc.lock", lock)
+    text = report(root)
+    told = text[text.index("## What differs from the run committed before") : text.index("## Where it comes from")]
+    assert "The settings are the same.\n\n<details>\n<summary>31 code files differ</summary>" in told
+    assert "`code_7.py` and 23 more\n\n</details>" in told
+    assert "code_8" not in text
 
 
 def test_without_a_commit_or_a_committed_run_there_is_nothing_to_compare_with(tmp_path: Path) -> None:
