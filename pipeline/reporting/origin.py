@@ -5,6 +5,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline.reporting import markdown as md
@@ -23,7 +24,7 @@ def provenance(run: Run) -> str:
     at = run.revision
     rows = [
         ["Git revision", _commit(run, at.commit)],
-        ["Working tree", _changed(at.changed) if at.commit else "not under Git"],
+        ["Working tree", _working_tree(run) if at.commit else "not under Git"],
     ]
     trained = run.train.git.revision
     if trained and at.commit and not at.commit.startswith(trained):
@@ -68,8 +69,8 @@ def reproduction(run: Run) -> str:
         parts.append(md.fence("\n".join(f"{key}: {value}" for key, value in by_hand), "yaml"))
     if not at.commit:
         parts.append("No revision is committed yet: until then only this working tree can repeat the run.")
-    elif at.changed and (others := [path for path in at.changed if path != "params.yaml"]):
-        parts.append(f"The revision alone is not all of it; {_changed(tuple(others))}.")
+    elif files := [path for path in _changed(run)[0] if path != "params.yaml"]:  # the commands say what differs there
+        parts.append(f"These inputs were not committed, so the revision alone does not repeat the run: {named(files)}.")
     return "\n\n".join(parts)
 
 
@@ -135,8 +136,25 @@ def _commit(run: Run, commit: str | None) -> str:
     return md.code(commit)
 
 
-def _changed(paths: tuple[str, ...]) -> str:
-    return f"changed or new: {named(paths)}" if paths else "as committed"
+def _working_tree(run: Run) -> str:
+    inputs, others = _changed(run)
+    parts = [f"inputs changed or new: {named(inputs)}"] if inputs else []
+    if others:
+        parts.append(f"changed or new, but read by no stage: {named(others)}")
+    return "; ".join(parts) or "as committed"
+
+
+def _changed(run: Run) -> tuple[list[str], list[str]]:
+    """What is not committed: what the run was made from, and what no stage reads. By hand, any file may be an input."""
+    inputs = [*run.lock.inputs, "params.yaml", "dvc.yaml"] if run.lock else None
+    read = [path for path in run.revision.changed if inputs is None or any(_overlap(path, one) for one in inputs)]
+    return read, [path for path in run.revision.changed if path not in read]
+
+
+def _overlap(path: str, other: str) -> bool:
+    """Whether they are the same, or one is a folder that holds the other; Git names new folders by their `/`."""
+    first, second = PurePosixPath(path), PurePosixPath(other)
+    return first.is_relative_to(second) or second.is_relative_to(first)
 
 
 def _files(files: int | None) -> str:

@@ -240,15 +240,30 @@ def test_without_a_commit_or_a_committed_run_there_is_nothing_to_compare_with(tm
     assert f"git checkout {fixtures.git(root, 'rev-parse', 'HEAD').strip()}" in text
 
 
-def test_changed_code_is_named_and_what_the_pipeline_writes_is_not(tmp_path: Path) -> None:
+def test_changed_inputs_are_named_and_what_the_pipeline_writes_is_not(tmp_path: Path) -> None:
     root = fixtures.write_run(tmp_path)
-    (root / "code.py").write_text("a = 1\n")
+    code = root / "pipeline/model/gpt.py"
     fixtures.commit(root)
     assert "| Working tree | as committed |" in report(root)
-    (root / "code.py").write_text("a = 2\n")
+    code.parent.mkdir(parents=True)
+    code.write_text("a = 1\n")
+    assert "| Working tree | inputs changed or new: `pipeline/` |" in report(root), "as Git names a new folder"
+    fixtures.commit(root)
+    code.write_text("a = 2\n")
     text = report(root)
-    assert "| Working tree | changed or new: `code.py` |" in text
-    assert "The revision alone is not all of it" in text
+    assert "| Working tree | inputs changed or new: `pipeline/model/gpt.py` |" in text
+    assert "the revision alone does not repeat the run: `pipeline/model/gpt.py`." in text
+
+
+def test_changed_files_that_no_stage_reads_leave_the_revision_enough(tmp_path: Path) -> None:
+    root = fixtures.write_run(tmp_path)
+    fixtures.commit(root)
+    (root / "notes.md").write_text("Think of it.\n")
+    text = report(root)
+    assert "| Working tree | changed or new, but read by no stage: `notes.md` |" in text
+    assert "does not repeat" not in text
+    (root / "dvc.lock").unlink()
+    assert "does not repeat the run: `notes.md`." in report(root), "which files stages run by hand read is not known"
 
 
 @pytest.mark.parametrize(
