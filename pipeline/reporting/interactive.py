@@ -161,8 +161,8 @@ def _add_rule(layout: dict[str, Any], rule: Rule, panel: Panel, suffix: str) -> 
     layout["shapes"].append(
         {
             "type": "line",
-            "layer": "below",
-            "line": {"color": "@muted", "width": 1.3, "dash": "dot"},
+            "layer": "above",  # a grid line may be in the same place
+            "line": {"color": "@text", "width": 1.6, "dash": "dot"},
             f"{along}ref": f"{along}{suffix}",
             f"{other}ref": place,
             f"{along}0": rule.at,

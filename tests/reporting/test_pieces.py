@@ -170,7 +170,9 @@ def test_the_interactive_figure_holds_the_same_values(rich_figure: Figure) -> No
     drawn = plotly_figure(rich_figure)
     assert [trace["y"] for trace in drawn["data"][:2]] == [[3.0, None, 2.0], [2.5]]
     assert drawn["data"][2]["error_y"]["array"] == [0.1, 0.2, 0.3]
-    assert len(drawn["layout"]["shapes"]) == 3
+    shapes = drawn["layout"]["shapes"]
+    assert len(shapes) == 3
+    assert {(shape["layer"], shape["line"]["color"]) for shape in shapes} == {("above", "@text")}, "seen on a grid line"
     assert drawn["layout"]["yaxis2"]["ticktext"] == ["p", "q"]
 
 
