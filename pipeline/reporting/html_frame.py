@@ -26,7 +26,7 @@ pre { background: var(--shade); border-radius: 6px; padding: 16px; line-height: 
 pre code { padding: 0; }
 details { margin: 1em 0; }
 summary { cursor: pointer; color: var(--muted); }
-.figure { margin: 1em 0; }
+.wide { margin: 1em 0; overflow-x: auto; }
 """
 
 SCRIPT = """\
@@ -40,7 +40,9 @@ function draw() {
   const coloured = JSON.parse(figures, (_, value) =>
     typeof value === "string" && value.startsWith("@") && value.slice(1) in scheme ? scheme[value.slice(1)] : value);
   for (const [id, { data, layout }] of Object.entries(coloured)) {
-    const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
+    // Named one by one: plotly's own choice has a button that uploads the figure to its makers.
+    const buttons = [["toImage", "zoom2d", "pan2d", "resetScale2d"]];
+    const config = { responsive: true, displaylogo: false, displayModeBar: true, modeBarButtons: buttons };
     Plotly.react(id, data, layout, config);
   }
 }

@@ -17,15 +17,15 @@ from pipeline.reporting.html_frame import SCRIPT, STYLE
 from pipeline.reporting.surprise import STYLE as SURPRISE_STYLE
 
 _GAP = 0.09  # between panels, as a share of the width
+_NARROWEST = 220  # CSS pixels of one panel; more panels than a narrow window has room for are scrolled to
 
 
 def placeholder(figure: Figure) -> str:
     """Where the figure goes in the page, with its words for those who do not see it."""
     alt = figure.alt.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-    height = round(96 * figure.height)
-    return (
-        f'<div class="figure" id="figure-{figure.name}" role="img" aria-label="{alt}" style="height:{height}px"></div>'
-    )
+    style = f"height:{round(96 * figure.height)}px;min-width:{_NARROWEST * len(figure.panels)}px"
+    drawn = f'<div class="figure" id="figure-{figure.name}" role="img" aria-label="{alt}" style="{style}"></div>'
+    return f'<div class="wide">{drawn}</div>'
 
 
 def html_page(title: str, markdown: str, figures: list[Figure]) -> str:
@@ -63,7 +63,8 @@ def plotly_figure(figure: Figure) -> dict[str, Any]:
         "paper_bgcolor": "@background",
         "plot_bgcolor": "@background",
         "font": {"color": "@text", "family": "system-ui, sans-serif", "size": 13},
-        "margin": {"l": 56, "r": 16, "t": 44, "b": 48},
+        "margin": {"l": 56, "r": 40, "t": 44, "b": 48},
+        "modebar": {"orientation": "v", "bgcolor": "@background", "color": "@muted", "activecolor": "@text"},
         "hovermode": "x unified" if len(figure.panels) == 1 and not figure.panels[0].y.categories else "closest",
         "hoverlabel": {"bgcolor": "@background", "bordercolor": "@grid", "font": {"color": "@text"}},
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},

@@ -1,8 +1,10 @@
 """The HTML pages in a real browser: nothing in the console, every figure drawn, values under the mouse."""
 
+import json
 import re
 import shutil
 import subprocess
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -18,13 +20,30 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")]
 
 
-def browse(page: Path, profile: Path) -> tuple[str, list[str]]:
-    """Opens a page from disk; (the document as it stands then, the console's lines)."""
+OVERLAPPING = """
+const found = [];
+for (const figure of document.querySelectorAll(".figure")) {
+  const words = [...figure.querySelectorAll(".infolayer text")].filter(text => text.textContent);
+  const boxes = [...words, figure.querySelector(".modebar")].map(part => [part, part.getBoundingClientRect()]);
+  for (const [place, [part, one]] of boxes.entries())
+    for (const [other, two] of boxes.slice(place + 1))
+      if (one.left < two.right && two.left < one.right && one.top < two.bottom && two.top < one.bottom)
+        found.push([part.textContent, other.textContent || "buttons"]);
+}
+const buttons = [...document.querySelectorAll(".modebar-btn")].map(button => button.dataset.title);
+document.title = JSON.stringify({ overlapping: found, buttons: [...new Set(buttons)].sort() });
+"""
+"""Sets the page's title to the pairs of words and buttons, in one figure, that cover each other, and to all buttons."""
+
+
+def browse(page: Path, profile: Path, width: int = 1200) -> tuple[str, list[str]]:
+    """Opens a page from disk in a window so wide; (the document as it stands then, the console's lines)."""
     done = subprocess.run(
         [
             str(CHROMIUM),
             *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
             *("--enable-logging=stderr", "--virtual-time-budget=5000", f"--user-data-dir={profile}", "--dump-dom"),
+            f"--window-size={width},900",
             page.as_uri(),
         ],
         capture_output=True,
@@ -54,6 +73,15 @@ def test_the_report_opens_from_disk_with_every_figure_drawn_and_a_silent_console
     hovered = re.sub(r"<[^>]*>", "", body[body.index('class="hoverlayer"') :])
     assert re.search(r"training, smoothed[ :]*\d\.\d\d", hovered), hovered[:300]
     assert "http" not in "".join(part.split('"')[0] for part in body.split('src="')[1:])
+
+
+@pytest.mark.parametrize("width", [1200, 500])
+def test_in_a_wide_and_a_narrow_window_nothing_in_a_figure_covers_its_words(tmp_path: Path, width: int) -> None:
+    root = fixtures.write_run(tmp_path / "run", fixtures.curves(200))
+    write_report(root, "A model", 0.9)
+    document, _ = browse(with_script(root / "reports/report.html", OVERLAPPING), tmp_path / "profile", width)
+    found = json.loads(unescape(document[document.index("<title>") + 7 : document.index("</title>")]))
+    assert found == {"overlapping": [], "buttons": ["Download plot as a PNG", "Pan", "Reset axes", "Zoom"]}
 
 
 def test_the_coloured_text_is_selected_as_it_is(tmp_path: Path) -> None:
