@@ -4,7 +4,8 @@ What a query may see is given by `mask`, the same in every layer:
     None                          itself and everything before it
     (T, S) or (B, 1, T, S) bool   the keys that are True
     (1 or B, H, T, S) float       all, with this added to the score; -inf hides a key (alibi)
-with T queries, the newest of S >= T keys.
+with T queries, the newest of S >= T keys. Where the queries are bfloat16, sdpa rounds what is added to it too, as
+autocast does in training: by at most 2^-9 of itself, so a key whose weight alibi divides by e^4 is off by under 1 %.
 """
 
 import math
@@ -24,6 +25,8 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -
     """PyTorch's fused attention: q (B, H, T, D), k and v (B, K, S, D) -> (B, H, T, D). Never holds a (T, S) matrix."""
     causal = mask is None and q.size(2) > 1  # one query with no mask is the newest: it sees every key
     grouped = q.size(1) != k.size(1)
+    if mask is not None and mask.is_floating_point():
+        mask = mask.to(q.dtype)  # of another dtype, CUDA's kernels refuse it or read its bits wrongly
     return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal, enable_gqa=grouped)
 
 

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.model.attention import manual, sdpa
 from pipeline.model.gpt import GPT
+from pipeline.model.inference import for_inference
 from tests.model.configs import OPTIONS, TINY, option
 
 
@@ -44,6 +46,28 @@ def test_without_a_mask_a_query_sees_itself_and_everything_before_it(attend: obj
     assert callable(attend)
     mask = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
     torch.testing.assert_close(attend(q, k, v, None, 0.0), attend(q, k, v, mask, 0.0))
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@torch.no_grad()
+def test_the_fused_kernels_get_a_mask_in_the_dtype_of_the_queries(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's take no other; a CPU's do, so a result here would not show it."""
+    seen: list[tuple[torch.dtype, torch.dtype]] = []
+    fused = F.scaled_dot_product_attention
+
+    def spy(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *args: float, **kwargs: bool) -> Tensor:
+        seen.append((q.dtype, q.dtype if mask is None or mask.dtype == torch.bool else mask.dtype))
+        return fused(q, k, v, mask, *args, **kwargs)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+    model = for_inference(GPT(option(name).changed(attention="sdpa")), torch.bfloat16)
+    idx = torch.randint(0, 61, (2, 8))
+    model.hidden(idx)
+    for padding in (None, torch.tensor([0, 3])):
+        cache = model.new_cache(2, 9, padding)
+        model.hidden(idx, cache)
+        model.hidden(idx[:, :1], cache)
+    assert seen == [(torch.bfloat16, torch.bfloat16)] * 5 * model.config.n_layer
 
 
 def test_dropout_drops_in_training_alone() -> None:
