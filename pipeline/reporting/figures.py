@@ -5,10 +5,11 @@ import math
 import numpy as np
 
 from pipeline.reporting import curves
+from pipeline.reporting.accuracy import probed, protocols_measured
 from pipeline.reporting.figure import Axis, Figure, Floats, Panel, Rule, Series, Style, axis_of, floats
-from pipeline.reporting.numbers import exact, fixed, missing, percent, ten_to
-from pipeline.reporting.references import CHANCE, FINEWEB_EDU_LOSS, PROTOCOLS, Protocol
-from pipeline.reporting.run import Accuracy, Run
+from pipeline.reporting.numbers import exact, fixed, percent, ten_to
+from pipeline.reporting.references import CHANCE, FINEWEB_EDU_LOSS, PROTOCOLS
+from pipeline.reporting.run import Run
 
 MOST_SMALL_POINTS = 500
 """Of a curve in one of three panels."""
@@ -123,22 +124,21 @@ def accuracy_figure(run: Run) -> Figure | None:
 
 
 def accuracy_curve(run: Run) -> Figure | None:
-    """Accuracy during training, on the items that were scored then; needs two points."""
-    for prefix, name in (("hellaswag", "HellaSwag"), ("next_lines", "next lines")):
-        tokens, shares = curves.column(run.curves, f"{prefix}/acc_norm")
-        if len(shares) < 2:
-            continue
-        x, factor = axis_of("tokens", _last(tokens))
-        rules = [Rule("chance", 100 * CHANCE)]
-        if prefix == "hellaswag":
-            rules += [Rule(f"{model}, acc_norm", 100 * share) for model, share in PROTOCOLS[1].references]
-        items = run.setting("train.hellaswag_items")
-        label = f"{name}, acc_norm (%)"
-        points = Series("", tokens / factor, 100 * shares, "joined points", ACCURACY)
-        alt = f"Accuracy (acc_norm) on {name} during training{f', {items} items' if items else ''}: "
-        alt += f"from {percent(float(shares[0]))} to {percent(float(shares[-1]))}. Chance is {percent(CHANCE, 0)}."
-        return Figure("accuracy-curve", alt, (Panel(x, Axis(label), (points,), tuple(rules)),), height=2.6)
-    return None
+    """Accuracy during training with its standard error, on the items that were scored then; needs two points."""
+    if (found := probed(run)) is None:
+        return None
+    name = "HellaSwag" if found.is_hellaswag else "next lines"
+    x, factor = axis_of("tokens", _last(found.tokens))
+    rules = [Rule("chance", 100 * CHANCE)]
+    if found.is_hellaswag:
+        rules += [Rule(f"{model}, acc_norm", 100 * share) for model, share in PROTOCOLS[1].references]
+    error = None if found.errors is None else 100 * found.errors
+    points = Series("", found.tokens / factor, 100 * found.shares, "joined points", ACCURACY, error=error)
+    alt = f"Accuracy (acc_norm) on {name} during training{f', {exact(found.items)} items' if found.items else ''}: "
+    first, last = (percent(float(found.shares[place])) for place in (0, -1))
+    alt += f"from {first} to {last}. Chance is {percent(CHANCE, 0)}."
+    panel = Panel(x, Axis(f"{name}, acc_norm (%)"), (points,), tuple(rules))
+    return Figure("accuracy-curve", alt, (panel,), height=2.6)
 
 
 def validated_in_training(run: Run) -> int | None:
@@ -160,16 +160,6 @@ def top_of_picture(tokens: Floats, loss: Floats, smoothing: float) -> float | No
     low, high = float(np.min(loss)), float(front[late][0])
     top = high + 0.15 * (high - low)
     return top if top < low + 0.8 * (float(np.max(loss)) - low) else None
-
-
-def protocols_measured(accuracy: Accuracy) -> list[tuple[Protocol, float, float | None]]:
-    """(protocol, share, standard error) for each protocol that has a number; none without items."""
-    found = []
-    for protocol in PROTOCOLS:
-        share = getattr(accuracy, protocol.metric)
-        if accuracy.items and not missing(share):
-            found.append((protocol, share, getattr(accuracy, f"{protocol.metric}_stderr")))
-    return found
 
 
 def _bottom(*columns: Floats) -> float:

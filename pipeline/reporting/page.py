@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from pipeline.reporting import markdown as md
 from pipeline.reporting import surprise
+from pipeline.reporting.accuracy import Probed, probed, protocols_measured
 from pipeline.reporting.curves import column
-from pipeline.reporting.figures import protocols_measured, top_of_picture, validated_in_training
+from pipeline.reporting.figures import top_of_picture, validated_in_training
 from pipeline.reporting.lock import differing
 from pipeline.reporting.numbers import (
     DASH,
@@ -120,10 +123,18 @@ def _results(run: Run, shown: Mapping[str, str]) -> str:
     ]
     header = ["Protocol", "Accuracy", "Standard error", "Chance"] + ["References"] * accuracy.is_hellaswag
     parts += [md.table(header, rows), shown.get("accuracy", "")]
-    if "accuracy-curve" in shown:
-        items = run.setting("train.hellaswag_items")
-        parts += [f"During training, on {exact(items) + ' of ' if items else ''}the items:", shown["accuracy-curve"]]
+    if (curve := probed(run)) and "accuracy-curve" in shown:
+        parts += [_during_training(curve, accuracy.items), shown["accuracy-curve"]]
     return "\n\n".join(part for part in parts if part)
+
+
+def _during_training(curve: Probed, items: int) -> str:
+    if curve.items is None or curve.errors is None:
+        return "During training:"
+    part = "the same" if curve.items == items else f"{exact(curve.items)} of the"
+    low, high = (significant(100 * float(error), 1) for error in (np.min(curve.errors), np.max(curve.errors)))
+    within = low if low == high else f"{low} to {high}"
+    return f"During training, on {part} items (± {within} points, one standard error):"
 
 
 def _about_items(accuracy: Accuracy) -> str:

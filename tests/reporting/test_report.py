@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import re
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.reporting.figures import loss_figure
+from pipeline.reporting.figures import accuracy_curve, loss_figure
 from pipeline.reporting.report import write_report
 from pipeline.reporting.run import read_run
 from pipeline.reporting.summary import summary
@@ -178,6 +179,33 @@ def test_a_validation_curve_over_part_of_the_split_is_told_from_the_result(
     assert f"{name.capitalize()} ends at" in figure.alt
     (root / "reports/evaluate/metrics.json").unlink()
     assert ("first 32,768 tokens of the validation split." in report(root)) == told
+
+
+@pytest.mark.parametrize(
+    ("asked", "items", "told"),
+    [
+        (100, 100, "During training, on 100 of the items (± 4 to 5 points, one standard error):"),
+        (5_000, 400, "During training, on the same items (± 2 points, one standard error):"),
+        (None, None, "During training:"),
+    ],
+)
+def test_the_accuracy_during_training_has_the_error_of_its_few_items(
+    tmp_path: Path, asked: int | None, items: int | None, told: str
+) -> None:
+    frame = fixtures.curves()
+    frame.loc[[0, 600, 1199], "next_lines/acc_norm"] = [0.21, 0.32, 0.39]
+    root = fixtures.write_run(tmp_path, frame)
+    train = fixtures.PARAMS["train"] | {"hellaswag_items": asked}
+    edit(root / "reports/train/summary.json", params={"train": train})
+    assert told in report(root)
+    figure = accuracy_curve(read_run(root))
+    assert figure is not None
+    (points,) = figure.panels[0].series
+    if items is None:
+        assert points.error is None
+    else:
+        expected = [100 * math.sqrt(share * (1 - share) / (items - 1)) for share in (0.21, 0.32, 0.39)]
+        assert points.error == pytest.approx(expected)
 
 
 def test_no_items_scored_is_said(tmp_path: Path) -> None:
