@@ -51,12 +51,16 @@ class Decoder:
 
         Each call but the first must come after `append`, which adds one token to each row.
         """
-        starts = [window_start(len(row), self.limit) for row in self.rows]
-        if self.cache is None or starts != self.starts or self.cache.length == self.slots:
-            hidden = self._read([row[start:] for row, start in zip(self.rows, starts, strict=True)])
+        before, self.starts = self.starts, [window_start(len(row), self.limit) for row in self.rows]
+        if self.cache is None:
+            hidden = self._read([row[start:] for row, start in zip(self.rows, self.starts, strict=True)])
         else:
+            moved = [row for row, start in enumerate(self.starts) if start != before[row]]
+            if moved:
+                self._read_again(moved, self.cache)
+            if self.cache.length == self.slots:
+                self.cache.trim()
             hidden = self.model.hidden(torch.tensor([row[-1:] for row in self.rows], device=self.device), self.cache)
-        self.starts = starts
         return self.model.logits(hidden[:, -1]).float()
 
     def append(self, tokens: Sequence[int]) -> None:
@@ -86,3 +90,13 @@ class Decoder:
             cache, hidden = cache.take(rows), hidden[rows]
         self.cache = cache
         return hidden
+
+    def _read_again(self, moved: list[int], cache: KVCache) -> None:
+        """Puts what rows see since their windows moved into the cache, all but the newest token.
+
+        A window moves when it is full, so these texts are of one length, and shorter than what the cache holds.
+        """
+        texts = [self.rows[row][self.starts[row] : -1] for row in moved]
+        read = self.model.new_cache(len(texts), len(texts[0]))
+        self.model.hidden(torch.tensor(texts, dtype=torch.int64, device=self.device), read)
+        cache.replace(torch.tensor(moved, device=self.device), read)

@@ -43,6 +43,19 @@ class LayerCache:
             copy.values[:, :, : self.length] = self.values[rows, :, : self.length]
         return copy
 
+    def replace(self, rows: Tensor, texts: "LayerCache") -> None:
+        """Writes `texts` into the last slots of `rows`."""
+        last = slice(self.length - texts.length, self.length)
+        self.keys[rows, :, last] = texts.keys[:, :, : texts.length]
+        self.values[rows, :, last] = texts.values[:, :, : texts.length]
+
+    def drop(self, slots: int) -> None:
+        """Forgets the first slots."""
+        kept = slice(slots, self.length)
+        self.length -= slots
+        self.keys[:, :, : self.length] = self.keys[:, :, kept].clone()
+        self.values[:, :, : self.length] = self.values[:, :, kept].clone()
+
 
 class KVCache:
     """Keys and values of all layers, for `batch` rows of at most `slots` tokens, padding included."""
@@ -67,12 +80,22 @@ class KVCache:
         padding = None if self.padding is None else self.padding[rows]
         return KVCache([layer.take(rows, slots) for layer in self.layers], rows.numel(), slots, padding)
 
-    def rewind(self, length: int) -> None:
-        """Forgets all tokens from slot `length` on."""
-        if not 0 <= length <= self.length:
-            raise ValueError(f"cannot rewind a cache of {self.length} tokens to {length}")
+    def replace(self, rows: Tensor, texts: "KVCache") -> None:
+        """Puts other tokens in place of all those of some rows (N,): `texts`, N rows without padding, no longer."""
+        for layer, other in zip(self.layers, texts.layers, strict=True):
+            layer.replace(rows, other)
+        none = torch.zeros(self.batch, dtype=torch.int64, device=rows.device)
+        padding = none if self.padding is None else self.padding
+        self.padding = padding.index_fill(0, rows, self.length - texts.length)
+
+    def trim(self) -> None:
+        """Gives back the slots that are padding in every row."""
+        if self.padding is None:
+            return
+        unused = int(self.padding.min())
         for layer in self.layers:
-            layer.length = length
+            layer.drop(unused)
+        self.padding = self.padding - unused if bool((self.padding > unused).any()) else None
 
     def place(self, idx: Tensor) -> tuple[Tensor, Tensor | None]:
         """Where the next tokens idx (B, T) will stand: their positions, (T,) or (B, T), and their attention mask.

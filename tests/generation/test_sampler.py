@@ -1,5 +1,6 @@
 """Generation with a cache is generation without one; batches, samples and seeds do not meet."""
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import product
 
@@ -87,15 +88,38 @@ def test_the_window_keeps_its_newer_half_when_it_is_full() -> None:
             assert start == 0 or tokens - start > limit // 2
 
 
+def tokens_read(model: GPT, prompts: Sequence[Sequence[int]], tokens: int) -> list[tuple[int, ...]]:
+    """The shape of what goes through the model at each pass of a greedy continuation."""
+    passed: list[tuple[int, ...]] = []
+    model, hidden = model.eval(), model.hidden
+    model.hidden = lambda idx, cache=None: (passed.append(tuple(idx.shape)), hidden(idx, cache))[1]  # type: ignore[assignment,func-returns-value]
+    decoder = Decoder(model, prompts, max(map(len, prompts)) + tokens)
+    for _ in range(tokens):
+        decoder.append(decoder.logits().argmax(dim=-1).tolist())
+    return passed
+
+
 def test_the_cache_saves_all_but_the_readings_that_the_window_asks_for() -> None:
-    model = model_of().eval()
-    decoder, passed = Decoder(model, [[1]], longest=41), []
-    hidden = model.hidden
-    model.hidden = lambda idx, cache=None: (passed.append(idx.size(1)), hidden(idx, cache))[1]  # type: ignore[assignment,func-returns-value]
-    for _ in range(40):
-        decoder.append([int(decoder.logits().argmax())])
-    # 16 tokens one by one; then nine at once whenever the window of 16 is full, and seven more one by one.
-    assert passed == [1] * 16 + ([9] + [1] * 7) * 3
+    # 16 tokens one by one; then, whenever the window of 16 is full, its newer half at once and eight more one by one.
+    one = (1, 1)
+    assert tokens_read(model_of(), [[1]], 40) == [one] * 16 + ([(1, 8)] + [one] * 8) * 3
+
+
+def test_a_window_that_moves_has_its_own_row_read_again_and_no_other() -> None:
+    prompts = [list(range(length)) for length in (4, 2, 1)]  # their windows are full at different steps
+    moves = sum(window_start(len(prompt) + 39, 16) // 8 for prompt in prompts)
+    assert moves == 11
+    assert Counter(tokens_read(model_of(), prompts, 40)) == {(3, 4): 1, (3, 1): 39, (1, 8): moves}
+
+
+@pytest.mark.parametrize("block_size", [1, 2, 5])
+def test_rows_whose_windows_move_at_different_times_give_what_each_gives_alone(block_size: int) -> None:
+    model, prompts = model_of(block_size=block_size), [[1], [2, 3], [4, 5, 6], [7, 8, 9, 10]]
+    how = settings(tokens=20, temperature=0)
+    found = sample(model, prompts, how, eot_id=99)
+    assert found == [[recomputed(model, prompt, 20, eot_id=99)] for prompt in prompts]
+    eot = found[3][0][6]  # the longest text ends, and the others move on in the slots that it needed
+    assert sample(model, prompts, how, eot_id=eot) == [[recomputed(model, prompt, 20, eot)] for prompt in prompts]
 
 
 @pytest.mark.parametrize("name", ["gpt2", "sinusoidal", "rope", "alibi", "llama"])

@@ -86,15 +86,35 @@ def test_several_continuations_share_one_prefilled_context(name: str) -> None:
     assert cache.length == 6
 
 
+@pytest.mark.parametrize("name", ["gpt2", "rope", "alibi", "gqa"])
 @torch.no_grad()
-def test_a_rewound_cache_forgets() -> None:
-    model, idx = make(TINY), ids(1, 8)
-    cache = model.new_cache(1, 16)
+def test_rows_with_other_tokens_go_on_from_those_and_the_rest_from_their_own(name: str) -> None:
+    model, idx, other, then = make(option(name)), ids(3, 10), ids(2, 6).flip(0), ids(3, 3)
+    cache, texts = model.new_cache(3, 13), model.new_cache(2, 6)
     model.hidden(idx, cache)
-    model.hidden(ids(1, 5), cache)
-    cache.rewind(8)
-    again = model.hidden(ids(1, 3), cache)
-    torch.testing.assert_close(again, model.hidden(torch.cat((idx, ids(1, 3)), dim=1))[:, 8:], **CLOSE)
+    model.hidden(other, texts)
+    cache.replace(torch.tensor([0, 2]), texts)
+    hidden = model.hidden(then, cache)
+    for row, before in enumerate((other[0], idx[1], other[1])):
+        alone = model.hidden(torch.cat((before, then[row]))[None])
+        torch.testing.assert_close(hidden[row], alone[0, -3:], **CLOSE)
+
+
+@torch.no_grad()
+def test_a_trimmed_cache_has_the_slots_that_no_row_used() -> None:
+    model, idx, then = make(TINY), ids(3, 10), ids(3, 2)
+    cache = model.new_cache(3, 10, torch.tensor([0, 4, 6]))
+    model.hidden(idx, cache)
+    cache.trim()
+    assert cache.length == 10  # the first row uses all
+    for rows, length, padding in (([1, 2], 6, [0, 2]), ([2], 4, None)):
+        cache = cache.take(torch.tensor(rows) - (3 - cache.batch))
+        cache.trim()
+        assert cache.length == length
+        assert cache.padding is None if padding is None else cache.padding.tolist() == padding
+    hidden = model.hidden(then[2:], cache)
+    alone = model.hidden(torch.cat((idx[2, 6:], then[2]))[None])
+    torch.testing.assert_close(hidden, alone[:, -2:], **CLOSE)
 
 
 @torch.no_grad()
