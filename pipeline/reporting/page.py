@@ -24,7 +24,7 @@ from pipeline.reporting.numbers import (
 )
 from pipeline.reporting.origin import named, provenance, reproduction
 from pipeline.reporting.run import Accuracy, Prompt, Run
-from pipeline.reporting.summary import hardware, headline, passes, summary
+from pipeline.reporting.summary import NEXT_LINES, hardware, headline, passes, summary
 
 
 def page(run: Run, title: str, smoothing: float, shown: Mapping[str, str]) -> str:
@@ -142,9 +142,8 @@ def _about_items(accuracy: Accuracy) -> str:
     if accuracy.is_hellaswag:
         return f"{many} of {md.text(accuracy.name)}'s validation set, four endings each, one true."
     return (
-        f"{many} ({md.text(accuracy.name)}): a passage of the validation text, its true continuation, and three "
-        "continuations of like length from elsewhere. These are not HellaSwag's items, and the numbers cannot be "
-        "compared with HellaSwag's."
+        f"{many}, each a passage of the validation text with four continuations of like length, its own and three "
+        "from elsewhere. They are not HellaSwag's items, and the numbers cannot be compared with HellaSwag's."
     )
 
 
@@ -280,7 +279,7 @@ def _differences(run: Run) -> str:
 
 
 def _short_name(accuracy: Accuracy) -> str:
-    return "HellaSwag" if accuracy.is_hellaswag else "Next lines"
+    return "HellaSwag" if accuracy.is_hellaswag else NEXT_LINES
 
 
 def _times(number: int) -> str:

@@ -7,6 +7,9 @@ from pipeline.reporting.run import Accuracy, Hardware, Run
 FAR_FROM_CHANCE = 2.0
 """Standard errors from which on a difference is called one; about one time in twenty, chance does as much."""
 
+NEXT_LINES = "Next lines"
+"""The items cut from documents, in short."""
+
 
 def summary(run: Run) -> str:
     """Three sentences of plain text, each true of any run: what is not known is said or left out."""
@@ -89,8 +92,8 @@ def _chooses(accuracy: Accuracy | None) -> str:
         return "No multiple-choice items were scored."
     key, share, error = chosen
     within = "" if missing(error) else f" ± {percent(error)}"
-    questions = "of HellaSwag" if accuracy.is_hellaswag else f'cut from its own text ("{accuracy.name}", not HellaSwag)'
+    which = "of HellaSwag" if accuracy.is_hellaswag else f'cut from the validation text ("{NEXT_LINES}", not HellaSwag)'
     return (
-        f"On {exact(accuracy.items)} four-way items {questions} it chooses the true ending "
+        f"On {exact(accuracy.items)} four-way items {which} it chooses the true ending "
         f"{percent(share)}{within} of the time ({key}), {from_chance(share, error)}."
     )

@@ -38,6 +38,12 @@ def test_the_summary_is_three_sentences_with_the_numbers(tmp_path: Path) -> None
     assert "3.9 standard errors above chance (25 %)" in text
 
 
+def test_the_items_are_said_to_be_cut_from_the_validation_text_not_from_what_the_model_wrote(tmp_path: Path) -> None:
+    root = fixtures.write_run(tmp_path)
+    assert 'On 400 four-way items cut from the validation text ("Next lines", not HellaSwag)' in summary(read_run(root))
+    assert "\n\n400 items, each a passage of the validation text with four continuations" in report(root)
+
+
 def test_an_accuracy_within_two_standard_errors_is_not_told_from_chance(tmp_path: Path) -> None:
     root = fixtures.write_run(tmp_path)
     scores = fixtures.metrics()["next_lines"] | {"acc_norm": 0.28}
