@@ -132,7 +132,8 @@ def _during_training(curve: Probed, items: int) -> str:
     if curve.items is None or curve.errors is None:
         return "During training:"
     part = "the same" if curve.items == items else f"{exact(curve.items)} of the"
-    low, high = (significant(100 * float(error), 1) for error in (np.min(curve.errors), np.max(curve.errors)))
+    ends = [100 * float(np.min(curve.errors)), 100 * float(np.max(curve.errors))]
+    low, high = (fixed(end, 0 if ends[0] >= 2 else 1) for end in ends)
     within = low if low == high else f"{low} to {high}"
     return f"During training, on {part} items (± {within} points, one standard error):"
 

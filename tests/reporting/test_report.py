@@ -188,28 +188,31 @@ def test_a_validation_curve_over_part_of_the_split_is_told_from_the_result(
 
 
 @pytest.mark.parametrize(
-    ("asked", "items", "told"),
+    ("asked", "whole", "told"),
     [
-        (100, 100, "During training, on 100 of the items (± 4 to 5 points, one standard error):"),
+        (100, 400, "During training, on 100 of the items (± 4 to 5 points, one standard error):"),
         (5_000, 400, "During training, on the same items (± 2 points, one standard error):"),
-        (None, None, "During training:"),
+        (1_000, 10_042, "During training, on 1,000 of the items (± 1.3 to 1.5 points, one standard error):"),
+        (None, 400, "During training:"),
     ],
 )
 def test_the_accuracy_during_training_has_the_error_of_its_few_items(
-    tmp_path: Path, asked: int | None, items: int | None, told: str
+    tmp_path: Path, asked: int | None, whole: int, told: str
 ) -> None:
     frame = fixtures.curves()
     frame.loc[[0, 600, 1199], "next_lines/acc_norm"] = [0.21, 0.32, 0.39]
     root = fixtures.write_run(tmp_path, frame)
     train = fixtures.PARAMS["train"] | {"hellaswag_items": asked}
     edit(root / "reports/train/summary.json", params={"train": train})
+    edit(root / "reports/evaluate/metrics.json", next_lines=fixtures.metrics()["next_lines"] | {"items": whole})
     assert told in report(root)
     figure = accuracy_curve(read_run(root))
     assert figure is not None
     (points,) = figure.panels[0].series
-    if items is None:
+    if asked is None:
         assert points.error is None
     else:
+        items = min(asked, whole)
         expected = [100 * math.sqrt(share * (1 - share) / (items - 1)) for share in (0.21, 0.32, 0.39)]
         assert points.error == pytest.approx(expected)
 
