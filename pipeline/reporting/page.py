@@ -1,6 +1,6 @@
 """The report of one run as markdown, section by section. Each section copes with what is missing in a sentence."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -73,31 +73,28 @@ def _glance(run: Run) -> str:
 
 
 def _curves(run: Run, shown: Mapping[str, str], smoothing: float) -> str:
-    parts = [shown.get("loss", "No loss was recorded.")]
+    parts = [shown.get("loss", "No loss was recorded."), " ".join(_remarks(run, smoothing)), shown.get("training", "")]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _remarks(run: Run, smoothing: float) -> Iterator[str]:
+    """What one has to know to read the loss curves, in sentences."""
     tokens, loss = column(run.curves, "train/loss")
     if len(loss) == 1:
-        parts.append("A run of one step has no curve: the points stand where it was measured.")
+        yield "A run of one step has no curve: the points stand where it was measured."
     if "val/loss" not in run.curves or run.curves["val/loss"].isna().all():
-        parts.append("Validation loss was not measured during training (`train.eval_interval`).")
+        yield "Validation loss was not measured during training (`train.eval_interval`)."
     elif part := validated_in_training(run):
         told = f"Validation during training is over the first {exact(part)} tokens of the validation split"
         if run.validation_tokens and run.metrics and run.metrics.val:
             told += f"; the result below is over all {exact(run.validation_tokens)}. The two are not the same number"
-        parts.append(f"{told}.")
-    happened = []
+        yield f"{told}."
     if top_of_picture(tokens, loss, smoothing) is not None:
-        happened.append(f"The first steps, from a loss of {fixed(float(loss[0]), 2)}, are above the picture.")
+        yield f"The first steps, from a loss of {fixed(float(loss[0]), 2)}, are above the picture."
     if run.train.resumes:
-        happened.append(f"Training was interrupted and resumed {_times(run.train.resumes)}.")
-    if run.train.skipped_steps:
-        happened.append(
-            f"{exact(run.train.skipped_steps)} step(s) with a loss or gradient that was no finite number were skipped."
-        )
-    if happened:
-        parts.append(" ".join(happened))
-    if "training" in shown:
-        parts.append(shown["training"])
-    return "\n\n".join(parts)
+        yield f"Training was interrupted and resumed {_times(run.train.resumes)}."
+    if skipped := run.train.skipped_steps:
+        yield f"{exact(skipped)} step(s) with a loss or gradient that was no finite number were skipped."
 
 
 def _results(run: Run, shown: Mapping[str, str]) -> str:

@@ -175,7 +175,7 @@ def test_a_validation_curve_over_part_of_the_split_is_told_from_the_result(
     text = report(root)
     sentences = (
         "Validation during training is over the first 32,768 tokens of the validation split; "
-        "the result below is over all 61,299. The two are not the same number."
+        "the result below is over all 61,299. The two are not the same number. The first steps, from a loss of"
     )
     assert (sentences in text) == told
     figure = loss_figure(read_run(root), 0.9)
