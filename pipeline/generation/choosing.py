@@ -13,7 +13,8 @@ from torch import Tensor
 
 def random_stream(seed: int, prompt: Sequence[int], sample: int) -> np.random.Generator:
     """The random numbers of one sample: the same whatever else is generated beside it, and on every machine."""
-    return np.random.default_rng([seed, sample, *prompt])
+    # NumPy takes numbers that differ in zeros at their end for the same. The length says where the prompt ends.
+    return np.random.default_rng([sample, len(prompt), *prompt, seed])
 
 
 def choose(logits: Tensor, temperature: float, top_k: int, top_p: float, uniforms: Tensor) -> Tensor:
@@ -24,11 +25,11 @@ def choose(logits: Tensor, temperature: float, top_k: int, top_p: float, uniform
     """
     if temperature == 0:
         return logits.argmax(dim=-1)
-    scaled = logits.float() / temperature
     ids = None
     if top_k or top_p < 1:
-        scaled, ids = scaled.topk(min(top_k or scaled.size(-1), scaled.size(-1)), dim=-1)  # likeliest first
-    probabilities = scaled.double().softmax(dim=-1)  # (B, K)
+        logits, ids = logits.topk(min(top_k or logits.size(-1), logits.size(-1)), dim=-1)  # likeliest first
+    below = logits.double() - logits.amax(dim=-1, keepdim=True)  # 0 for the likeliest: so it stays at any temperature
+    probabilities = (below / temperature).softmax(dim=-1)  # (B, K)
     if top_p < 1:
         before = probabilities.cumsum(dim=-1) - probabilities  # of the likelier ones: 0 for the first, which stays
         probabilities = probabilities.where(before < top_p, 0.0)

@@ -7,6 +7,7 @@ The same seed gives the same texts on the same machine. A sample depends on its 
 that prompt, and the seed; not on what else is in the batch.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -31,9 +32,10 @@ class Settings:
     def __post_init__(self) -> None:
         for name, rule, holds in (
             ("max_new_tokens", "at least 1", self.max_new_tokens >= 1),
-            ("temperature", "at least 0", self.temperature >= 0),
+            ("temperature", "at least 0 and finite", 0 <= self.temperature < math.inf),
             ("top_k", "at least 0", self.top_k >= 0),
             ("top_p", "above 0 and at most 1", 0 < self.top_p <= 1),
+            ("seed", "at least 0", self.seed >= 0),
         ):
             if not holds:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be {rule}")
@@ -144,6 +146,8 @@ def stream(
         chosen = choose(logits, settings.temperature, settings.top_k, settings.top_p, uniforms)
         logprobs = logits.log_softmax(dim=-1).gather(-1, chosen[:, None]).squeeze(-1).tolist()
         tokens = chosen.tolist()
+        if any(map(math.isnan, logprobs)):
+            raise ValueError("the model's logits are no numbers (NaN): its weights are broken")
         for row, token, logprob in zip(active, tokens, logprobs, strict=True):
             yield NewToken(*samples[row], token, logprob)
         decoder.append(tokens)

@@ -25,6 +25,15 @@ def test_temperature_zero_takes_the_likeliest() -> None:
     assert counts(temperature=0) == [0, 1, 0, 0]
 
 
+@pytest.mark.parametrize("offset", [0.0, -1e4])
+def test_any_temperature_draws_from_what_the_model_allows(offset: float) -> None:
+    logits = torch.cat((LOGITS + offset, torch.tensor([[-torch.inf]])), dim=-1)  # the last: a padded id
+    uniforms = torch.tensor([0.999], dtype=torch.float64)
+    for temperature, expected in ((5e-324, [1]), (1e-37, [1]), (1e37, [0, 3]), (1e308, [0, 3])):
+        for top_k, top_p in ((0, 1.0), (5, 1.0), (0, 0.9999)):
+            assert int(choose(logits, temperature, top_k, top_p, uniforms)) in expected, (temperature, top_k, top_p)
+
+
 def test_temperature_two_flattens() -> None:
     roots = np.sqrt([0.1, 0.4, 0.2, 0.3])
     assert counts(temperature=2.0) == pytest.approx(roots / roots.sum(), abs=1e-3)
@@ -54,6 +63,11 @@ def test_a_token_of_probability_zero_is_never_drawn(settings: dict[str, float], 
     arguments = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} | settings
     drawn = choose(logits, uniforms=torch.tensor([uniform], dtype=torch.float64), **arguments)  # type: ignore[arg-type]
     assert int(drawn) in (1, 3)
+
+
+def test_prompts_that_differ_in_zeros_at_their_end_have_other_random_numbers() -> None:
+    streams = [random_stream(seed, [0] * zeros, 0) for seed in (0, 1, 2**32) for zeros in range(6)]
+    assert len({tuple(stream.random(3)) for stream in streams}) == len(streams)
 
 
 def test_a_sample_has_random_numbers_of_its_own() -> None:

@@ -1,5 +1,6 @@
 """Generation with a cache is generation without one; batches, samples and seeds do not meet."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from itertools import product
@@ -144,7 +145,7 @@ def test_a_seed_gives_the_same_texts_and_another_gives_others() -> None:
 def test_a_text_stops_at_end_of_text_and_the_others_go_on() -> None:
     model, prompts, how = model_of(), PROMPTS[:3], settings(tokens=30)
     free = sample(model, prompts, how, eot_id=99)  # an id that never comes
-    eot = free[0][0][4]
+    eot = next(token for token in free[0][0] if not all(token in one for (one,) in free))
     stopped = continuations(model, prompts, how, eot_id=eot, dtype=torch.float32, samples_per_prompt=1)
     for (whole,), (part,) in zip(free, stopped, strict=True):
         assert part.tokens == (whole[: whole.index(eot)] if eot in whole else whole)
@@ -204,10 +205,22 @@ def test_a_prompt_with_an_id_that_the_model_has_not_is_refused() -> None:
         sample(model_of(), [[1], [2, 61]], settings())
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_model_whose_logits_are_no_numbers_writes_nothing(temperature: float) -> None:
+    model = model_of()
+    with torch.no_grad():
+        model.transformer.ln_f.bias[0] = torch.nan
+    with pytest.raises(ValueError, match="logits are no numbers"):
+        sample(model, [[1]], settings(temperature=temperature))
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"temperature": -1.0}, r"temperature \(-1.0\) must be at least 0"),
+        ({"temperature": -1.0}, r"temperature \(-1.0\) must be at least 0 and finite"),
+        ({"temperature": math.inf}, r"temperature \(inf\) must be at least 0 and finite"),
+        ({"temperature": math.nan}, r"temperature \(nan\) must be at least 0 and finite"),
+        ({"seed": -1}, r"seed \(-1\) must be at least 0"),
         ({"top_p": 0.0}, r"top_p \(0.0\) must be above 0"),
         ({"tokens": 0}, r"max_new_tokens \(0\) must be at least 1"),
     ],

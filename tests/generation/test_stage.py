@@ -8,8 +8,10 @@ import pytest
 import tiktoken
 import torch
 
+from pipeline.config import read_sections
 from pipeline.corpus import encodings, vocabularies
 from pipeline.generation import __main__ as terminal
+from pipeline.generation.params import SampleParams
 from pipeline.model.export import export_model
 from pipeline.model.files import load_model, save_model
 from pipeline.model.gpt import GPT
@@ -46,6 +48,13 @@ def test_samples_have_every_prompt_and_the_same_texts_again(workplace: Path) -> 
     first = data.read_bytes(), page.read_bytes()
     sample.main()
     assert (data.read_bytes(), page.read_bytes()) == first
+
+
+def test_an_endless_temperature_is_refused_by_its_key(workplace: Path) -> None:
+    path = workplace / "params.yaml"
+    path.write_text(path.read_text().replace("temperature: 0.8", "temperature: .inf"))
+    with pytest.raises(ValueError, match=r"sample.temperature \(inf\)"):
+        read_sections(SampleParams)
 
 
 def write(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
