@@ -35,8 +35,8 @@ from pipeline.corpus.encodings import TokenizerParams
 from pipeline.corpus.plays import plays
 from pipeline.corpus.raw import FORMAT_VERSION, SOURCE_FILE, Document, RawCorpus, texts, write_files
 from pipeline.corpus.tokenization import tokenize
-from pipeline.corpus.workers import cores
 from pipeline.log import logger
+from pipeline.machine import cores
 
 BYTES_PER_TOKEN = 3.4  # of this corpus under GPT-2's encoding, or a little less
 ROUNDS = 3

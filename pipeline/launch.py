@@ -22,6 +22,8 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import get_args_parser, run
 
+from pipeline.machine import cores
+
 
 def main(module: str, arguments: list[str]) -> None:
     """Runs `module` and exits with its code."""
@@ -33,7 +35,9 @@ def main(module: str, arguments: list[str]) -> None:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
         return
     # torchrun gives each of several processes one thread; share the cores instead.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // processes, 1)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(cores() // processes, 1)))
+    # After a signal rank 0 has a checkpoint to write, which may take longer than the 30 s that torchrun would wait for.
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "300")
     if restarts:
         # Else ranks that are started again find each other's old addresses in a store that outlives them:
         # https://github.com/pytorch/pytorch/issues/135712

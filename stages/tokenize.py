@@ -17,8 +17,8 @@ from pathlib import Path
 from pipeline.config import read_sections
 from pipeline.corpus.encodings import TokenizerParams
 from pipeline.corpus.tokenization import tokenize, tokenize_part
-from pipeline.corpus.workers import cores
 from pipeline.log import clear_errors, logger
+from pipeline.machine import cores
 from pipeline.runs import RUNS, main_root
 from pipeline.runtime import RuntimeParams
 

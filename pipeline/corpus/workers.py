@@ -18,11 +18,6 @@ R = TypeVar("R")
 TASKS_IN_FLIGHT = 2  # per worker: one at work, one to go on with
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 class Workers:
     """Processes that have all been set up by the same call.
 

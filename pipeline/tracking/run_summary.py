@@ -1,7 +1,6 @@
 """summary.json: what was trained, on what, how long it took and where it came from."""
 
 import math
-import os
 import platform
 from dataclasses import asdict
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 
 from pipeline.corpus.shards import Manifest
 from pipeline.distributed import Group
+from pipeline.machine import cores
 from pipeline.model.accounting import parameters
 from pipeline.model.config import GPTConfig, ModelParams
 from pipeline.tracking.provenance import git_revision
@@ -51,7 +51,7 @@ def run_summary(
             "device": group.device.type,
             "device_name": device_name(group.device),
             "world_size": group.world_size,
-            "cores": os.cpu_count(),
+            "cores": cores(),
             "dtype": str(outcome.dtype).removeprefix("torch."),
             "compile": outcome.compiled,
             "micro_batch_size": outcome.micro_batch_size,

@@ -23,7 +23,7 @@ FLOORS = {
     "top": 6,
     "stages": 7,
 }
-GROUND = {"config", "files", "log", "progress", "runs", "runtime", "distributed"}
+GROUND = {"config", "files", "log", "machine", "progress", "runs", "runtime", "distributed"}
 
 
 def floor(module: Path) -> str:
