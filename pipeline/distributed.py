@@ -5,8 +5,9 @@ with distributed.start(timeout_s=600) as group:
 """
 
 import os
+import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -104,6 +105,8 @@ def start(timeout_s: float) -> Iterator[Group]:
         device = torch.device("cuda", local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
     store = None
+    if local_rank == 0:
+        check_first_machine(os.environ)
     if world_size > 1:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         timeout = timedelta(seconds=timeout_s)
@@ -117,6 +120,21 @@ def start(timeout_s: float) -> Iterator[Group]:
     finally:
         if world_size > 1:
             dist.destroy_process_group()
+
+
+def check_first_machine(environment: Mapping[str, str]) -> None:
+    """Raises Stop where rank 0, which keeps checkpoints and model, is not on the machine that was called the first.
+
+    torchrun numbers machines by their names (GROUP_RANK). NODE_RANK, which says where DVC runs, is nothing to it.
+    """
+    called, number = environment.get("NODE_RANK"), environment.get("GROUP_RANK")
+    if called is None or number is None or (called == "0") == (number == "0"):
+        return
+    where = "on the machine whose full host name sorts first" if called == "0" else "here"
+    raise Stop(
+        f"NODE_RANK ({called}) must be 0 on the machine that torchrun numbers 0, by host names, and on no other; this "
+        f"one, {socket.getfqdn()}, has number {number}: run DVC, with NODE_RANK=0, {where}"
+    )
 
 
 def autocast_dtype(choice: str, device: torch.device) -> torch.dtype:

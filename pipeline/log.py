@@ -41,9 +41,10 @@ _configure()
 class Stop(Exception):
     """Ends a program with one clear message and the given exit code: for what the user can mend, not for bugs."""
 
-    def __init__(self, message: str, exit_code: int = 1) -> None:
+    def __init__(self, message: str, exit_code: int = 1, agreed: bool = False) -> None:
+        """`agreed`: every rank stops with it, so rank 0 alone says it."""
         super().__init__(message)
-        self.exit_code = exit_code
+        self.exit_code, self.agreed = exit_code, agreed
 
 
 @contextmanager
@@ -56,5 +57,6 @@ def clear_errors(name: str) -> Iterator[None]:
     except (Stop, ValueError, OSError) as error:  # OSError: a missing file, a full disk, no permission
         if os.environ.get("PIPELINE_TRACEBACK"):
             raise
-        print(f"{name}: {error}", file=sys.stderr, flush=True)
+        if rank() == 0 or not getattr(error, "agreed", False):
+            print(f"{name}: {error}", file=sys.stderr, flush=True)
         sys.exit(getattr(error, "exit_code", 1))

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from pipeline.log import logger
+
 RAPL = Path("/sys/class/powercap")
 WRAPS_NEVER = float("inf")
 
@@ -32,7 +34,13 @@ class EnergyMeter:
         """Joules since the last call. Call it more often than a counter wraps: some do within half an hour."""
         if not self._tells:
             return None
-        before, self._last = self._last, self._readings()
+        before = self._last
+        try:
+            self._last = self._readings()
+        except Exception as error:  # a driver's hiccup costs this number, and not the training
+            self._tells = False
+            logger.warning("energy is counted no more: %s", error)
+            return None
         return sum(
             now - then if now >= then else now + limit - then
             for (_, limit), then, now in zip(self._counters, before, self._last, strict=True)

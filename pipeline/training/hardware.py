@@ -2,19 +2,23 @@
 
 import os
 import platform
+import re
 import time
 from pathlib import Path
 
 import torch
 
-# Dense bfloat16 peaks in FLOP/s, from the vendors' data sheets; matched in this order against the device's name.
+# Dense bfloat16 peaks in FLOP/s, from the vendors' data sheets (float16's where there is no bfloat16: V100, T4). The
+# first whose words the device's name has is taken: "NVIDIA L40" is no L4.
 GPU_PEAKS = {
     "B200": 2250e12,
     "H200": 989e12,
     "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989e12,
     "A100": 312e12,
     "L40S": 362e12,
+    "L40": 181e12,
     "L4": 121e12,
     "A10G": 70e12,
     "RTX 4090": 165e12,
@@ -41,12 +45,16 @@ def device_name(device: torch.device) -> str:
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     """FLOP/s of dense matrix products in `dtype` on the device; None for a GPU that is not in the table.
 
-    A GPU's is the data sheet's bfloat16 figure, whatever the dtype, as MFU is usually given. A CPU's is measured.
+    A GPU's is the data sheet's figure (`GPU_PEAKS`), whatever the dtype, as MFU is usually given. A CPU's is measured.
     """
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        return next((peak for key, peak in GPU_PEAKS.items() if key in name), None)
+        return gpu_peak(torch.cuda.get_device_name(device))
     return _measured_cpu_peak(dtype)
+
+
+def gpu_peak(name: str) -> float | None:
+    """The figure for a device of that name; None where there is none."""
+    return next((peak for key, peak in GPU_PEAKS.items() if re.search(rf"\b{key}\b", name)), None)
 
 
 def _measured_cpu_peak(dtype: torch.dtype, size: int = 1024, seconds: float = 0.3) -> float:

@@ -104,7 +104,8 @@ class Journal:
                 f"{self.counters.skipped_steps} steps had a loss or gradient that is not finite, more than "
                 f"train.max_skipped_steps ({self.max_skipped}); the last was step {self.last_skipped.step}: "
                 f"{self.last_skipped.what_is_wrong()}. The newest checkpoint stands. "
-                "Mend the cause (a lower train.max_lr, more warmup) and run again"
+                "Mend the cause (a lower train.max_lr, more warmup) and run again",
+                agreed=True,
             )
 
     def mfu(self, tokens_per_sec: float) -> float | None:
@@ -129,7 +130,7 @@ class Journal:
         if not reading.is_finite:
             self.counters.skipped_steps += 1
             self.last_skipped = reading
-            logger.warning("step %d skipped: %s", reading.step, reading.what_is_wrong())
+            logger.info("step %d skipped: %s", reading.step, reading.what_is_wrong())  # once: all ranks read the same
             return "skipped"
         if self._spikes.is_spike(reading.loss):
             self.counters.spikes += 1

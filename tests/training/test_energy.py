@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from pipeline.training.energy import EnergyMeter
@@ -46,6 +47,18 @@ def test_only_the_first_rank_of_a_machine_counts_its_packages(tmp_path: Path) ->
     meter = EnergyMeter(CPU, 1, tmp_path)
     file.write_text("9000000")
     assert meter.used() == 0.0
+
+
+def test_a_counter_that_fails_later_costs_the_number_and_not_the_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_package(tmp_path, 0, 1_000_000)
+    meter = EnergyMeter(CPU, 0, tmp_path)
+    file.unlink()
+    assert meter.used() is None
+    assert "energy is counted no more: [Errno 2]" in capsys.readouterr().out
+    file.write_text("9000000")
+    assert meter.used() is None
 
 
 class Told(EnergyMeter):
