@@ -56,9 +56,8 @@ class CheckpointStore:
         """
         self.wait()
         target = self.directory / f"step_{step:08d}"
-        if not target.exists():  # a resumed run may pass the step of a checkpoint that it has
-            copies = {name: _copy_to_cpu(tree) for name, tree in parts.items()}
-            self._saving = self._writer.submit(self._write, target, step, copies, counters)
+        copies = {name: _copy_to_cpu(tree) for name, tree in parts.items()}
+        self._saving = self._writer.submit(self._write, target, step, copies, counters)
 
     def check(self) -> None:
         """Raises Stop if the last save has failed by now: not only after as many steps again, at the next save."""

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.training.parallel import own_share
+
 MUON_MOMENTUM = 0.95
 
 
@@ -34,38 +36,39 @@ class Optimizer:
             {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
         ]
         groups = [group for group in groups if group["params"]]
-        self._all: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=device.type in ("cpu", "cuda"))
-        ]
+        self._adamw = torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=device.type in ("cpu", "cuda"))
+        self._muon = None
         if hidden:
-            muon = torch.optim.Muon(
+            self._muon = torch.optim.Muon(
                 list(hidden.values()),
                 lr=0.0,
                 weight_decay=weight_decay,
                 momentum=MUON_MOMENTUM,
                 adjust_lr_fn="match_rms_adamw",
             )
-            self._all.append(muon)
+        self._all: list[torch.optim.Optimizer] = [self._adamw, *([self._muon] if self._muon else [])]
         self.parameters = list(parameters.values())
-        # Fused AdamW leaves everything as it was where the device says so, without asking the host.
-        self._skips_on_device = device.type == "cuda" and not hidden
+        self.asks_host = device.type != "cuda"
+        """Whether `step` waits for its decision; else the device undoes what it should not have done."""
 
     def step(self, lr: float, skip: Tensor) -> None:
         """One update at learning rate `lr`, or none, weights and moments untouched, where `skip` is set.
 
-        `skip` is a bool scalar on the device, the same on every rank. On CUDA with AdamW alone the host does not wait
-        for it.
+        `skip` is a bool scalar on the device, the same on every rank. On CUDA the host does not wait for it.
         """
         for optimizer in self._all:
             for group in optimizer.param_groups:
                 group["lr"] = lr
-        if self._skips_on_device:
-            adamw = self._all[0]
-            adamw.grad_scale, adamw.found_inf = None, skip.float()  # type: ignore[attr-defined]
-            adamw.step()
-        elif not skip.item():
-            for optimizer in self._all:
-                optimizer.step()
+        if self.asks_host:
+            if not skip.item():
+                for optimizer in self._all:
+                    optimizer.step()
+            return
+        # Fused AdamW leaves everything as it was where the device says so.
+        self._adamw.grad_scale, self._adamw.found_inf = None, skip.float()  # type: ignore[attr-defined]
+        self._adamw.step()
+        if self._muon:
+            step_unless(skip, self._muon)
 
     def zero_grad(self) -> None:
         """Frees the gradients."""
@@ -84,6 +87,21 @@ class Optimizer:
         """Takes up states that `state_dict` gave."""
         for optimizer, state in zip(self._all, states, strict=True):
             optimizer.load_state_dict(dict(state))
+
+
+def step_unless(skip: Tensor, muon: torch.optim.Muon) -> None:
+    """Muon's step, undone on the device where `skip` is set, so that the host need not know.
+
+    Muon itself takes no such decision. The copies of its weights and momenta need room when activations do not.
+    """
+    weights = [p for group in muon.param_groups for p in group["params"]]
+    for p in weights:
+        muon.state[p].setdefault("momentum_buffer", torch.zeros_like(p, memory_format=torch.preserve_format))
+    own = [own_share(tensor) for p in weights for tensor in (p.detach(), muon.state[p]["momentum_buffer"])]
+    before = [tensor.clone() for tensor in own]
+    muon.step()
+    for tensor, old in zip(own, before, strict=True):
+        tensor.copy_(torch.where(skip, old, tensor))  # a choice, not arithmetic: what is not finite leaves no trace
 
 
 def hidden_matrices(parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:

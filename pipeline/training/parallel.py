@@ -7,8 +7,10 @@
 Checkpoints, probes and the finished model know none of this: sharded tensors are made whole for them.
 """
 
-from collections.abc import Callable, Iterator
+import gc
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from inspect import signature
 from typing import Any
 
 import torch
@@ -38,49 +40,88 @@ class Averaged:
     """A module whose gradients are averaged over the ranks, and which notes how large each rank's own were."""
 
     def __init__(self, module: nn.Module, group: Group) -> None:
-        """`module(inputs, targets)`: a model that was placed, or the same compiled. One rank alone notes nothing."""
-        self.module, self._ranks = module, group.world_size
-        self._squares = torch.zeros((), device=group.device)
+        """`module(inputs, targets)`: a model that was placed, or the same in torch.compile. It need not have run yet: a
+        compiler that finds DDP around it cuts its graph, so that gradients travel while others are still computed.
+
+        One rank alone notes nothing.
+        """
+        self.module, self._own = module, _OwnGradient(group)
         self._shards = [part for part in module.modules() if isinstance(part, FSDPModule)]
         for shard in self._shards:
-            shard.set_custom_reduce_scatter(_ReduceScatter(self._note))  # type: ignore[arg-type] # its base is private
+            shard.set_custom_reduce_scatter(_ReduceScatter(self._own))  # type: ignore[arg-type] # its base is private
         if group.world_size > 1 and not self._shards:
-            devices = [group.device] if group.device.type == "cuda" else None
-            self.module = DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
-            self.module.register_comm_hook(None, self._note_and_average)
+            self.module = DistributedDataParallel(
+                module,
+                device_ids=[group.device] if group.device.type == "cuda" else None,
+                gradient_as_bucket_view=True,
+                **_KEEP_BUFFERS,
+            )
+            self.module.register_comm_hook(self._own, _note_and_average)
 
     @contextmanager
     def backward(self, last: bool) -> Iterator[None]:
         """Around forward and backward of one micro-batch: gradients are averaged behind the last of a step alone."""
         if last:
-            self._squares.zero_()
+            self._own.squares.zero_()
         for shard in self._shards:
             shard.set_requires_gradient_sync(last, recurse=False)
-        accumulating = isinstance(self.module, DistributedDataParallel) and not last
-        with self.module.no_sync() if accumulating else nullcontext():  # type: ignore[operator]
+        with nullcontext() if last else self.rehearsal():
             yield
+
+    @contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """Around a forward and backward pass in which, with DDP, no rank waits for another."""
+        alone = isinstance(self.module, DistributedDataParallel)
+        with self.module.no_sync() if alone else nullcontext():  # type: ignore[operator]
+            yield
+
+    def close(self) -> None:
+        """Lets go of DDP and its hooks on the weights; nothing can be computed any more.
+
+        Else DDP would be the last to hold the process group when the interpreter ends, and wait, with Python's lock in
+        its hand, for a thread of gloo's that needs it.
+        """
+        del self.module
+        gc.collect()
 
     def local_norm(self) -> Tensor:
         """The norm of this rank's own gradient in the last step, before averaging: a scalar on the device."""
-        return self._squares.sqrt()
+        return self._own.squares.sqrt()
 
-    def _note(self, gradient: Tensor) -> None:
-        """Adds up on the device what the host reads later, if ever."""
-        self._squares += torch.linalg.vector_norm(gradient) ** 2
 
-    def _note_and_average(self, group: dist.ProcessGroup, bucket: GradBucket) -> torch.futures.Future[Tensor]:
-        """What DDP does by itself, to the last bit, behind a look at the gradients of this rank."""
-        gradients = bucket.buffer()
-        self._note(gradients)
-        gradients.mul_(1 / self._ranks)
-        return dist.all_reduce(gradients, async_op=True).get_future().then(lambda done: done.value()[0])
+class _OwnGradient:
+    """How large the gradient of this rank was: added up on the device, for the host to read later, if ever."""
+
+    def __init__(self, group: Group) -> None:
+        self.ranks, self.squares = group.world_size, torch.zeros((), device=group.device)
+
+    def note(self, gradient: Tensor) -> None:
+        self.squares += torch.linalg.vector_norm(gradient) ** 2
+
+
+def _note_and_average(own: _OwnGradient, bucket: GradBucket) -> torch.futures.Future[Tensor]:
+    """What DDP does by itself, to the last bit, behind a look at the gradients of this rank.
+
+    A function of no object that holds the DDP: that would be a ring through C++, which nothing could ever free.
+    """
+    gradients = bucket.buffer()
+    own.note(gradients)
+    gradients.mul_(1 / own.ranks)
+    return dist.all_reduce(gradients, async_op=True).get_future().then(lambda done: done.value()[0])
+
+
+# PyTorch 2.13 has new names for these and warns of the old ones.
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+_OPTIONS = signature(DistributedDataParallel).parameters
+_SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _OPTIONS else "broadcast_buffers"
+_KEEP_BUFFERS: dict[str, Any] = {_SYNC_BUFFERS: False}  # tables of positions are the same on every rank
 
 
 class _ReduceScatter:
     """What FSDP does by itself, behind a look at the gradients of this rank."""
 
-    def __init__(self, note: Callable[[Tensor], None]) -> None:
-        self._note = note
+    def __init__(self, own: _OwnGradient) -> None:
+        self._own = own
 
     def allocate(self, size: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:
         return torch.empty(size, dtype=dtype, device=device)
@@ -93,13 +134,19 @@ class _ReduceScatter:
         op: dist.ReduceOp.RedOpType,
         async_op: bool = False,
     ) -> dist.Work | None:
-        self._note(input_tensor)
-        return dist.reduce_scatter_single(output_tensor, input_tensor, op, group, async_op)
+        self._own.note(input_tensor)
+        work: dist.Work | None = _reduce_scatter(output_tensor, input_tensor, op, group, async_op)
+        return work
 
 
 def whole(tensor: Tensor) -> Tensor:
     """A tensor, with the shares of all ranks where it is sharded; then every rank must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def own_share(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this rank holds, in the same memory; all of it where it is not sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def share_like(tensor: Tensor, other: Tensor) -> Tensor:
@@ -143,6 +190,6 @@ def whole_model(model: GPT) -> GPT:
 
 def forget_pass(model: nn.Module) -> None:
     """Drops the gradients of a forward and backward pass, and what one that failed on its way has left."""
-    if isinstance(model, FSDPModule):
+    if isinstance(model, FSDPModule) and hasattr(model, "reset_iter_state"):  # since PyTorch 2.13
         model.reset_iter_state()
     model.zero_grad(set_to_none=True)

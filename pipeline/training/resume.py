@@ -10,7 +10,9 @@ from torch.utils._pytree import tree_map_only
 from pipeline.distributed import Group
 from pipeline.log import logger
 from pipeline.model.gpt import GPT
+from pipeline.runtime import RuntimeParams
 from pipeline.training.checkpoint import CheckpointStore
+from pipeline.training.hardware import device_name
 from pipeline.training.optim import Optimizer
 from pipeline.training.parallel import gathered, share_like
 
@@ -70,6 +72,27 @@ def restore(
             len(parts["rng"]),
         )
     return step, counters
+
+
+def bits_depend_on(runtime: RuntimeParams, dtype: torch.dtype, micro_batch_size: int, group: Group) -> dict[str, Any]:
+    """What may be otherwise when a run goes on, and changes the last bits of its results; ranks are told of apart."""
+    return {
+        "micro_batch_size": micro_batch_size,
+        "dtype": str(dtype).removeprefix("torch."),
+        "compile": runtime.compile,
+        "sharding": runtime.sharding,
+        "deterministic": runtime.deterministic,
+        "threads": torch.get_num_threads(),
+        "device": device_name(group.device),
+        "torch": torch.__version__,
+    }
+
+
+def tell_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """One line where something that bits depend on is not as it was."""
+    changed = [f"{key} {value} after {before[key]}" for key, value in now.items() if before.get(key, value) != value]
+    if changed:
+        logger.info("the run goes on with %s: the same batches, but other last digits", ", ".join(changed))
 
 
 def _received(tensor: Tensor, like: Tensor, group: Group) -> Tensor:

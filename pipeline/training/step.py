@@ -20,6 +20,11 @@ class TrainStep:
         self.optimizer, self.grad_clip, self.dtype, self.group = optimizer, grad_clip, dtype, group
         self.averaged = Averaged(module, group)
 
+    def rehearse(self, inputs: Tensor, targets: Tensor) -> None:
+        """Forward and backward of a (B, T) micro-batch for their own sake; leaves gradients that mean nothing."""
+        with self.averaged.rehearsal():
+            self._loss(inputs, targets).backward()
+
     def __call__(
         self, micro_batches: Iterable[tuple[Tensor, Tensor]], count: int, lr: float
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -33,7 +38,7 @@ class TrainStep:
         losses, local_norms = seen
         for index, (inputs, targets) in enumerate(micro_batches, start=1):
             with self.averaged.backward(last=index == count):
-                loss = forward_loss(self.averaged.module, inputs, targets, self.dtype) / count
+                loss = self._loss(inputs, targets) / count
                 loss.backward()
             losses[self.group.rank] += loss.detach()
         local_norms[self.group.rank] = self.averaged.local_norm()
@@ -44,9 +49,8 @@ class TrainStep:
         self.optimizer.zero_grad()
         return losses, local_norms, grad_norm
 
-
-def forward_loss(module: nn.Module, inputs: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
-    """The mean loss of a (B, T) micro-batch, its matrix products computed in `dtype`."""
-    with autocast(inputs.device, dtype):
-        loss: Tensor = module(inputs, targets)[1]
-    return loss
+    def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The mean loss of a micro-batch, its matrix products computed in this step's dtype."""
+        with autocast(inputs.device, self.dtype):
+            loss: Tensor = self.averaged.module(inputs, targets)[1]
+        return loss

@@ -7,10 +7,9 @@ written (`Recorder`) come from outside and cannot touch the weights.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import nn
 
 from pipeline.corpus.shards import TokenStream
 from pipeline.distributed import Group, autocast_dtype
@@ -32,7 +31,7 @@ from pipeline.training.optim import Optimizer
 from pipeline.training.parallel import place, whole_model
 from pipeline.training.params import TrainParams
 from pipeline.training.schedule import lr_ratio
-from pipeline.training.step import TrainStep, forward_loss
+from pipeline.training.step import TrainStep
 
 READ_EVERY = 10  # steps between readings of the device's metrics
 
@@ -135,14 +134,13 @@ class Trainer:
         self._doing = "the start"
         with Interruption(self.group) as self.interruption, self.group.naming_absent(lambda: self._doing):
             start = self._resume()
-            module = self._compiled()
-            self.step = TrainStep(module, self.optimizer, self.train.grad_clip, self.dtype, self.group)
+            self.step, is_compiled = self._compiled()
             try:
                 self._loop(start)
                 self.store.wait()
             finally:
                 self.loader.close()
-        is_compiled = module is not self.model
+                self.step.averaged.close()
         self.model = whole_model(self.model)
         return self._outcome(is_compiled)
 
@@ -153,21 +151,24 @@ class Trainer:
         if found is not None:
             step, state = found
             self.journal.take_up(state, step)
+            resume.tell_changes(state.get("bits", {}), self._bits())
             self.journal.counters.resumed_at.append(step)
             logger.info("resuming after step %d of %d", step, self.train.max_steps)
         for recorder in self.recorders:
             recorder.rewind(step)
         return step
 
-    def _compiled(self) -> nn.Module:
+    def _compiled(self) -> tuple[TrainStep, bool]:
         inputs, targets = next(iter(self.loader.micro_batches_of(0)))
-        flops = self.journal.flops_per_token * self.train.total_batch_size * self.train.max_steps
+        train, dtype, group = self.train, self.dtype, self.group
+        flops = self.journal.flops_per_token * train.total_batch_size * train.max_steps
         return compiled(
             self.model,
             self.runtime.compile,
-            flops / self.group.world_size,
-            self.group,
-            warm_up=lambda module: forward_loss(module, inputs, targets, self.dtype).backward(),
+            flops / group.world_size,
+            group,
+            step_of=lambda module: TrainStep(module, self.optimizer, train.grad_clip, dtype, group),
+            rehearse=lambda step: step.rehearse(inputs, targets),
         )
 
     def _loop(self, start: int) -> None:
@@ -193,10 +194,12 @@ class Trainer:
                 progress.advance(batch, **self._shown())
                 if interrupted_by is not None and step < total:
                     self.store.wait()
+                    self.group.barrier()  # torchrun ends all ranks 30 s after the first has gone
                     raise Interrupted(
                         f"{interrupted_by.name}: stopped after step {step} of {total} and saved; "
                         "the same command goes on from here",
                         exit_code=128 + interrupted_by,
+                        agreed=True,
                     )
 
     def _step(self, step: int) -> None:
@@ -231,7 +234,10 @@ class Trainer:
         for recorder in self.recorders:
             recorder.flush()  # the curves are never behind the weights
         if self.group.is_main:
-            self.store.save(step, parts, self.journal.state())
+            self.store.save(step, parts, {**self.journal.state(), "bits": self._bits()})
+
+    def _bits(self) -> dict[str, Any]:
+        return resume.bits_depend_on(self.runtime, self.dtype, self.loader.micro_batch_size, self.group)
 
     def _shown(self) -> dict[str, str]:
         last = self.journal.last

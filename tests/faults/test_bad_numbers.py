@@ -27,10 +27,11 @@ def state_of(run: Trainer) -> Any:
     ]
 
 
-def train_through_bad_steps(group: Group, shards: Path, out: Path, optimizer: str) -> None:
+def train_through_bad_steps(group: Group, shards: Path, out: Path, optimizer: str, asks_host: bool = True) -> None:
     """The loss of step 3 is NaN and a gradient of step 5 infinite, on the last rank alone."""
     recorder = MemoryRecorder()
     run = trainer(shards, out / f"state-{group.rank}", recorder, group, train={"optimizer": optimizer, "max_steps": 7})
+    run.optimizer.asks_host = asks_host
     step, changed = run._step, {}
 
     def watched(number: int) -> None:
@@ -58,6 +59,17 @@ def test_a_step_with_a_bad_number_leaves_weights_and_moments_as_they_were(
     data: Path, tmp_path: Path, optimizer: str
 ) -> None:
     train_through_bad_steps(ONE_RANK, data / "shards", tmp_path, optimizer)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_skipping_on_the_device_ends_in_the_same_bits_as_asking_the_host(
+    data: Path, tmp_path: Path, optimizer: str
+) -> None:
+    """A GPU skips so; the CPU can, too."""
+    for asks_host in (True, False):
+        (tmp_path / str(asks_host)).mkdir()
+        train_through_bad_steps(ONE_RANK, data / "shards", tmp_path / str(asks_host), optimizer, asks_host)
+    assert same(*(torch.load(tmp_path / way / "0.pt") for way in ("True", "False")))
 
 
 def test_a_bad_number_on_one_rank_leaves_weights_and_moments_of_both_as_they_were(data: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.distributed import Group
 from pipeline.model.gpt import GPT
+from pipeline.training.checkpoint import CheckpointStore
 from pipeline.training.interruption import Interrupted
 from pipeline.training.metrics import Row
 from tests.ranks import on_ranks
@@ -92,6 +94,24 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step_and_another_world_si
         assert mine == pytest.approx(other, rel=1e-4)
     for name, weight in whole.items():
         torch.testing.assert_close(resumed[name], weight, rtol=1e-4, atol=2e-5)
+
+
+def save_slowly_after_a_signal(group: Group, shards: Path, state: Path) -> None:
+    write = CheckpointStore._write
+
+    def slowly(*arguments: Any) -> None:
+        time.sleep(3)
+        write(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CheckpointStore, "_write", slowly)
+        stop_on_a_signal_to_rank_1(group, shards, state)
+    assert [path.name for path in state.iterdir()] == ["step_00000004"]
+
+
+def test_no_rank_leaves_before_the_checkpoint_is_written(shards: Path, tmp_path: Path) -> None:
+    """For torchrun ends the others half a minute after the first has left."""
+    on_ranks(2, save_slowly_after_a_signal, shards, tmp_path / "state")
 
 
 def lose_a_number_on_rank_1(group: Group, shards: Path, state: Path, out: Path, where: str) -> None:

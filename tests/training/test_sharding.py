@@ -182,9 +182,11 @@ def own_share(run: Trainer) -> list[Tensor]:
     return [weight.to_local() for weight in run.model.state_dict().values()]
 
 
-def lose_a_gradient_on_rank_1(group: Group, shards: Path, state: Path) -> None:
+def lose_a_gradient_on_rank_1(group: Group, shards: Path, state: Path, optimizer: str, asks_host: bool) -> None:
     """At step 3, in one of the blocks."""
-    sick = trainer(shards, state, None, group, runtime={"micro_batch_size": 1, **FSDP})
+    how: dict[str, Any] = {"runtime": {"micro_batch_size": 1, **FSDP}, "train": {"optimizer": optimizer}}
+    sick = trainer(shards, state, None, group, **how)
+    sick.optimizer.asks_host = asks_host
     step, forward = sick._step, Block.forward
 
     def spoiled(*arguments: Any) -> Tensor:
@@ -206,30 +208,8 @@ def lose_a_gradient_on_rank_1(group: Group, shards: Path, state: Path) -> None:
     assert re.fullmatch("gradient norm (inf|nan) on rank 1", sick.journal.last_skipped.what_is_wrong())
 
 
-def test_a_gradient_gone_bad_on_one_rank_is_skipped_by_all_and_the_rank_named(shards: Path, tmp_path: Path) -> None:
-    on_ranks(2, lose_a_gradient_on_rank_1, shards, tmp_path)
-
-
-class Breaks(torch.nn.Module):
-    """A compiled model whose compiler fails when it comes to the head."""
-
-    def __init__(self, model: GPT) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, idx: Tensor, targets: Tensor) -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(GPT, "logits", lambda *_: 1 / 0)
-            self.model(idx, targets)
-
-
-def fail_to_compile(group: Group, shards: Path, states: Path) -> None:
-    eager, _ = trained(group, shards, states / "eager", FSDP)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "compile", Breaks)
-        fallen_back, _ = trained(group, shards, states / "fallen_back", {**FSDP, "compile": "on"})
-    assert same(eager, fallen_back)
-
-
-def test_where_compiling_fails_a_shared_model_is_trained_without(shards: Path, tmp_path: Path) -> None:
-    on_ranks(2, fail_to_compile, shards, tmp_path)
+@pytest.mark.parametrize(("optimizer", "asks_host"), [("adamw", True), ("adamw", False), ("muon", False)])
+def test_a_gradient_gone_bad_on_one_rank_is_skipped_by_all_and_the_rank_named(
+    shards: Path, tmp_path: Path, optimizer: str, asks_host: bool
+) -> None:
+    on_ranks(2, lose_a_gradient_on_rank_1, shards, tmp_path, optimizer, asks_host)

@@ -90,6 +90,27 @@ def test_a_compiled_run_on_several_threads_resumes_bit_for_bit(shards: Path, tmp
     assert same(weights_of(again), weights_of(whole))
 
 
+def test_a_run_that_goes_on_otherwise_than_it_began_says_what_differs(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        trainer(shards, tmp_path, probes=(StopAt(7),)).run()
+    trainer(shards, tmp_path, runtime={"dtype": "bfloat16", "micro_batch_size": 1}).run()
+    said = "the run goes on with micro_batch_size 1 after 4, dtype bfloat16 after float32: the same batches, but other"
+    assert said in capsys.readouterr().out
+
+
+def test_a_run_that_goes_on_as_it_began_says_nothing_of_that(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        trainer(shards, tmp_path, probes=(StopAt(7),)).run()
+    trainer(shards, tmp_path).run()
+    output = capsys.readouterr().out
+    assert "resuming after step 5" in output
+    assert "goes on with" not in output
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_the_step_and_exits_with_its_number(
     shards: Path, tmp_path: Path, uninterrupted: tuple[Trainer, MemoryRecorder], number: signal.Signals

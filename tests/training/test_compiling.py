@@ -1,0 +1,106 @@
+"""Training of compiled models on several ranks, and what happens where compiling fails."""
+
+import weakref
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline.distributed import Group
+from pipeline.model.gpt import GPT
+from pipeline.training.parallel import Averaged
+from tests.ranks import on_ranks
+from tests.training.conftest import same, trainer, weights_of
+
+
+class Breaks(nn.Module):
+    """A compiled model whose compiler fails when it comes to the head."""
+
+    error: type[Exception] = ZeroDivisionError
+
+    def __init__(self, model: GPT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, idx: Tensor, targets: Tensor) -> None:
+        def fail(*_: Any) -> None:
+            raise self.error("no luck")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(GPT, "logits", fail)
+            self.model(idx, targets)
+
+
+class RunsOutOfMemory(Breaks):
+    error = torch.OutOfMemoryError
+
+
+def fail_to_compile(group: Group, shards: Path, states: Path, sharding: str) -> None:
+    eager = trainer(shards, states / "eager", None, group, runtime={"sharding": sharding})
+    eager.run()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", Breaks)
+        fallen_back = trainer(shards, states / "back", None, group, runtime={"sharding": sharding, "compile": "on"})
+        assert not fallen_back.run().compiled
+    assert same(weights_of(eager), weights_of(fallen_back))
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_where_compiling_fails_two_ranks_train_without(shards: Path, tmp_path: Path, sharding: str) -> None:
+    on_ranks(2, fail_to_compile, shards, tmp_path, sharding)
+
+
+def test_want_of_memory_is_not_blamed_on_the_compiler(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", RunsOutOfMemory)
+    with pytest.raises(torch.OutOfMemoryError, match="no luck"):
+        trainer(shards, tmp_path, runtime={"compile": "on"}).run()
+
+
+def let_go(group: Group, shards: Path, state: Path) -> None:
+    wrapped = []
+    init = Averaged.__init__
+
+    def noted(self: Averaged, module: nn.Module, group: Group) -> None:
+        init(self, module, group)
+        wrapped.append(weakref.ref(self.module))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Averaged, "__init__", noted)
+        patch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+        for choice in ("off", "on"):
+            trainer(shards, state / choice, None, group, runtime={"compile": choice}).run()
+    assert [kept() for kept in wrapped] == [None, None]
+
+
+def test_nothing_of_ddp_outlives_a_run(shards: Path, tmp_path: Path) -> None:
+    """Else the process may hang as it ends, until torchrun kills it half a minute later."""
+    on_ranks(2, let_go, shards, tmp_path)
+
+
+def compile_and_count(group: Group, shards: Path, state: Path) -> None:
+    """With a compiler that only counts the graphs it is given."""
+    graphs = []
+
+    def count(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", partial(torch.compile, backend=count))
+        large = {"n_embd": 192, "n_layer": 2, "dropout": 0.0}  # more than the megabyte of gradients that go first
+        run = trainer(shards, state, None, group, config=large, train={"max_steps": 3}, runtime={"compile": "on"})
+        assert run.run().compiled
+    assert (len(graphs) > 1) == (group.world_size > 1)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_compiled_model_is_cut_only_where_gradients_travel_while_others_are_computed(
+    shards: Path, tmp_path: Path, world: int
+) -> None:
+    on_ranks(world, compile_and_count, shards, tmp_path)
