@@ -19,6 +19,7 @@ from pipeline.generation.sampler import Settings, stream
 from pipeline.model.config import gpt2_config
 from pipeline.model.files import load_model
 from pipeline.model.gpt import GPT
+from pipeline.model.inference import for_inference
 
 READ_BYTES = 2**30  # far beyond any cache
 POINTS = 5  # context lengths at which recomputing is timed
@@ -51,7 +52,7 @@ def cached(model: GPT, tokens: int, dtype: torch.dtype, device: torch.device) ->
     settings = Settings(max_new_tokens=tokens, temperature=0.0, top_k=0, top_p=1.0, seed=1)
 
     def run() -> None:
-        found = sum(1 for _ in stream(model, [[1]], settings, eot_id=-1, dtype=dtype))
+        found = sum(1 for _ in stream(for_inference(model, dtype), [[1]], settings, eot_id=-1))
         assert found == tokens
 
     # A cast to bfloat16 happens once for each call: what generating a text costs has it in.

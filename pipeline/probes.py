@@ -22,7 +22,7 @@ from pipeline.distributed import Group, autocast_dtype
 from pipeline.evaluation.hellaswag import HellaswagResult, score_items, subset
 from pipeline.evaluation.val_loss import ValLoss, validation_loss
 from pipeline.generation.params import SampleParams
-from pipeline.generation.sampler import generate
+from pipeline.generation.sampler import Settings, generate
 from pipeline.log import logger
 from pipeline.model.gpt import GPT
 from pipeline.runtime import RuntimeParams
@@ -85,17 +85,10 @@ class SampleProbe:
 def beginning(model: GPT, sample: SampleParams, encoding: tiktoken.Encoding, dtype: torch.dtype) -> str:
     """The first prompt that has a text, with the beginning of one continuation."""
     prompt = next((prompt for prompt in sample.prompts if prompt), "")
-    (tokens,) = generate(
-        model,
-        [encoding.encode_ordinary(prompt)],
-        max_new_tokens=min(sample.max_new_tokens, SHOWN_TOKENS),
-        temperature=sample.temperature,
-        top_k=sample.top_k,
-        top_p=sample.top_p,
-        seed=sample.seed,
-        eot_id=encoding.eot_token,
-        dtype=dtype,
-    )
+    length = min(sample.max_new_tokens, SHOWN_TOKENS)
+    settings = Settings(length, sample.temperature, sample.top_k, sample.top_p, sample.seed)
+    prompts, eot_id = [encoding.encode_ordinary(prompt)], encoding.eot_token
+    ((tokens,),) = generate(model, prompts, settings, eot_id=eot_id, dtype=dtype, samples_per_prompt=1)
     return prompt + encoding.decode(tokens)
 
 

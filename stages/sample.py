@@ -17,7 +17,7 @@ from pipeline.corpus import encodings
 from pipeline.files import write_json, write_text
 from pipeline.generation.page import page
 from pipeline.generation.params import SampleParams
-from pipeline.generation.sampler import Settings, continuations
+from pipeline.generation.sampler import Settings, generate
 from pipeline.generation.text import surprise
 from pipeline.log import clear_errors, logger
 from pipeline.model.files import ENCODING, load_model
@@ -43,7 +43,7 @@ def main() -> None:
 def sample(model: GPT, encoding: tiktoken.Encoding, params: SampleParams, dtype: torch.dtype) -> dict[str, Any]:
     """What samples.json holds."""
     settings = Settings(params.max_new_tokens, params.temperature, params.top_k, params.top_p, params.seed)
-    found = continuations(
+    found = generate(
         model,
         [encoding.encode_ordinary(prompt or "") for prompt in params.prompts],
         settings,
@@ -51,7 +51,7 @@ def sample(model: GPT, encoding: tiktoken.Encoding, params: SampleParams, dtype:
         dtype=dtype,
         samples_per_prompt=params.samples_per_prompt,
     )
-    texts = [[encoding.decode(one.tokens, errors="replace") for one in samples] for samples in found]
+    texts = [[encoding.decode(tokens, errors="replace") for tokens in samples] for samples in found]
     text = params.surprise_text or (params.prompts[0] or "") + texts[0][0]
     return {
         "settings": {

@@ -21,6 +21,7 @@ from pipeline.generation.text import pieces
 from pipeline.log import clear_errors
 from pipeline.model.files import ENCODING, load_model
 from pipeline.model.gpt import GPT
+from pipeline.model.inference import for_inference
 
 
 def main() -> None:
@@ -32,11 +33,11 @@ def main() -> None:
         model = load_model(arguments.model, group.device)
         encoding = read_encoding(arguments.model, model)
         prompt = encoding.encode_ordinary(arguments.prompt)
-        dtype = autocast_dtype(arguments.dtype, group.device)
+        fast = for_inference(model, autocast_dtype(arguments.dtype, group.device))
         for sample in range(arguments.samples):
             if sample:
                 print("\n" + "-" * 40)
-            tokens = stream(model, [prompt], settings, eot_id=encoding.eot_token, dtype=dtype, first_sample=sample)
+            tokens = stream(fast, [prompt], settings, eot_id=encoding.eot_token, first_sample=sample)
             if arguments.logprobs:
                 print_logprobs(encoding, tokens)
             else:

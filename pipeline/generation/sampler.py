@@ -1,7 +1,7 @@
 """Generation: many prompts, many samples of each, token by token.
 
-    for tokens in stream(model, [prompt], settings, eot_id=encoding.eot_token): ...   # as they come
-    generate(model, prompts, max_new_tokens=200, temperature=0.8, top_k=50, top_p=1.0, seed=1, eot_id=...)
+    generate(model, prompts, settings, eot_id=encoding.eot_token, dtype=torch.bfloat16, samples_per_prompt=2)
+    for new in stream(for_inference(model, dtype), [prompt], settings, eot_id=...): ...   # as they come
 
 The same seed gives the same texts on the same machine. A sample depends on its prompt, its number among the samples of
 that prompt, and the seed; not on what else is in the batch.
@@ -9,7 +9,7 @@ that prompt, and the seed; not on what else is in the batch.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -52,44 +52,7 @@ class NewToken:
     """Its natural log-probability under the model itself: at temperature 1, nothing filtered."""
 
 
-@dataclass
-class Continuation:
-    """What a model wrote after a prompt."""
-
-    tokens: list[int] = field(default_factory=list)
-    """Without the end-of-text token."""
-
-    logprobs: list[float] = field(default_factory=list)
-    """Of each token, see NewToken."""
-
-    ended: bool = False
-    """Whether the model ended the document, and not `max_new_tokens`."""
-
-
 def generate(
-    model: GPT,
-    prompts: Sequence[Sequence[int]],
-    *,
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    seed: int,
-    eot_id: int,
-    dtype: torch.dtype,
-    samples_per_prompt: int = 1,
-) -> list[list[int]]:
-    """The new tokens of every sample, prompt by prompt, without the end-of-text token.
-
-    `prompts`: token ids; an empty one starts a document. `dtype` of matrix products. Touches nothing of the model, nor
-    any random state. Raises ValueError for ids that the model has not.
-    """
-    settings = Settings(max_new_tokens, temperature, top_k, top_p, seed)
-    found = continuations(model, prompts, settings, eot_id=eot_id, dtype=dtype, samples_per_prompt=samples_per_prompt)
-    return [continuation.tokens for samples in found for continuation in samples]
-
-
-def continuations(
     model: GPT,
     prompts: Sequence[Sequence[int]],
     settings: Settings,
@@ -97,17 +60,17 @@ def continuations(
     eot_id: int,
     dtype: torch.dtype,
     samples_per_prompt: int,
-) -> list[list[Continuation]]:
-    """As `generate`, but with log-probabilities: for each prompt, its samples."""
-    found = [[Continuation() for _ in range(samples_per_prompt)] for _ in prompts]
-    tokens = stream(model, prompts, settings, eot_id=eot_id, dtype=dtype, samples_per_prompt=samples_per_prompt)
-    for new in tokens:
-        continuation = found[new.prompt][new.sample]
-        if new.token == eot_id:
-            continuation.ended = True
-        else:
-            continuation.tokens.append(new.token)
-            continuation.logprobs.append(new.logprob)
+) -> list[list[list[int]]]:
+    """For each prompt, the new tokens of each of its samples, without the end-of-text token.
+
+    `prompts`: token ids; an empty one starts a document. `dtype` of matrix products. Touches nothing of the model, nor
+    any random state. Raises ValueError for ids that the model has not, and where its logits are no numbers.
+    """
+    found: list[list[list[int]]] = [[[] for _ in range(samples_per_prompt)] for _ in prompts]
+    fast = for_inference(model, dtype)
+    for new in stream(fast, prompts, settings, eot_id=eot_id, samples_per_prompt=samples_per_prompt):
+        if new.token != eot_id:
+            found[new.prompt][new.sample].append(new.token)
     return found
 
 
@@ -118,13 +81,13 @@ def stream(
     settings: Settings,
     *,
     eot_id: int,
-    dtype: torch.dtype,
     samples_per_prompt: int = 1,
     first_sample: int = 0,
 ) -> Iterator[NewToken]:
     """Every new token as it is chosen, in the order of prompts and samples within a step; end-of-text too.
 
-    `first_sample`: the number of the first sample of each prompt, to go on where an earlier call ended.
+    `model`: as `for_inference` makes it. `first_sample`: the number of the first sample of each prompt, to go on where
+    an earlier call ended.
     """
     for number, prompt in enumerate(prompts):
         if wrong := [token for token in prompt if not 0 <= token < model.config.text_vocab_size]:
@@ -138,7 +101,7 @@ def stream(
     texts = [list(prompts[prompt]) or [eot_id] for prompt, _ in samples]
     random = [random_stream(settings.seed, prompts[prompt], sample) for prompt, sample in samples]
     longest = max(map(len, texts), default=0) + settings.max_new_tokens
-    decoder = Decoder(for_inference(model, dtype), texts, longest)
+    decoder = Decoder(model, texts, longest)
     active = list(range(len(samples)))
     for step in range(settings.max_new_tokens):
         logits = decoder.logits()  # (B, V)

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from pipeline.generation.decoder import Decoder, window_start
-from pipeline.generation.sampler import Settings, continuations, generate, stream
+from pipeline.generation.sampler import Settings, generate, stream
 from pipeline.model.gpt import GPT
+from pipeline.model.inference import for_inference
 from tests.model.configs import OPTIONS, option
 
 EOT = 60  # the last id with a text; 61 to 63 are padding
@@ -35,8 +36,7 @@ def settings(tokens: int = 40, temperature: float = 1.0, top_k: int = 0, top_p: 
 def sample(
     model: GPT, prompts: Sequence[Sequence[int]], how: Settings, samples: int = 1, eot_id: int = EOT
 ) -> list[list[list[int]]]:
-    found = continuations(model, prompts, how, eot_id=eot_id, dtype=torch.float32, samples_per_prompt=samples)
-    return [[one.tokens for one in samples] for samples in found]
+    return generate(model, prompts, how, eot_id=eot_id, dtype=torch.float32, samples_per_prompt=samples)
 
 
 @torch.no_grad()
@@ -146,12 +146,9 @@ def test_a_text_stops_at_end_of_text_and_the_others_go_on() -> None:
     model, prompts, how = model_of(), PROMPTS[:3], settings(tokens=30)
     free = sample(model, prompts, how, eot_id=99)  # an id that never comes
     eot = next(token for token in free[0][0] if not all(token in one for (one,) in free))
-    stopped = continuations(model, prompts, how, eot_id=eot, dtype=torch.float32, samples_per_prompt=1)
-    for (whole,), (part,) in zip(free, stopped, strict=True):
-        assert part.tokens == (whole[: whole.index(eot)] if eot in whole else whole)
-        assert part.ended == (eot in whole)
-    assert stopped[0][0].ended
-    assert not all(one.ended for (one,) in stopped)
+    stopped = sample(model, prompts, how, eot_id=eot)
+    assert stopped == [[whole[: whole.index(eot)] if eot in whole else whole] for (whole,) in free]
+    assert len(stopped[0][0]) < len(free[0][0])
 
 
 def test_padded_ids_are_never_sampled() -> None:
@@ -164,26 +161,20 @@ def test_padded_ids_are_never_sampled() -> None:
 
 def test_log_probabilities_are_the_models_own() -> None:
     model = model_of()
-    ((found,),) = continuations(
-        model,
-        [[1, 2]],
-        settings(tokens=10, top_k=5, temperature=0.7),
-        eot_id=99,
-        dtype=torch.float32,
-        samples_per_prompt=1,
-    )
-    idx = torch.tensor([[1, 2, *found.tokens]])
+    how = settings(tokens=10, top_k=5, temperature=0.7)
+    found = list(stream(for_inference(model, torch.float32), [[1, 2]], how, eot_id=99))
+    idx = torch.tensor([[1, 2, *(new.token for new in found)]])
     with torch.no_grad():
         logprobs = model.eval().logits(model.hidden(idx[:, :-1])).log_softmax(-1)[0, 1:]
     expected = logprobs.gather(-1, idx[0, 2:, None]).squeeze(-1).tolist()
-    assert found.logprobs == pytest.approx(expected, abs=1e-4)
+    assert [new.logprob for new in found] == pytest.approx(expected, abs=1e-4)
 
 
 def test_tokens_stream_in_the_order_of_steps() -> None:
-    how = settings(tokens=5)
-    tokens = list(stream(model_of(), [[1], [2]], how, eot_id=99, dtype=torch.float32, samples_per_prompt=2))
+    model, how = for_inference(model_of(), torch.float32), settings(tokens=5)
+    tokens = list(stream(model, [[1], [2]], how, eot_id=99, samples_per_prompt=2))
     assert [(new.prompt, new.sample) for new in tokens] == [(0, 0), (0, 1), (1, 0), (1, 1)] * 5
-    second = list(stream(model_of(), [[1]], how, eot_id=99, dtype=torch.float32, first_sample=1))
+    second = list(stream(model, [[1]], how, eot_id=99, first_sample=1))
     assert [new.token for new in second] == [new.token for new in tokens if (new.prompt, new.sample) == (0, 1)]
 
 
@@ -192,9 +183,9 @@ def test_the_model_and_the_random_state_are_left_alone(dtype: torch.dtype) -> No
     model = model_of("dropout").train()
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = torch.get_rng_state()
-    how = {"max_new_tokens": 20, "temperature": 1.0, "top_k": 5, "top_p": 0.9, "seed": 1, "eot_id": EOT, "dtype": dtype}
-    first = generate(model, PROMPTS, **how)  # type: ignore[arg-type]
-    assert generate(model, PROMPTS, **how) == first  # type: ignore[arg-type]
+    how = settings(tokens=20, top_k=5, top_p=0.9)
+    first = generate(model, PROMPTS, how, eot_id=EOT, dtype=dtype, samples_per_prompt=1)
+    assert generate(model, PROMPTS, how, eot_id=EOT, dtype=dtype, samples_per_prompt=1) == first
     assert torch.equal(torch.get_rng_state(), state)
     assert all(module.training for module in model.modules())
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())

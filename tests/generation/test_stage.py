@@ -11,10 +11,12 @@ import torch
 from pipeline.config import read_sections
 from pipeline.corpus import encodings, vocabularies
 from pipeline.generation import __main__ as terminal
+from pipeline.generation import sampler
 from pipeline.generation.params import SampleParams
 from pipeline.model.export import export_model
 from pipeline.model.files import load_model, save_model
 from pipeline.model.gpt import GPT
+from pipeline.model.inference import for_inference
 from stages import sample
 from tests.model.configs import TINY
 
@@ -72,6 +74,22 @@ def test_the_terminal_shows_prompt_and_continuation(
     assert text.startswith("Once upon")
     assert text.count("Once upon") == 2
     assert write(monkeypatch, capsys, *arguments) == text
+
+
+@pytest.mark.usefixtures("workplace")
+def test_the_terminal_prepares_the_model_once_for_all_samples(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared: list[torch.dtype] = []
+
+    def spy(model: GPT, dtype: torch.dtype) -> GPT:
+        prepared.append(dtype)
+        return for_inference(model, dtype)
+
+    monkeypatch.setattr(terminal, "for_inference", spy)
+    monkeypatch.setattr(sampler, "for_inference", spy)
+    write(monkeypatch, capsys, "--max-new-tokens", "2", "--samples", "3", "--dtype", "float32")
+    assert prepared == [torch.float32]
 
 
 @pytest.mark.usefixtures("workplace")
