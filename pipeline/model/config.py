@@ -140,8 +140,8 @@ class ModelParams(Architecture):
 
     init_from: str = Field(min_length=1)
     """First weights: scratch (random), gpt2 | gpt2-medium | gpt2-large | gpt2-xl (from the Hugging Face hub), or a
-    directory that holds a model of this pipeline or a GPT-2 of Hugging Face's. The keys above must then describe that
-    model; dropout and attention are free, and block_size may be smaller than its."""
+    directory that holds a model of this pipeline or a GPT-2 of Hugging Face's. The other keys of this section must then
+    describe that model; dropout and attention are free, and block_size may be smaller than its own."""
 
     vocab_multiple: int = Field(ge=1)
     """The vocabulary is padded with unused ids to a multiple of this: matrix products like round sizes. Padded ids have
