@@ -17,6 +17,9 @@ MOST_SMALL_POINTS = 500
 START = 0.05
 """Share of a run whose fall from the untrained loss may stand above the picture, so that the rest can be told apart."""
 
+MARK = 0.03
+"""Share of the height that half a mark needs."""
+
 TRAIN, VALIDATION, ACCURACY, SPIKE, SKIPPED = 0, 1, 2, 4, 7  # slots of the palette, the same in every figure
 
 
@@ -50,19 +53,15 @@ def loss_figure(run: Run, smoothing: float) -> Figure | None:
         name = "validation" if part is None else f"validation (first {exact(part)} tokens)"
         series.append(Series(name, val_tokens / factor, val_loss, "joined points", VALIDATION))
     high = top_of_picture(tokens, loss, smoothing)
-    series += _marks(run, factor, high)
+    y = Axis("loss (nats per token)", low=None if high is None else _bottom(loss, val_loss), high=high)
+    series += _marks(run, factor, y)
     rules = [*_restarts(run, factor), *_reference_loss(run)]
     alt = "Loss in nats per token over tokens seen. "
     if len(loss):
         alt += f"Training goes from {fixed(float(loss[0]), 2)} to {fixed(float(loss[-1]), 2)}. "
     if len(val_loss):
         alt += f"{name.capitalize()} ends at {fixed(float(val_loss[-1]), 3)}."
-    panel = Panel(
-        x,
-        Axis("loss (nats per token)", low=None if high is None else _bottom(loss, val_loss), high=high),
-        tuple(series),
-        tuple(rules),
-    )
+    panel = Panel(x, y, tuple(series), tuple(rules))
     return Figure("loss", alt.strip(), (panel,), height=3.8)
 
 
@@ -167,22 +166,19 @@ def _bottom(*columns: Floats) -> float:
     return float(np.min(values) - 0.03 * np.ptp(values))
 
 
-def _marks(run: Run, factor: float, high: float | None) -> list[Series]:
+def _marks(run: Run, factor: float, y: Axis) -> list[Series]:
     """Triangles at spikes and skipped steps, inside the picture; a loss that was no number is shown as the last one."""
     if "train/loss" not in run.curves:
         return []
     loss = floats(run.curves["train/loss"].ffill())
+    if y.high is not None and y.low is not None:
+        loss = np.fmin(loss, y.high - MARK * (y.high - y.low))
+    tokens = floats(run.curves["tokens"]) / factor
     marked = (
         ("spikes", curves.spikes(run.curves), SPIKE),
         ("skipped steps", curves.events(run.curves, "skipped"), SKIPPED),
     )
-    return [
-        Series(
-            name, floats(run.curves["tokens"].iloc[rows]) / factor, np.fmin(loss[rows], high or np.inf), "spikes", slot
-        )
-        for name, rows, slot in marked
-        if rows
-    ]
+    return [Series(name, tokens[rows], loss[rows], "spikes", slot) for name, rows, slot in marked if rows]
 
 
 def _restarts(run: Run, factor: float) -> list[Rule]:
