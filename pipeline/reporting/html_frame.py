@@ -20,6 +20,7 @@ h2 { margin-top: 2em; }
 a { color: var(--link); }
 table { border-collapse: collapse; display: block; overflow-x: auto; margin: 1em 0; }
 th, td { border: 1px solid var(--grid); padding: 6px 13px; }
+td[style*="right"] { white-space: nowrap; }
 tr:nth-child(2n) { background: var(--shade); }
 code { background: var(--shade); border-radius: 6px; padding: 0.15em 0.4em; font-size: 87%; }
 pre { background: var(--shade); border-radius: 6px; padding: 16px; line-height: 1.45; white-space: pre-wrap; }

@@ -105,7 +105,7 @@ def _results(run: Run, shown: Mapping[str, str]) -> str:
     parts += [f"### {_short_name(accuracy)}", _about_items(accuracy)]
     rows = [
         [f"{md.code(protocol.title)}: {protocol.rule}", percent(share, 2), percent(error, 2), "25 %"]
-        + ([", ".join(f"{name} {percent(value, 2)}" for name, value in protocol.references)] * accuracy.is_hellaswag)
+        + (["<br>".join(f"{name} {percent(value, 2)}" for name, value in protocol.references)] * accuracy.is_hellaswag)
         for protocol, share, error in measured
     ]
     header = ["Protocol", "Accuracy", "Standard error", "Chance"] + ["References"] * accuracy.is_hellaswag

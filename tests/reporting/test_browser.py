@@ -84,6 +84,24 @@ def test_in_a_wide_and_a_narrow_window_nothing_in_a_figure_covers_its_words(tmp_
     assert found == {"overlapping": [], "buttons": ["Download plot as a PNG", "Pan", "Reset axes", "Zoom"]}
 
 
+def test_in_a_narrow_window_a_number_stays_on_one_line_with_its_unit(tmp_path: Path) -> None:
+    root = fixtures.write_run(tmp_path / "run", fixtures.curves(20, accuracy="hellaswag"), is_hellaswag=True)
+    write_report(root, "A model", 0.9)
+    broken = """
+        const texts = document.evaluate('//td[contains(@style, "right")]//text()', document, null, 7);
+        const broken = [];
+        for (let place = 0; place < texts.snapshotLength; place++) {
+          const range = new Range();
+          range.selectNode(texts.snapshotItem(place));
+          if (range.getClientRects().length > 1) broken.push(range.toString());
+        }
+        document.title = `${texts.snapshotLength} texts, broken: ${broken}`;
+    """
+    document, _ = browse(with_script(root / "reports/report.html", broken), tmp_path / "profile", width=500)
+    title = document[document.index("<title>") + 7 : document.index("</title>")]
+    assert re.fullmatch(r"\d\d texts, broken: ", title), title
+
+
 def test_the_coloured_text_is_selected_as_it_is(tmp_path: Path) -> None:
     root = fixtures.write_run(tmp_path / "run", fixtures.curves(20))
     write_report(root, "A model", 0.9)
