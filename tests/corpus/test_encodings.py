@@ -1,6 +1,8 @@
 """Encodings: the same ids as their source, and the same encoding after a trip through files."""
 
 import hashlib
+import io
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -80,15 +82,60 @@ def test_gpt2_s_ids_of_books_and_code_are_tiktoken_s_own(
     assert encode(ours, texts).tolist() == expected
 
 
-def test_gpt2_comes_from_the_package_index_where_openai_cannot_be_reached(
+def unreachable(*_: object, **__: object) -> None:
+    raise OSError("no route")
+
+
+def test_gpt2_comes_from_the_package_index_where_openai_cannot_be_reached_and_then_from_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unreachable(*_: object, **__: object) -> None:
-        raise OSError("no route")
-
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr("urllib.request.urlopen", unreachable)
     assert vocabularies.gpt2_encoding().encode_ordinary("hello world") == [31373, 995]
+    monkeypatch.setattr(vocabularies, "open_wheel", unreachable)
+    assert vocabularies.gpt2_encoding().encode_ordinary("hello world") == [31373, 995]
+
+
+def test_a_cache_that_cannot_be_written_does_not_keep_gpt2_away(
+    gpt2_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (content,) = [path.read_bytes() for path in gpt2_files.iterdir() if vocabularies._is_gpt2(path.read_bytes())]
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: io.BytesIO(content))
+    assert vocabularies.gpt2_encoding().n_vocab == 50_257
+
+
+@pytest.fixture
+def offline(gpt2_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """No cache and no network; GPT-2's vocabulary, which a Hugging Face directory may hold."""
+    (content,) = [path.read_bytes() for path in gpt2_files.iterdir() if vocabularies._is_gpt2(path.read_bytes())]
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "none"))
+    monkeypatch.setattr(vocabularies, "_fetched_gpt2_file", unreachable)
+    return dict(json.loads(content))
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "tokenizer.json"])
+def test_gpt2_is_read_from_a_hugging_face_directory_however_that_is_written(
+    name: str, offline: dict[str, int], tmp_path: Path
+) -> None:
+    by_name = dict(sorted(offline.items()))
+    written = by_name if name == "vocab.json" else {"model": {"type": "BPE", "vocab": by_name}}
+    (tmp_path / name).write_text(json.dumps(written, indent=2, ensure_ascii=False), encoding="utf-8")
+    assert vocabularies.gpt2_encoding(tmp_path).encode_ordinary("hello world") == [31373, 995]
+
+
+def test_a_hugging_face_directory_with_another_encoding_is_refused_by_its_file(
+    offline: dict[str, int], tmp_path: Path
+) -> None:
+    offline["hello"], offline["world"] = offline["world"], offline["hello"]
+    (tmp_path / "vocab.json").write_text(json.dumps(offline))
+    with pytest.raises(ValueError, match=r"vocab\.json: not GPT-2's encoding"):
+        vocabularies.gpt2_encoding(tmp_path)
+    (tmp_path / "vocab.json").unlink()
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"type": "Unigram", "vocab": [["a", 0.0]]}}))
+    with pytest.raises(ValueError, match=r"tokenizer\.json: not GPT-2's encoding"):
+        vocabularies.gpt2_encoding(tmp_path)
 
 
 def test_bytes_are_utf8() -> None:
