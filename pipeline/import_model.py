@@ -4,19 +4,22 @@
     python -m pipeline.import_model path/to/hf models/mine
 
 The result is one for `evaluate`, `sample` and `model.init_from`, like data/model. It holds the encoding too: the one in
-the directory's encoding/ where there is one, else GPT-2's where the vocabulary has its size, else none.
+the directory's encoding/ where there is one; else GPT-2's where the vocabulary has its size, padded or not, and the
+directory has no tokenizer of its own; else none. Ids that the encoding has not are padding from then on.
 """
 
 import argparse
 import tempfile
 from pathlib import Path
 
+import tiktoken
+
 from pipeline.corpus import encodings
 from pipeline.corpus.vocabularies import gpt2_encoding
 from pipeline.log import clear_errors, logger
 from pipeline.model.accounting import describe
 from pipeline.model.config import GPT2_SIZES, GPT2_VOCAB_SIZE
-from pipeline.model.files import ENCODING, load_model, save_model
+from pipeline.model.files import ENCODING, load_model, match_vocabulary, save_model
 from pipeline.model.huggingface import fetch
 
 
@@ -24,16 +27,29 @@ def import_model(source: str, directory: Path) -> None:
     """Writes a model directory with the weights of `source`: a released name, or a directory."""
     found = fetch(source) if source in GPT2_SIZES else Path(source)
     model = load_model(found)
+    encoding = encoding_of(found, model.config.text_vocab_size)
+    if encoding is not None:
+        match_vocabulary(model, encoding, found)
     logger.info("%s", describe(model.config))
     with tempfile.TemporaryDirectory() as temporary:
-        encoding: Path | None = found / ENCODING
-        if not (found / ENCODING).is_dir():
-            encoding = None
-            if model.config.text_vocab_size == GPT2_VOCAB_SIZE:
-                encoding = Path(temporary) / ENCODING
-                encodings.save(gpt2_encoding(), encoding)
-        save_model(directory, model, encoding)
+        files = Path(temporary) / ENCODING
+        if encoding is not None:
+            encodings.save(encoding, files)
+        save_model(directory, model, files if encoding is not None else None)
     logger.info("%s: weights and config%s", directory, ", no encoding" if encoding is None else " and encoding")
+
+
+def encoding_of(directory: Path, ids: int) -> tiktoken.Encoding | None:
+    """The encoding of a model of `ids` ids in a directory, None where it cannot be told."""
+    if (directory / ENCODING).is_dir():
+        return encodings.load(directory / ENCODING)
+    if ids < GPT2_VOCAB_SIZE:
+        return None
+    try:
+        return gpt2_encoding(directory)
+    except ValueError as error:
+        logger.warning("%s", error)
+        return None
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from pipeline.evaluation.params import EvaluateParams
 from pipeline.evaluation.val_loss import ValLoss, validation_loss
 from pipeline.files import write_json
 from pipeline.log import Stop, clear_errors, logger
-from pipeline.model.files import ENCODING, load_model
+from pipeline.model.files import ENCODING, load_model, match_vocabulary
 from pipeline.progress import Progress
 from pipeline.runtime import RuntimeParams
 
@@ -36,6 +36,7 @@ def main() -> None:
     items = subset(read_items(HELLASWAG / ITEMS_FILE), params.hellaswag_items)
     with distributed.start(runtime.collective_timeout) as group:
         model = load_model(MODEL, group.device)
+        match_vocabulary(model, encoding, MODEL)
         dtype = distributed.autocast_dtype(params.dtype, group.device)
         with Progress("validation loss", total=len(stream) - 1, unit="tok") as progress:
             loss = validation_loss(

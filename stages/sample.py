@@ -20,7 +20,7 @@ from pipeline.generation.params import SampleParams
 from pipeline.generation.sampler import Settings, generate
 from pipeline.generation.text import surprise
 from pipeline.log import clear_errors, logger
-from pipeline.model.files import ENCODING, load_model
+from pipeline.model.files import ENCODING, load_model, match_vocabulary
 from pipeline.model.gpt import GPT
 from pipeline.runtime import RuntimeParams
 
@@ -34,6 +34,7 @@ def main() -> None:
     with distributed.start(runtime.collective_timeout) as group:
         model = load_model(MODEL, group.device)
         encoding = encodings.load(MODEL / ENCODING)
+        match_vocabulary(model, encoding, MODEL)
         samples = sample(model, encoding, params, distributed.autocast_dtype(runtime.dtype, group.device))
     write_json(DATA, samples)
     write_text(PAGE, page(samples))

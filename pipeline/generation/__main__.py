@@ -3,23 +3,26 @@
     python -m pipeline.generation "Once upon a time" --model data/model
 
 The model is a directory of this pipeline's or a Hugging Face GPT-2 (whose encoding is GPT-2's own). Without a prompt,
-it starts a document. With --logprobs, one token a line with its log-probability.
+it starts a document. With --logprobs, one token a line with its log-probability. Standard output has the text alone.
 """
 
 import argparse
 import secrets
 import sys
 from collections.abc import Iterable
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import tiktoken
+import torch
 
 from pipeline.corpus import encodings
+from pipeline.corpus.vocabularies import gpt2_encoding
 from pipeline.distributed import autocast_dtype, start
 from pipeline.generation.sampler import NewToken, Settings, stream
 from pipeline.generation.text import pieces
 from pipeline.log import clear_errors
-from pipeline.model.files import ENCODING, load_model
+from pipeline.model.files import ENCODING, load_model, match_vocabulary
 from pipeline.model.gpt import GPT
 from pipeline.model.inference import for_inference
 
@@ -30,8 +33,8 @@ def main() -> None:
     seed = secrets.randbelow(2**32) if arguments.seed is None else arguments.seed
     settings = Settings(arguments.max_new_tokens, arguments.temperature, arguments.top_k, arguments.top_p, seed)
     with start(timeout_s=60) as group:
-        model = load_model(arguments.model, group.device)
-        encoding = read_encoding(arguments.model, model)
+        with redirect_stdout(sys.stderr):  # of what is said on the way: it is no part of the text
+            model, encoding = load(arguments.model, group.device)
         prompt = encoding.encode_ordinary(arguments.prompt)
         fast = for_inference(model, autocast_dtype(arguments.dtype, group.device))
         for sample in range(arguments.samples):
@@ -63,19 +66,13 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
-def read_encoding(directory: Path, model: GPT) -> tiktoken.Encoding:
-    """The encoding in a model directory; of one without, GPT-2's, if the model has its vocabulary."""
-    if (directory / ENCODING).is_dir():
-        return encodings.load(directory / ENCODING)
-    from pipeline.corpus.vocabularies import gpt2_encoding
-
-    encoding = gpt2_encoding()
-    if encoding.n_vocab > model.config.text_vocab_size:
-        raise ValueError(
-            f"{directory}: no {ENCODING}/, and GPT-2's ({encoding.n_vocab} ids) exceeds the model's vocabulary "
-            f"({model.config.text_vocab_size})"
-        )
-    return encoding
+def load(directory: Path, device: torch.device) -> tuple[GPT, tiktoken.Encoding]:
+    """The model in a directory and its encoding: the one beside it; of a Hugging Face directory, GPT-2's."""
+    model = load_model(directory, device)
+    ours = directory / ENCODING
+    encoding = encodings.load(ours) if ours.is_dir() else gpt2_encoding(directory)
+    match_vocabulary(model, encoding, directory)
+    return model, encoding
 
 
 def print_logprobs(encoding: tiktoken.Encoding, tokens: Iterable[NewToken]) -> None:

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import tiktoken
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
@@ -52,6 +53,18 @@ def load_model(directory: Path, device: str | torch.device = "cpu") -> GPT:
     else:
         config = _own_config(values, directory / CONFIG)
     return build(config, weights, directory / WEIGHTS).to(device)
+
+
+def match_vocabulary(model: GPT, encoding: tiktoken.Encoding, source: Path) -> None:
+    """Takes the model's ids that the encoding has not for padding, as those of a Hugging Face GPT-2 of 50,304 ids.
+
+    Raises ValueError that names `source` where the encoding has ids that the model has not.
+    """
+    if encoding.n_vocab > (ids := model.config.text_vocab_size):
+        raise ValueError(
+            f"{source}: encoding {encoding.name} ({encoding.n_vocab} ids) exceeds the model's vocabulary ({ids})"
+        )
+    model.config = model.config.changed(text_vocab_size=encoding.n_vocab)
 
 
 def read_config(directory: Path) -> GPTConfig:

@@ -91,6 +91,17 @@ def test_an_imported_model_with_too_few_ids_is_refused(workplace: Path) -> None:
         evaluate.main()
 
 
+def test_the_ids_of_an_imported_model_that_have_no_text_take_no_probability(workplace: Path) -> None:
+    evaluate.main()
+    before = metrics(workplace)
+    model = tiny_model(block_size=64)
+    assert model.config.vocab_size > model.config.text_vocab_size
+    model.config = model.config.changed(text_vocab_size=model.config.vocab_size)  # as in Hugging Face's config
+    save_model(workplace / "data/model", model, None)
+    evaluate.main()
+    assert metrics(workplace) == before
+
+
 def test_the_probes_of_training_on_all_there_is_give_what_the_stage_gives(workplace: Path) -> None:
     evaluate.main()
     train, runtime = read_sections(TrainParams, RuntimeParams)

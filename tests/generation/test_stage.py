@@ -9,7 +9,7 @@ import tiktoken
 import torch
 
 from pipeline.config import read_sections
-from pipeline.corpus import encodings, vocabularies
+from pipeline.corpus import encodings
 from pipeline.generation import __main__ as terminal
 from pipeline.generation import sampler
 from pipeline.generation.params import SampleParams
@@ -50,6 +50,14 @@ def test_samples_have_every_prompt_and_the_same_texts_again(workplace: Path) -> 
     first = data.read_bytes(), page.read_bytes()
     sample.main()
     assert (data.read_bytes(), page.read_bytes()) == first
+
+
+def test_samples_of_a_padded_model_have_a_text(workplace: Path) -> None:
+    model = GPT(TINY.changed(vocab_size=20_000, text_vocab_size=20_000))  # random: nearly all ids would have none
+    save_model(workplace / "data/model", model, workplace / "encoding")
+    sample.main()
+    found = json.loads((workplace / "reports/sample/samples.json").read_text())
+    assert all(nats < 6 for _, nats in found["surprise"]["tokens"])  # ln(257) is 5.5, and ln(20,000) 9.9
 
 
 def test_an_endless_temperature_is_refused_by_its_key(workplace: Path) -> None:
@@ -101,20 +109,35 @@ def test_the_terminal_shows_log_probabilities(
     assert all(float(line.split()[0]) < 0 for line in lines)
 
 
-def test_a_hugging_face_directory_is_read_with_gpt2_s_encoding(
+def test_a_padded_hugging_face_directory_is_read_with_gpt2_s_encoding(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    theirs = workplace / "theirs"
-    arguments = ("Once", "--max-new-tokens", "12", "--seed", "3", "--dtype", "float32")
-    export_model(load_model(workplace / "data/model"), None, theirs)
-    assert not (theirs / "encoding").exists()
-    monkeypatch.setattr(vocabularies, "gpt2_encoding", lambda: BYTES)  # the real one would need its file
-    text = write(monkeypatch, capsys, *arguments, "--model", str(theirs))
+    ours = load_model(workplace / "data/model")
+    ours.config = ours.config.changed(text_vocab_size=320)  # the padding is exported as if it were text
+    export_model(ours, None, workplace / "theirs")
+    asked: list[Path] = []
+
+    def gpt2_encoding(directory: Path) -> tiktoken.Encoding:
+        asked.append(directory)
+        print("fetching")
+        return BYTES  # the real one would need its file
+
+    monkeypatch.setattr(terminal, "gpt2_encoding", gpt2_encoding)
+    arguments = ("Once", "--max-new-tokens", "300", "--seed", "3", "--dtype", "float32", "--temperature", "5")
+    text = write(monkeypatch, capsys, *arguments, "--model", "theirs")  # what is said goes to the other stream
     assert text == write(monkeypatch, capsys, *arguments)
+    assert asked == [Path("theirs")]
+
+
+def test_a_hugging_face_directory_with_fewer_ids_than_gpt2_is_refused(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_model(load_model(workplace / "data/model"), None, workplace / "theirs")
     larger = tiktoken.Encoding("gpt2", pat_str=".", mergeable_ranks={b"a": 0}, special_tokens={"<|endoftext|>": 50256})
-    monkeypatch.setattr(vocabularies, "gpt2_encoding", lambda: larger)
-    with pytest.raises(ValueError, match=r"theirs: no encoding/, and GPT-2's \(50257 ids\) exceeds"):
-        write(monkeypatch, capsys, *arguments, "--model", str(theirs))
+    monkeypatch.setattr(terminal, "gpt2_encoding", lambda _: larger)
+    monkeypatch.setattr(sys, "argv", ["generation", "--model", "theirs"])
+    with pytest.raises(ValueError, match=r"theirs: encoding gpt2 \(50257 ids\) exceeds the model's vocabulary \(257\)"):
+        terminal.main()
 
 
 def test_a_directory_without_a_model_is_named(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,59 @@
+"""What import_model writes for Hugging Face directories: which encoding, and what is padding."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline import import_model as command
+from pipeline.corpus import encodings
+from pipeline.model.config import GPTConfig
+from pipeline.model.export import export_model
+from pipeline.model.files import load_model
+from pipeline.model.gpt import GPT
+from tests.model.configs import TINY
+
+BYTES = encodings.bytes_encoding()
+
+
+@pytest.fixture
+def gpt2_is_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bytes encoding stands for GPT-2's, which would need its file and large models."""
+
+    def gpt2_encoding(directory: Path) -> object:
+        if (directory / "vocab.json").exists():
+            raise ValueError("not GPT-2's encoding")
+        return BYTES
+
+    monkeypatch.setattr(command, "gpt2_encoding", gpt2_encoding)
+    monkeypatch.setattr(command, "GPT2_VOCAB_SIZE", BYTES.n_vocab)
+
+
+def imported(config: GPTConfig, directory: Path, own_tokenizer: bool = False) -> GPT:
+    """The model that comes of a Hugging Face directory, in `directory`/ours."""
+    torch.manual_seed(1)
+    export_model(GPT(config), None, directory / "theirs")
+    if own_tokenizer:
+        (directory / "theirs/vocab.json").write_text(json.dumps({"a": 0}))
+    command.import_model(str(directory / "theirs"), directory / "ours")
+    return load_model(directory / "ours")
+
+
+@pytest.mark.usefixtures("gpt2_is_bytes")
+@pytest.mark.parametrize("ids", [257, 320])
+def test_a_vocabulary_of_gpt2_s_size_gets_its_encoding_padded_or_not(ids: int, tmp_path: Path) -> None:
+    model = imported(TINY.changed(vocab_size=ids, text_vocab_size=ids), tmp_path)
+    assert (model.config.vocab_size, model.config.text_vocab_size) == (ids, 257)
+    assert encodings.identity(encodings.load(tmp_path / "ours/encoding")) == encodings.identity(BYTES)
+    logits, _ = model(torch.tensor([[1, 2]]))
+    assert bool(logits[..., :257].isfinite().all())
+    assert bool((logits[..., 257:] == -torch.inf).all())
+
+
+@pytest.mark.usefixtures("gpt2_is_bytes")
+@pytest.mark.parametrize(("ids", "own_tokenizer"), [(256, False), (320, True)])
+def test_other_vocabularies_come_without_an_encoding(ids: int, own_tokenizer: bool, tmp_path: Path) -> None:
+    model = imported(TINY.changed(vocab_size=ids, text_vocab_size=ids), tmp_path, own_tokenizer)
+    assert model.config.text_vocab_size == ids
+    assert not (tmp_path / "ours/encoding").exists()
