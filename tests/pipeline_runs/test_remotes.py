@@ -2,26 +2,21 @@
 
 import logging
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from urllib.request import Request, urlopen
 
 import pytest
+from moto.server import ThreadedMotoServer
 
 from tests.dag.imports import STAGES
 from tests.pipeline_runs.project import Project, stages_run
 
 pytestmark = pytest.mark.slow
 
-MISSING = [package for package in ("dvc_s3", "moto", "flask", "flask_cors") if find_spec(package) is None]
-needs_s3 = pytest.mark.skipif(bool(MISSING), reason=f"the S3 server and its client need {', '.join(MISSING)}")
-
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
     """The address of an S3 server on this machine, with one bucket, `shared`, that takes any key."""
-    from moto.server import ThreadedMotoServer  # type: ignore[import-not-found, unused-ignore]
-
     logging.getLogger("werkzeug").setLevel(logging.WARNING)  # else a line for each request
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
@@ -31,7 +26,7 @@ def s3() -> Iterator[str]:
     server.stop()
 
 
-@pytest.fixture(params=["a directory", pytest.param("S3", marks=needs_s3)])
+@pytest.fixture(params=["a directory", "S3"])
 def author(request: pytest.FixtureRequest, finished: Project, tmp_path: Path) -> Project:
     """A project with a Git remote, `origin`, and a DVC remote, both committed and pushed to."""
     project = finished.copy(tmp_path / "author")

@@ -18,7 +18,6 @@ def test_without_the_package_the_error_says_what_to_install(monkeypatch: pytest.
 
 
 def test_a_server_gets_a_report_of_one_group_with_means_over_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("wandb_workspaces")
     with wandb_server() as server:
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
