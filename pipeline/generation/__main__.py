@@ -7,6 +7,7 @@ it starts a document. With --logprobs, one token a line with its log-probability
 """
 
 import argparse
+import os
 import secrets
 import sys
 from collections.abc import Iterable
@@ -55,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog="python -m pipeline.generation", description=(__doc__ or "").split("\n")[0])
     found.add_argument("prompt", nargs="?", default="", help="the text to go on from")
     found.add_argument("--model", type=Path, default=Path("data/model"), help="a model directory (data/model)")
-    found.add_argument("--samples", type=int, default=1, help="texts, one after the other (1)")
+    found.add_argument("--samples", type=count, default=1, help="texts, one after the other (1)")
     found.add_argument("--max-new-tokens", type=int, default=256, help="tokens of each, at most (256)")
     found.add_argument("--temperature", type=float, default=0.8, help="0: greedy (0.8)")
     found.add_argument("--top-k", type=int, default=50, help="0: off (50)")
@@ -64,6 +65,13 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="(auto)")
     found.add_argument("--logprobs", action="store_true", help="print each token with its log-probability")
     return found
+
+
+def count(text: str) -> int:
+    """A whole number from 1 on."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number} must be at least 1")
+    return number
 
 
 def load(directory: Path, device: torch.device) -> tuple[GPT, tiktoken.Encoding]:
@@ -89,3 +97,8 @@ if __name__ == "__main__":
         except KeyboardInterrupt:
             print()
             sys.exit(130)
+        except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
+            os.dup2(
+                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+            )  # for what the interpreter flushes at its end
+            sys.exit(141)  # as a shell counts the signal that ends other programs here

@@ -1,6 +1,7 @@
 """The sample stage and the command that writes to the terminal."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -138,6 +139,33 @@ def test_a_hugging_face_directory_with_fewer_ids_than_gpt2_is_refused(
     monkeypatch.setattr(sys, "argv", ["generation", "--model", "theirs"])
     with pytest.raises(ValueError, match=r"theirs: encoding gpt2 \(50257 ids\) exceeds the model's vocabulary \(257\)"):
         terminal.main()
+
+
+@pytest.mark.parametrize(("samples", "wrong"), [("0", "0 must be at least 1"), ("few", "invalid count value: 'few'")])
+def test_a_number_of_samples_that_is_none_is_refused(
+    samples: str, wrong: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        write(monkeypatch, capsys, "--samples", samples)
+    assert f"argument --samples: {wrong}" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough_ends_it_quietly(workplace: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline.generation",
+        "xxxxx",
+        "--samples=50",
+        f"--model={workplace / 'data/model'}",
+    ]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        assert writer.stderr is not None
+        assert writer.stdout.read(5) == "xxxxx"
+        writer.stdout.close()
+        assert writer.stderr.read() == ""
+    assert writer.returncode == 141
 
 
 def test_a_directory_without_a_model_is_named(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
