@@ -9,14 +9,16 @@ Rules where the protocols leave a choice:
 - What does not fit the model's window is cut (pipeline.evaluation.scoring.tasks_of), and the items with such a cut are
   counted in `truncated`.
 - The answers are those of float32, as the reference tools have them. In bfloat16 a log-likelihood is off by some tenths
-  of a nat, not always the same with other batches; so an item that this could decide is asked again in float32.
+  of a nat, not always the same with other batches; so an item that twice the largest error seen could decide is asked
+  again in float32.
 Batches are cut before they are dealt to the ranks, so any number of ranks gives the same scores.
 """
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +33,9 @@ from pipeline.model.gpt import GPT
 from pipeline.model.inference import for_inference
 from pipeline.progress import Progress
 
-# More than bfloat16 has been seen to move a log-likelihood of GPT-2's 124M shape (docs/evaluation.md), in nats.
+# The metrics that each protocol's questions answer.
+METRICS = {HARNESS: ("acc", "acc_norm"), TOKEN_MEAN: ("acc_norm_token",)}
+# Nats by which a log-likelihood is taken to be off in bfloat16 at least; docs/evaluation.md has a measurement.
 ROUNDING = 0.5
 SUBSET_SEED = 20190519  # the same items in every run, whatever its own seed, so that runs can be compared
 
@@ -98,22 +102,18 @@ def score_items(
             f"encoding {encoding.name} ({encoding.n_vocab} ids) exceeds the model's vocabulary "
             f"({model.config.text_vocab_size})"
         )
-    questions = [ask(item, protocol, encoding) for protocol in PROTOCOLS for item in items]
-    nats = _scores(model, questions, encoding.eot_token, batch_size, dtype, group, progress)
+    questions = {protocol: [ask(item, protocol, encoding) for item in items] for protocol in PROTOCOLS}
+    scored = partial(_scores, model, eot_id=encoding.eot_token, batch_size=batch_size, group=group)
+    nats = scored([question for asked in questions.values() for question in asked], dtype=dtype, progress=progress)
     if dtype != torch.float32:
-        again = [number for number, question in enumerate(questions) if _undecided(nats[number], question)]
-        asked_again = [questions[number] for number in again]
-        nats[again] = _scores(model, asked_again, encoding.eot_token, batch_size, torch.float32, group, None)
+        _ask_close_calls_again(nats, questions, partial(scored, dtype=torch.float32, progress=None))
 
-    of_protocol = {protocol: slice(n * len(items), (n + 1) * len(items)) for n, protocol in enumerate(PROTOCOLS)}
-    by_protocol = {protocol: questions[part] for protocol, part in of_protocol.items()}
     truncated = sum(
         not all(fits(question.context, question.endings, model.config.block_size) for question in asked)
-        for asked in zip(*by_protocol.values(), strict=True)
+        for asked in zip(*questions.values(), strict=True)
     )
     labels = np.array([item.label for item in items])
-    answers = answers_of({protocol: nats[part] for protocol, part in of_protocol.items()}, by_protocol)
-    return HellaswagResult(labels, answers, truncated)
+    return HellaswagResult(labels, answers_of(_by_protocol(nats), questions), truncated)
 
 
 def subset(items: Sequence[Item], count: int | None) -> list[Item]:
@@ -126,6 +126,7 @@ def subset(items: Sequence[Item], count: int | None) -> list[Item]:
 def _scores(
     model: GPT,
     questions: Sequence[Question],
+    *,
     eot_id: int,
     batch_size: int,
     dtype: torch.dtype,
@@ -151,17 +152,38 @@ def _scores(
     return nats.view(len(questions), ENDINGS).numpy()
 
 
-def _undecided(nats: Scores, question: Question) -> bool:
-    """Whether errors of at most ROUNDING nats in each score (4,) could change an answer under any metric."""
-    tokens = [len(ending) for ending in question.endings]
-    for lengths in ([1] * ENDINGS, question.characters, tokens):
-        divisors = np.maximum(lengths, 1)
-        best = np.argmin(nats / divisors)
-        lowest = (nats - ROUNDING) / divisors
-        lowest[best] = np.inf
-        if lowest.min() < (nats[best] + ROUNDING) / divisors[best]:
-            return True
-    return False
+def _ask_close_calls_again(
+    nats: Scores, questions: dict[str, list[Question]], in_float32: Callable[[list[Question]], Scores]
+) -> None:
+    """Replaces the scores of questions whose answers errors like those seen could change.  # (n, 4)
+
+    An error is seen where a question was asked again; one larger than was thought possible can make more of them close.
+    """
+    everything = [question for asked in questions.values() for question in asked]
+    error, exact = ROUNDING, np.zeros(len(everything), dtype=bool)
+    while len(again := np.flatnonzero(~exact & _close_calls(_by_protocol(nats), questions, error))):
+        scores = in_float32([everything[number] for number in again])
+        error = max(error, 2 * float(np.abs(scores - nats[again]).max()))
+        nats[again], exact[again] = scores, True
+
+
+def _close_calls(nats: dict[str, Scores], questions: dict[str, list[Question]], error: float) -> npt.NDArray[np.bool_]:
+    """Whether errors of at most `error` nats could change the answer to a question, in their order.  # (n,)"""
+    return np.concatenate(
+        [
+            np.any([_close(nats[protocol], _divisors(metric, asked), error) for metric in METRICS[protocol]], axis=0)
+            for protocol, asked in questions.items()
+        ]
+    )
+
+
+def _close(nats: Scores, divisors: Answers, error: float) -> npt.NDArray[np.bool_]:
+    """Whether another ending can be as good as the best where each score is off by at most `error` nats.  # (n,)"""
+    rows, best = np.arange(len(nats)), _least(nats, divisors)
+    highest, lowest = _normalised(nats + error, divisors), _normalised(nats - error, divisors)
+    lowest[rows, best] = np.inf  # the best is no other
+    closest: Scores = lowest.min(axis=1)
+    return closest < highest[rows, best]
 
 
 def answers_of(nats: dict[str, Scores], questions: dict[str, list[Question]]) -> dict[str, Answers]:
@@ -169,19 +191,31 @@ def answers_of(nats: dict[str, Scores], questions: dict[str, list[Question]]) ->
 
     `nats`: protocol -> summed loss of each ending.  # (n, 4)
     """
-    lengths = {
-        protocol: np.array([[len(ending) for ending in question.endings] for question in asked])
-        for protocol, asked in questions.items()
-    }
-    characters = np.array([question.characters for question in questions[HARNESS]])
     return {
-        "acc": _least(nats[HARNESS], np.ones_like(characters), lengths[HARNESS]),
-        "acc_norm": _least(nats[HARNESS], characters, lengths[HARNESS]),
-        "acc_norm_token": _least(nats[TOKEN_MEAN], lengths[TOKEN_MEAN], lengths[TOKEN_MEAN]),
+        metric: _least(nats[protocol], _divisors(metric, questions[protocol]))
+        for protocol, metrics in METRICS.items()
+        for metric in metrics
     }
 
 
-def _least(nats: Scores, divisors: Answers, tokens: Answers) -> Answers:
-    """The column with the least nats per divisor; one with no divisor or no tokens only where all are so.  # (n,)"""
-    possible = (divisors > 0) & (tokens > 0)
-    return np.argmin(np.where(possible, nats / np.maximum(divisors, 1), np.inf), axis=1)
+def _by_protocol(nats: Scores) -> dict[str, Scores]:
+    """The scores of all questions, as views of those of each protocol."""
+    return dict(zip(PROTOCOLS, np.split(nats, len(PROTOCOLS)), strict=True))
+
+
+def _divisors(metric: str, questions: Sequence[Question]) -> Answers:
+    """What each ending's loss is divided by; 0 where it cannot win, for it has no characters or tokens.  # (n, 4)"""
+    tokens = np.array([[len(ending) for ending in question.endings] for question in questions])
+    characters = np.array([question.characters for question in questions])
+    of_metric = {"acc": np.ones_like(tokens), "acc_norm": characters, "acc_norm_token": tokens}
+    return np.where(tokens > 0, of_metric[metric], 0)
+
+
+def _normalised(nats: Scores, divisors: Answers) -> Scores:
+    """Nats per divisor, infinite where that is 0."""
+    return np.where(divisors > 0, nats / np.maximum(divisors, 1), np.inf)
+
+
+def _least(nats: Scores, divisors: Answers) -> Answers:
+    """The column with the least nats per divisor.  # (n,)"""
+    return np.argmin(_normalised(nats, divisors), axis=1)

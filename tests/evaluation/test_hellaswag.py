@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 import torch.nn.functional as F
@@ -193,6 +194,32 @@ def test_bfloat16_alone_would_have_changed_answers(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(hellaswag, "ROUNDING", 0.0)
     model, items = untrained("gpt2"), many_items(120)
     assert not same_answers(score(model, items), score(model, items, dtype=torch.bfloat16))
+
+
+def four(endings: list[list[int]], number: int = 0) -> Question:
+    return Question([number], endings, [len(ending) for ending in endings])
+
+
+def test_an_error_larger_than_was_thought_possible_makes_more_calls_close() -> None:
+    gaps = [0.9, 3.0, 9.0] * 2  # of three questions under both protocols
+    questions = [four([[1], [2], [3], [4]], number) for number in range(6)]
+    nats = np.array([[20.0, 20.0 + gap, 90.0, 90.0] for gap in gaps])
+    exact = nats - [0.0, 1.0, 0.0, 0.0]  # every second ending is off by 1 nat, twice what was thought possible
+    asked: list[list[int]] = []
+
+    def in_float32(again: list[Question]) -> npt.NDArray[np.float64]:
+        asked.append([question.context[0] for question in again])
+        return exact[asked[-1]]
+
+    hellaswag._ask_close_calls_again(nats, {HARNESS: questions[:3], TOKEN_MEAN: questions[3:]}, in_float32)
+    assert asked == [[0, 3], [1, 4]]
+    assert nats[:, 1].tolist() == [exact[0, 1], exact[1, 1], 29.0] * 2
+
+
+def test_an_ending_that_cannot_win_hides_no_close_call() -> None:
+    asked = {HARNESS: [four([[], [2], [3], [4]])], TOKEN_MEAN: [four([[1], [2], [3], [4]])]}
+    nats = {HARNESS: np.array([[0.0, 20.0, 20.1, 90.0]]), TOKEN_MEAN: np.array([[0.0, 20.0, 20.1, 90.0]])}
+    assert hellaswag._close_calls(nats, asked, error=0.5).tolist() == [True, False]
 
 
 def test_a_malformed_item_is_named_by_its_line(tmp_path: Path) -> None:
