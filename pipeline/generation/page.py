@@ -1,8 +1,9 @@
 """The samples as a page to read, samples.md, and as data for the report, samples.json."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
+
+from pipeline.reporting import markdown
 
 HARDEST = 5  # tokens named in the page
 
@@ -31,16 +32,15 @@ def heading(prompt: str | None) -> str:
     if prompt is None:
         return "No prompt: the model starts a document"
     line = " ".join(prompt.split())
-    return f"`{line[:60]}{'…' if len(line) > 60 else ''}`".replace("``", "(white space)")
-
-
-def fenced(text: str) -> str:
-    """A text as it is, in a code block whose fence is longer than any run of backticks in it."""
-    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
-    return f"{fence}text\n{text.strip(chr(10))}\n{fence}"
+    return markdown.code(f"{line[:60]}{'…' if len(line) > 60 else ''}") if line else "(white space)"
 
 
 def hardest(tokens: Sequence[tuple[str, float]]) -> str:
     """The most surprising tokens and their nats, in words."""
     most = sorted(tokens, key=lambda token: -token[1])[:HARDEST]
-    return ", ".join(f"{piece.strip() or repr(piece)!s} ({nats:.1f})" for piece, nats in most)
+    return ", ".join(f"{markdown.code(piece.strip() or repr(piece))} ({nats:.1f})" for piece, nats in most)
+
+
+def fenced(text: str) -> str:
+    """A text as it is, in a block of its own."""
+    return markdown.fence(text.strip("\n"), "text")

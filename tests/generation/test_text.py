@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from pipeline.corpus.encodings import bytes_encoding
-from pipeline.generation.page import fenced, heading, page
+from pipeline.generation.page import fenced, hardest, heading, page
 from pipeline.generation.text import pieces, surprise
 from pipeline.model.gpt import GPT
+from pipeline.reporting import markdown
 from tests.model.configs import TINY
 
 BYTES = bytes_encoding()
@@ -63,10 +64,16 @@ def test_the_page_shows_every_continuation_as_it_is() -> None:
     assert "## `KING`" in shown
     assert "```text\nKING\ntwo\n```" in shown
     assert "3.00 nats" in shown
-    assert "b (5.0), a (1.0)" in shown
+    assert "`b` (5.0), `a` (1.0)" in shown
+
+
+@pytest.mark.parametrize("token", ["**", "`", "<br>", "[1](x)", "|"])
+def test_a_hard_token_is_no_markup(token: str) -> None:
+    assert hardest([(token, 1.5)]) == f"{markdown.code(token)} (1.5)"
 
 
 def test_a_prompt_of_white_space_has_a_title() -> None:
     assert heading("\n") == "(white space)"
+    assert heading("```python") == "```` ```python ````"
     assert heading("a" * 70) == f"`{'a' * 60}…`"
     assert fenced("a") == "```text\na\n```"
