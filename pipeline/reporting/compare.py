@@ -31,21 +31,36 @@ from pipeline.reporting.report import drawings, pictures, write_drawings
 
 REPORTS = Path("reports")
 PAGE, FIGURES = "compare.md", "compare"
+SHORT = 7
+"""Characters of a revision, at the least, that name an experiment."""
 
 
 def experiments_of(root: Path, names: Sequence[str], rev: str | None, all_commits: bool) -> list[Experiment]:
     """The experiments asked for, with their results: those since the last commit, beside the committed run itself.
 
-    With `names`, those alone, whatever commit they start from. Raises Stop where DVC fails or a name is unknown.
+    With `names`, those alone, whatever commit they start from. Raises Stop where DVC fails, or where a name is unknown
+    or that of several.
     """
     found = listed(_shown(root, rev, all_commits or bool(names)))
     if names:
-        known = {one.name: one for one in found} | {one.rev[:7]: one for one in found}
-        if unknown := [name for name in names if name not in known]:
-            raise Stop(f"no experiment is called {', '.join(unknown)}: `dvc exp list --all-commits` lists them")
-        found = [known[name] for name in dict.fromkeys(names)]
+        head = git.revision(root).commit
+        asked = [named(name, found, head) for name in names]
+        found = list({one.rev: one for one in asked}.values())
     read = [with_results(one, lambda revision, path: git.show(root, revision, path)) for one in found]
     return without_copies([one for one in read if one is not None])
+
+
+def named(name: str, found: Sequence[Experiment], head: str | None) -> Experiment:
+    """The experiment of this name or revision: the one that starts from `head` where other commits have it too."""
+    alike = {one.rev: one for one in found if one.name == name or (len(name) >= SHORT and one.rev.startswith(name))}
+    if not alike:
+        raise Stop(f"no experiment is called {name}: `dvc exp list --all-commits` lists them")
+    nearest = [one for one in alike.values() if one.base == head] or list(alike.values())
+    nearest = [one for one in nearest if one.state == "done"] or nearest  # a failed one may have been run again
+    if len(nearest) > 1:
+        revisions = ", ".join(f"{one.rev[:SHORT]} (from commit {one.base[:SHORT]})" for one in nearest)
+        raise Stop(f"{len(nearest)} experiments are called {name}: {revisions}; name the one by its revision")
+    return nearest[0]
 
 
 def without_copies(experiments: Sequence[Experiment]) -> list[Experiment]:

@@ -1,9 +1,7 @@
 """Experiments side by side: what is told of one, many, failed, repeated, differently encoded, or no experiments."""
 
-import json
 import math
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import pytest
 
 from pipeline.reporting.compare import without_copies, write_comparison
 from pipeline.reporting.comparison import statistics
-from pipeline.reporting.comparison.experiments import Experiment, listed, with_results
+from pipeline.reporting.comparison.experiments import Experiment
 from pipeline.reporting.comparison.groups import configurations, differing_keys
 from pipeline.reporting.figure import floats
 from pipeline.reporting.lock import flat
@@ -219,62 +217,6 @@ def test_more_configurations_than_colours_are_drawn_in_part_and_told_in_full(tmp
     page = compared(tmp_path, many)
     assert "The 8 best of 11 configurations are drawn." in page
     assert len(rows(page)) == 12
-
-
-def shown(experiments: list[Mapping[str, Any]], params: Mapping[str, Any] = fixtures.PARAMS) -> list[Mapping[str, Any]]:
-    """What `dvc exp show --json` prints, DVC 3.67."""
-    data = {"rev": "a" * 40, "params": {"params.yaml": {"data": params}}, "metrics": {}}
-    return [
-        {"rev": "workspace", "name": None, "data": data, "error": None, "experiments": None},
-        {"rev": "a" * 40, "name": "main", "data": data, "error": None, "experiments": experiments or None},
-    ]
-
-
-def entry(name: str | None, state: str | None = None, error: Mapping[str, str] | None = None) -> Mapping[str, Any]:
-    data = {"params": {"params.yaml": {"data": fixtures.PARAMS}}}
-    executor = {"state": state, "name": "dvc-task"} if state else None
-    revision = {"rev": "b" * 40, "name": name, "data": None if error and not state else data, "error": error}
-    return {"revs": [revision], "executor": executor, "name": name}
-
-
-def test_what_dvc_lists_is_read_with_its_state() -> None:
-    failed = {"msg": "Experiment run failed", "type": ""}
-    found = listed(
-        shown([entry("a"), entry("b", "success"), entry("c", "queued"), entry("d", "failed", failed), entry(None)])
-    )
-    assert [(one.name, one.state, one.committed) for one in found] == [
-        ("main", "done", True),
-        ("a", "done", False),
-        ("b", "done", False),
-        ("c", "queued", False),
-        ("d", "failed", False),
-        ("bbbbbbb", "done", False),
-    ]
-    assert found[1].params["model.n_layer"] == 4
-    assert [one.name for one in listed(shown([]))] == ["main"]
-    assert listed(shown([entry("gone", None, failed)]))[1].state == "failed"
-
-
-def test_results_are_read_from_git_and_a_committed_run_goes_by_its_lock() -> None:
-    files = {
-        "reports/train/summary.json": json.dumps(fixtures.summary()),
-        "reports/evaluate/metrics.json": json.dumps(fixtures.metrics()),
-        "reports/train/curves.csv": fixtures.curves(20).to_csv(index=False),
-        "dvc.lock": "schema: '2.0'\nstages:\n  train:\n    params:\n      params.yaml:\n        train: {seed: 7}\n",
-    }
-    main, own = listed(shown([entry("own")]))
-    read = with_results(own, lambda rev, path: files.get(path))
-    assert read is not None
-    assert read.measured("val.loss") == 3.587
-    assert read.seed == 1
-    assert read.curves is not None
-    assert len(read.curves) == 20
-    committed = with_results(main, lambda rev, path: files.get(path))
-    assert committed is not None
-    assert committed.seed == 7, "the results are of what dvc.lock records, whatever params.yaml says by now"
-    assert with_results(main, lambda rev, path: None) is None
-    with pytest.raises(ValueError, match="own's reports"):
-        with_results(own, lambda rev, path: "{")
 
 
 def test_student_s_distribution_and_holm_s_correction_match_the_tables() -> None:

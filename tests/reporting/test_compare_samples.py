@@ -15,7 +15,8 @@ from pipeline.reporting.comparison.samples import MOST_CHARACTERS, MOST_LINES, M
 from pipeline.reporting.run import Samples
 
 from . import fixtures
-from .test_compare import compared, entry, experiment, shown
+from .test_compare import compared, experiment
+from .test_compare_reading import entry, shown
 
 
 def wrote(name: str, samples: Mapping[str, Any] | None = None, **changed: Any) -> Experiment:
@@ -115,5 +116,6 @@ def test_samples_are_read_from_git_with_the_other_results() -> None:
     bare = with_results(own, lambda rev, path: None)
     assert bare is not None
     assert bare.samples == Samples()
-    with pytest.raises(ValueError, match="own's reports"):
-        with_results(own, lambda rev, path: '{"prompts": 3}' if path.endswith("samples.json") else None)
+    broken = with_results(own, lambda rev, path: '{"prompts": 3}' if path.endswith("samples.json") else None)
+    assert broken is not None
+    assert broken.problem.startswith("samples.json: prompts ")

@@ -93,6 +93,14 @@ def test_experiments_run_by_dvc_are_compared_by_what_they_left_in_git(tmp_path: 
     with pytest.raises(Stop, match="no experiment is called shallow"):
         experiments_of(tmp_path, ["shallow"], None, False)
 
+    (old,) = experiments_of(tmp_path, ["deep"], None, False)
+    (tmp_path / "README.md").write_text("A later commit.")
+    fixtures.commit(tmp_path)
+    dvc(tmp_path, "exp", "run", "--quiet", "--name", "deep", "-S", "model.n_layer=5")
+    (new,) = experiments_of(tmp_path, ["deep"], None, False)
+    assert new.params["model.n_layer"] == 5, "the one that starts from HEAD"
+    assert experiments_of(tmp_path, [old.rev[:7]], None, False)[0].params["model.n_layer"] == 4
+
 
 def test_outside_a_dvc_repository_the_error_is_dvc_s(tmp_path: Path) -> None:
     with pytest.raises(Stop, match="dvc exp show"):

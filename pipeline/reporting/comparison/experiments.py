@@ -1,20 +1,21 @@
 """Experiments as `dvc exp show --json` lists them, with what each of them left in Git."""
 
 import io
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pandas as pd
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from pipeline.reporting import lock
 from pipeline.reporting.curves import parse_curves
 from pipeline.reporting.numbers import missing
 from pipeline.reporting.run import Metrics, Samples, TrainSummary
 
-State = Literal["done", "failed", "queued", "running"]
+State = Literal["done", "failed", "unreadable", "queued", "running"]
+
+R = TypeVar("R", bound=BaseModel)
 
 Show = Callable[[str, str], str | None]
 """(revision, path) -> the text of that file at that revision; None where it is not there."""
@@ -39,6 +40,12 @@ class Experiment:
     metrics: Metrics = field(default_factory=Metrics)
     curves: pd.DataFrame | None = None
     samples: Samples = field(default_factory=Samples)
+    changed: Mapping[str, Any] = field(default_factory=dict)
+    """The settings that it runs with and its base does not."""
+    date: str | None = None
+    """When it ended, as DVC says it: 2026-11-21T07:03:47."""
+    problem: str = ""
+    """Why it is unreadable."""
 
     @property
     def seed(self) -> Any:
@@ -63,17 +70,24 @@ def listed(shown: Sequence[Mapping[str, Any]]) -> list[Experiment]:
         if baseline.get("rev") == "workspace":
             continue
         name = baseline.get("name") or baseline["rev"][:7]
-        found.append(Experiment(name, baseline["rev"], "done", _params(baseline), baseline["rev"], committed=True))
+        base, date = _params(baseline), (baseline.get("data") or {}).get("timestamp")
+        found.append(Experiment(name, baseline["rev"], "done", base, baseline["rev"], committed=True, date=date))
         for entry in baseline.get("experiments") or []:
             revision = entry["revs"][0]
             state = _state(entry.get("executor"), revision.get("error"))
             own = entry.get("name") or revision["rev"][:7]
-            found.append(Experiment(own, revision["rev"], state, _params(revision), baseline["rev"]))
+            params, date = _params(revision), (revision.get("data") or {}).get("timestamp")
+            changed = {key: value for key, _, value in lock.differing(base, params) if key in params}
+            one = Experiment(own, revision["rev"], state, params, baseline["rev"], changed=changed, date=date)
+            found.append(one)
     return found
 
 
 def with_results(experiment: Experiment, show: Show) -> Experiment | None:
-    """The experiment with what it left in Git; itself unless it is done; None for a committed run without results."""
+    """The experiment with what it left in Git; itself unless it is done; None for a committed run without results.
+
+    One whose files cannot be read is `unreadable`, and says why: the others are compared without it.
+    """
     if experiment.state != "done":
         return experiment
     summary = show(experiment.rev, "reports/train/summary.json")
@@ -87,18 +101,26 @@ def with_results(experiment: Experiment, show: Show) -> Experiment | None:
         recorded = lock.parse(show(experiment.rev, "dvc.lock"))
         # params.yaml may have been edited since the committed results were computed; dvc.lock says what they are of.
         params = {**params, **recorded.params} if recorded else params
-    name = f"{experiment.name}'s {{}}"
     try:
         return replace(
             experiment,
             params=params,
-            train=TrainSummary.model_validate(json.loads(summary)) if summary else TrainSummary(),
-            metrics=Metrics.model_validate(json.loads(metrics)) if metrics else Metrics(),
-            curves=parse_curves(io.StringIO(curves), name.format("curves.csv")) if curves else None,
-            samples=Samples.model_validate(json.loads(samples)) if samples else Samples(),
+            train=_record(TrainSummary, summary, "summary.json"),
+            metrics=_record(Metrics, metrics, "metrics.json"),
+            curves=parse_curves(io.StringIO(curves), "curves.csv") if curves else None,
+            samples=_record(Samples, samples, "samples.json"),
         )
-    except (json.JSONDecodeError, ValidationError) as error:
-        raise ValueError(f"{name.format('reports')} at {experiment.rev[:10]} cannot be read: {error}") from None
+    except ValueError as error:
+        return replace(experiment, params=params, state="unreadable", problem=str(error))
+
+
+def _record(kind: type[R], text: str | None, name: str) -> R:
+    """The record in a JSON file; an empty one without the file. Raises ValueError that names the file."""
+    try:
+        return kind.model_validate_json(text) if text else kind()
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, part['loc']))} {part['msg']}".strip() for part in error.errors())
+        raise ValueError(f"{name}: {wrong}") from None
 
 
 def _params(revision: Mapping[str, Any]) -> dict[str, Any]:

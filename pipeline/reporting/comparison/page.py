@@ -88,7 +88,11 @@ def ranked_configurations(experiments: Sequence[Experiment], measure: Measure) -
 
 def _opening(rows: Sequence[Experiment], groups: Sequence[Configuration], measure: Measure) -> str:
     done = [one for one in rows if one.state == "done"]
-    states = [f"{len(found)} {state}" for state in ("failed", "running", "queued") if (found := _in(rows, state))]
+    states = [
+        f"{len(found)} {state}"
+        for state in ("failed", "unreadable", "running", "queued")
+        if (found := _in(rows, state))
+    ]
     text = f"{len(done)} finished run{'s' * (len(done) != 1)}"
     if len(groups) > 1:
         text += f" of {len(groups)} configurations"
@@ -125,6 +129,8 @@ def _cautions(experiments: Sequence[Experiment]) -> list[str]:
     for one in experiments:
         if one.state == "failed":
             told.append(f"{md.code(one.name)} failed: `dvc queue logs {one.name}` says why, where it was queued.")
+        if one.state == "unreadable":
+            told.append(f"{md.code(one.name)} left a file that cannot be read, {md.text(one.problem)}.")
     return told
 
 
