@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
         ("evaluate", "dtype", "float16", r"evaluate.dtype \('float16'\)"),
         ("evaluate", "hellaswag_items", 0, r"evaluate.hellaswag_items \(0\)"),
         ("sample", "temperature", -0.1, r"sample.temperature \(-0.1\)"),
+        ("sample", "temperature", float("inf"), r"sample.temperature \(inf\)"),
         ("sample", "top_p", 0.0, r"sample.top_p \(0.0\)"),
         ("sample", "prompts", [], r"sample.prompts"),
         ("sample", "prompts", [3], r"sample.prompts.0"),

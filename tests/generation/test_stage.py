@@ -9,11 +9,9 @@ import pytest
 import tiktoken
 import torch
 
-from pipeline.config import read_sections
 from pipeline.corpus import encodings
 from pipeline.generation import __main__ as terminal
 from pipeline.generation import sampler
-from pipeline.generation.params import SampleParams
 from pipeline.model.export import export_model
 from pipeline.model.files import load_model, save_model
 from pipeline.model.gpt import GPT
@@ -59,13 +57,6 @@ def test_samples_of_a_padded_model_have_a_text(workplace: Path) -> None:
     sample.main()
     found = json.loads((workplace / "reports/sample/samples.json").read_text())
     assert all(nats < 6 for _, nats in found["surprise"]["tokens"])  # ln(257) is 5.5, and ln(20,000) 9.9
-
-
-def test_an_endless_temperature_is_refused_by_its_key(workplace: Path) -> None:
-    path = workplace / "params.yaml"
-    path.write_text(path.read_text().replace("temperature: 0.8", "temperature: .inf"))
-    with pytest.raises(ValueError, match=r"sample.temperature \(inf\)"):
-        read_sections(SampleParams)
 
 
 def write(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
