@@ -15,8 +15,8 @@ class EvaluateParams(Section):
 
     dtype: Literal["auto", "float32", "bfloat16"]
     """What matrix products are computed in. float32 gives the numbers that reference tools give; auto (bfloat16 where
-    the hardware multiplies in it) and bfloat16 are faster and move the loss in its fourth digit; HellaSwag's close calls
-    are asked again in float32."""
+    the hardware multiplies in it) and bfloat16 are faster and move the loss in its fourth digit; HellaSwag's close
+    calls are asked again in float32."""
 
     stride: int | None = Field(ge=1)
     """Tokens that the validation window moves, at most `model.block_size`. null: a whole window, so that windows do not
