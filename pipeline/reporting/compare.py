@@ -5,7 +5,8 @@ Writes reports/compare.md and reports/compare/*.svg; with --html also reports/co
 Run    python -m pipeline.reporting.compare                     the experiments since the last commit
        python -m pipeline.reporting.compare dusty-rope warm-alibi   these, of any commit
        python -m pipeline.reporting.compare --all-commits       all there are
-       python -m pipeline.reporting.compare --into docs/experiments/depth   kept elsewhere than in reports/
+       python -m pipeline.reporting.compare --into docs/experiments/depth   kept there, for other clones too
+       python -m pipeline.reporting.compare --no-time           without times, of runs that shared a machine
 """
 
 import argparse
@@ -70,18 +71,23 @@ def without_copies(experiments: Sequence[Experiment]) -> list[Experiment]:
 
 
 def write_comparison(
-    folder: Path, experiments: Sequence[Experiment], title: str, smoothing: float, html: bool = False
+    folder: Path,
+    experiments: Sequence[Experiment],
+    title: str,
+    smoothing: float,
+    html: bool = False,
+    kept: bool = False,
+    times: bool = True,
 ) -> Path:
-    """Writes the comparison into `folder`; returns the page's path."""
+    """Writes the comparison into `folder`; returns the page's path. `kept`, `times`: as `page` takes them."""
     written = folder / PAGE
     measure = measure_of(experiments)
-    groups = ranked_configurations(experiments, measure)
-    figures = comparison_figures(groups, measure, smoothing, experiments)
+    figures = comparison_figures(ranked_configurations(experiments, measure), measure, smoothing, times)
     write_drawings(folder / FIGURES, drawings(figures))
     if html:
-        markdown = page(experiments, title, {figure.name: placeholder(figure) for figure in figures})
+        markdown = page(experiments, title, {figure.name: placeholder(figure) for figure in figures}, kept, times)
         write_text(written.with_suffix(".html"), html_page(title, markdown, figures))
-    write_text(written, page(experiments, title, pictures(figures, FIGURES)))
+    write_text(written, page(experiments, title, pictures(figures, FIGURES), kept, times))
     return written
 
 
@@ -105,11 +111,20 @@ def main() -> None:
     parser.add_argument("--all-commits", action="store_true", help="experiments of every commit")
     parser.add_argument("--title", default="Experiments, side by side", help="the page's first line")
     parser.add_argument("--html", action="store_true", help="also an HTML page with interactive figures")
-    parser.add_argument("--into", type=Path, default=REPORTS, help="the folder it is written to (default: reports)")
+    parser.add_argument("--into", type=Path, help="the folder that keeps it, for others too (default: reports)")
+    parser.add_argument("--no-time", action="store_true", help="leave out times, which say nothing of a busy machine")
     chosen = parser.parse_args()
     (params,) = read_sections(ReportParams)
     found = experiments_of(Path.cwd(), chosen.names, chosen.rev, chosen.all_commits)
-    written = write_comparison(chosen.into, found, chosen.title, params.smoothing, chosen.html)
+    written = write_comparison(
+        chosen.into or REPORTS,
+        found,
+        chosen.title,
+        params.smoothing,
+        chosen.html,
+        kept=chosen.into is not None,
+        times=not chosen.no_time,
+    )
     logger.info("Compared %d runs: %s", len(found), written)
 
 

@@ -1,18 +1,16 @@
 """Experiments side by side: what is told of one, many, failed, repeated, differently encoded, or no experiments."""
 
 import math
-import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pytest
 
 from pipeline.reporting.compare import without_copies, write_comparison
-from pipeline.reporting.comparison import statistics
 from pipeline.reporting.comparison.experiments import Experiment
-from pipeline.reporting.comparison.groups import configurations, differing_keys
-from pipeline.reporting.figure import floats
+from pipeline.reporting.comparison.figures import comparison_figures
+from pipeline.reporting.comparison.groups import LOSS, configurations
 from pipeline.reporting.lock import flat
 from pipeline.reporting.run import Metrics, TrainSummary
 
@@ -48,8 +46,8 @@ def experiment(
     )
 
 
-def compared(root: Path, experiments: list[Experiment]) -> str:
-    return (root / write_comparison(root, experiments, "A question", 0.9)).read_text(encoding="utf-8")
+def compared(root: Path, experiments: list[Experiment], **wanted: bool) -> str:
+    return write_comparison(root, experiments, "A question", 0.9, **wanted).read_text(encoding="utf-8")
 
 
 def rows(page: str, heading: str = "Runs") -> dict[str, list[str]]:
@@ -119,47 +117,11 @@ def seeds(position: str, losses: list[float]) -> list[Experiment]:
     ]
 
 
-def test_seeds_are_averaged_and_a_clear_difference_is_called_one(tmp_path: Path) -> None:
-    page = compared(tmp_path, seeds("rope", [3.50, 3.51, 3.52]) + seeds("learned", [3.60, 3.61, 3.62]))
-    table = rows(page, "Configurations")
-    assert table["`position=rope`"][:2] == ["3", "3.5100 ± 0.0058"]
-    assert "`position=learned` is above `position=rope` in validation loss by 0.1000 ± 0.0082: **larger than" in page
-    assert "t = 12.2, 4.0 degrees of freedom, p < 0.001" in page
-
-
-def test_a_difference_within_the_noise_is_called_that(tmp_path: Path) -> None:
-    page = compared(tmp_path, seeds("rope", [3.50, 3.54, 3.58]) + seeds("learned", [3.51, 3.55, 3.60]))
-    assert "not larger than its noise" in page
-    assert "**larger" not in page
-
-
-def test_a_configuration_run_once_beside_repeated_ones_cannot_be_weighed(tmp_path: Path) -> None:
-    page = compared(tmp_path, seeds("rope", [3.50, 3.51]) + seeds("alibi", [3.4]))
-    assert "`position=alibi` is below `position=rope`" in page
-    assert "was run once: this cannot be held against its noise" in page
-
-
-def test_the_same_seed_run_twice_is_no_second_seed() -> None:
-    found = [*seeds("rope", [3.5]), *seeds("rope", [3.5])]
-    (group,) = configurations(found, differing_keys(found))
-    mean = group.mean("val.loss")
-    assert mean is not None
-    assert mean.n == 1
-
-
 def test_a_committed_run_that_an_experiment_repeats_is_shown_once() -> None:
     own, committed = experiment("own"), experiment("main", committed=True, sample__temperature=0.1)
     assert without_copies([committed, own]) == [own]
     other = experiment("other", train__seed=2)
     assert without_copies([committed, other]) == [committed, other]
-
-
-def test_the_committed_configuration_is_the_reference_when_it_has_seeds(tmp_path: Path) -> None:
-    learned = [experiment("main", 3.60, committed=True), *seeds("learned", [3.60, 3.61, 3.62])[1:]]
-    page = compared(tmp_path, learned + seeds("rope", [3.50, 3.51, 3.52]))
-    assert "`position=rope` is below `position=learned`" in page
-    assert "`main` (committed)" in page
-    assert "git checkout 0123456789" in page
 
 
 def test_different_encodings_are_compared_by_bits_per_byte(tmp_path: Path) -> None:
@@ -179,29 +141,11 @@ def test_different_encodings_are_compared_by_bits_per_byte(tmp_path: Path) -> No
     assert (tmp_path / "compare/validation.svg").exists()
 
 
-def test_settings_that_change_the_measurement_are_pointed_out(tmp_path: Path) -> None:
-    page = compared(tmp_path, [experiment("a"), experiment("b", data__source="files")])
-    assert "The runs differ in `data.source`: they may have been measured on different text" in page
-
-
 def sizes(*millions: float) -> list[Experiment]:
     return [
         experiment(f"size-{size}", 4.0 * size**-0.07, parameters=int(size * 1e6), model__n_layer=int(size))
         for size in millions
     ]
-
-
-def test_from_four_sizes_on_the_power_law_is_fitted_and_recovered(tmp_path: Path) -> None:
-    page = compared(tmp_path, sizes(1, 2, 4, 8))
-    assert re.search(r"Fitted to 4 runs: validation loss = [\d.]+ · C\^-0\.0700 ", page)
-    assert "R² 1.000" in page
-    assert (tmp_path / "compare/compute.svg").exists()
-
-
-def test_with_fewer_sizes_there_is_a_scatter_without_a_law_and_with_one_size_none(tmp_path: Path) -> None:
-    assert "A power law is fitted from four model sizes on." in compared(tmp_path, sizes(1, 2, 4))
-    assert "Loss against compute" not in compared(tmp_path, seeds("rope", [3.5, 3.6]))
-    assert "Loss against compute" not in compared(tmp_path, sizes(1, 1.01)), "another norm is no other size"
 
 
 def test_results_that_are_missing_or_no_numbers_are_dashes(tmp_path: Path) -> None:
@@ -212,40 +156,46 @@ def test_results_that_are_missing_or_no_numbers_are_dashes(tmp_path: Path) -> No
     assert set(table["`bare`"][1:]) == {"–"}
 
 
-def test_more_configurations_than_colours_are_drawn_in_part_and_told_in_full(tmp_path: Path) -> None:
-    many = [experiment(f"e{n}", 3.5 + n / 100, curves=fixtures.curves(30), train__max_lr=n / 1e3) for n in range(1, 12)]
-    page = compared(tmp_path, many)
-    assert "The 8 best of 11 configurations are drawn." in page
-    assert len(rows(page)) == 12
+def test_a_kept_page_says_how_to_run_a_row_and_nothing_that_only_its_author_has(tmp_path: Path) -> None:
+    runs = [
+        replace(one, changed={"train.seed": one.seed, "tracking.group": "seeds"}) for one in seeds("rope", [3.5, 3.6])
+    ]
+    page = compared(tmp_path, runs, kept=True)
+    assert "git checkout base\ndvc exp run -S train.seed=1  # rope-1\ndvc exp run -S train.seed=2  # rope-2\n" in page
+    assert "exp apply" not in page
+    assert "W&B" not in page, "an offline run's id leads nowhere"
+    assert "tracking.group" not in page
+    assert "W&B" in compared(tmp_path, runs)
 
 
-def test_student_s_distribution_and_holm_s_correction_match_the_tables() -> None:
-    for t, freedom, p in ((12.706, 1, 0.05), (2.776, 4, 0.05), (4.604, 4, 0.01), (1.960, 1e6, 0.05), (0, 3, 1.0)):
-        assert statistics.two_sided_p(t, freedom) == pytest.approx(p, abs=2e-4)
-    assert statistics.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert statistics.holm([]) == []
+def test_a_kept_page_links_the_runs_that_are_online(tmp_path: Path) -> None:
+    tracked = fixtures.summary() | {"wandb": {"mode": "online", "name": "it", "url": "https://wandb.example/it"}}
+    one = replace(experiment("a"), train=TrainSummary.model_validate(tracked))
+    assert "[it](https://wandb.example/it)" in compared(tmp_path, [one, experiment("b", 3.7)], kept=True)
 
 
-def test_welch_s_test_matches_a_worked_example() -> None:
-    """Means 2 and 4, variances 1 and 4, three values each; p lies between the closed forms for 2 and 3 degrees."""
-    apart = statistics.difference(statistics.mean([1, 2, 3]), statistics.mean([2, 4, 6]))
-    assert apart is not None
-    assert apart.value == -2
-    assert apart.error == pytest.approx(math.sqrt(5 / 3))
-    assert apart.freedom == pytest.approx((5 / 3) ** 2 / ((1 / 3) ** 2 / 2 + (4 / 3) ** 2 / 2))
-    t = 2 / math.sqrt(5 / 3)
-    of_two = 1 - t / math.sqrt(2 + t * t)
-    of_three = 1 - 2 / math.pi * (math.atan(t / math.sqrt(3)) + t * math.sqrt(3) / (3 + t * t))
-    assert statistics.two_sided_p(t, 2) == pytest.approx(of_two, abs=1e-6)
-    assert statistics.two_sided_p(t, 3) == pytest.approx(of_three, abs=1e-6)
-    assert of_three < apart.p < of_two
+def test_a_setting_that_the_command_line_cannot_say_stands_beside_the_command(tmp_path: Path) -> None:
+    one = replace(experiment("a"), changed={"data.files": ["a$b"], "train.max_lr": 0.01})
+    page = compared(tmp_path, [one], kept=True)
+    assert """dvc exp run -S train.max_lr=0.01  # with data.files: ["a$b"] in params.yaml  # a""" in page
 
 
-def test_values_without_any_spread_are_equal_or_apart() -> None:
-    same, other = statistics.mean([1.0, 1.0]), statistics.mean([2.0, 2.0])
-    equal, apart = statistics.difference(same, same), statistics.difference(same, other)
-    assert equal is not None
-    assert apart is not None
-    assert (equal.p, apart.p) == (1.0, 0.0)
-    assert statistics.difference(same, statistics.mean([1.0])) is None
-    assert statistics.power_law(floats([1, 2, 3]), floats([2, 2, 2])).exponent == pytest.approx(0)
+def test_commit_days_and_machine_of_the_runs_are_said(tmp_path: Path) -> None:
+    first, second = experiment("a"), experiment("b", 3.5, train__seed=2)
+    page = compared(tmp_path, [replace(first, date="2026-11-21T07:03:47"), replace(second, date="2026-11-20T23:59:59")])
+    machine = "Intel Xeon Platinum 8481C, 2 cores, bfloat16, torch 2.13.0"
+    assert f"Run from commit `base`, 2026-11-20 to 2026-11-21, {machine}." in page
+
+
+def test_without_times_neither_the_table_nor_a_figure_has_them(tmp_path: Path) -> None:
+    runs = [experiment(name, curves=fixtures.curves(60), train__seed=seed) for seed, name in enumerate("ab")]
+    assert "Time" in rows(compared(tmp_path, runs))["Run"]
+    assert "Time" not in rows(compared(tmp_path, runs, times=False))["Run"]
+    figure = comparison_figures(configurations(runs), LOSS, 0.9, times=False)[0]
+    assert len(comparison_figures(configurations(runs), LOSS, 0.9)[0].panels) == 1 + len(figure.panels)
+
+
+def test_words_are_aligned_to_the_left_and_numbers_to_the_right(tmp_path: Path) -> None:
+    page = compared(tmp_path, [*seeds("rope", [3.5]), *seeds("learned", [3.6])])
+    assert "| Run | `model.position` | Loss |" in page
+    assert "| --- | --- | ---: |" in page

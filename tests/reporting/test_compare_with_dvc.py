@@ -88,6 +88,11 @@ def test_experiments_run_by_dvc_are_compared_by_what_they_left_in_git(tmp_path: 
     assert (tmp_path / "compare/validation.svg").exists()
     for name, layers in (("deep", 4), ("deep-again", 4), ("main", 2)):
         assert f"<code>{name}</code><br>&nbsp;of {layers} layers" in page
+    kept = write_comparison(tmp_path / "kept", found, "Depth", 0.5, kept=True).read_text(encoding="utf-8")
+    base = fixtures.git(tmp_path, "rev-parse", "HEAD")[:10]
+    assert f"git checkout {base}\ndvc exp run -S model.n_layer=4                  # deep\n" in kept
+    assert "dvc exp run -S model.n_layer=4 -S train.seed=2  # deep-again\n" in kept
+    assert f"Run from commit `{base}`, 20" in kept
 
     assert [one.name for one in experiments_of(tmp_path, ["deep"], None, False)] == ["deep"]
     with pytest.raises(Stop, match="no experiment is called shallow"):

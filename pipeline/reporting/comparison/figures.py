@@ -1,105 +1,111 @@
-"""The figures of a comparison: curves over tokens and over time, and what loss costs in compute."""
+"""The curves of a comparison: the mean of each configuration over its seeds, in front of the seeds themselves."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import reduce
 
 import numpy as np
 
 from pipeline.reporting import curves
 from pipeline.reporting.comparison.experiments import Experiment
 from pipeline.reporting.comparison.groups import LOSS, Configuration, Measure
-from pipeline.reporting.comparison.statistics import PowerLaw, power_law
+from pipeline.reporting.comparison.scaling import compute_figure
 from pipeline.reporting.figure import Axis, Figure, Floats, Panel, Series, axis_of, floats
-from pipeline.reporting.numbers import count, missing
+from pipeline.reporting.numbers import fixed
 
 MOST_CONFIGURATIONS = 8
 """Colours that can be told apart."""
 
-SIZES_FOR_A_FIT = 4
-
 MOST_POINTS = 400
 
-DIFFERENT = 1.1
-"""Between two amounts of compute that are worth a picture: another norm or position changes it by less than 0.1 %."""
+END = 2 / 3
+"""Share of the run from which on it is drawn again, larger: the answer is at the end."""
 
-Line = tuple[Floats, Floats]
+Points = tuple[Floats, Floats, Floats]
+"""(tokens, seconds, value), each (n,): where a curve was measured; NaN seconds where the time is not known."""
 
 
 def comparison_figures(
-    configurations: Sequence[Configuration], measure: Measure, smoothing: float, everything: Sequence[Experiment]
+    groups: Sequence[Configuration], measure: Measure, smoothing: float, times: bool = True
 ) -> list[Figure]:
-    """Every figure there are numbers for; `configurations` best first, of which the first eight are drawn."""
-    shown = configurations[:MOST_CONFIGURATIONS]
+    """Every figure there are numbers for; `groups` best first, of which the first eight have curves.
+
+    Without `times`, nothing is drawn over time.
+    """
     column = "val/loss" if measure is LOSS else "val/bpb"
-    found = [_curves("validation", f"{measure.name}", shown, lambda one, along: _column(one, column, along))]
+    found = [_curves("validation", measure, groups, lambda one: _column(one, column), times)]
     if measure is LOSS:  # training has no bits per byte, and losses of different tokens cannot be laid over each other
-        found.append(_curves("training", "training loss", shown, lambda one, along: _smoothed(one, along, smoothing)))
-    found.append(compute_figure(everything, measure))
+        training = replace(LOSS, name="training loss")
+        found.append(_curves("training", training, groups, lambda one: _smoothed(one, smoothing), times))
+    found.append(compute_figure(groups, measure))
     return [figure for figure in found if figure is not None]
 
 
-def compute_points(experiments: Sequence[Experiment], measure: Measure) -> list[tuple[Experiment, float, float]]:
-    """(experiment, FLOPs, measure) of those that have both; none unless the compute of some differs by a tenth."""
-    points = [
-        (one, float(one.train.flops), value)
-        for one in experiments
-        if one.train.flops and not missing(one.train.flops) and (value := one.measured(measure.key)) is not None
-    ]
-    amounts = [flops for _, flops, _ in points]
-    return points if amounts and max(amounts) >= DIFFERENT * min(amounts) else []
-
-
-def fitted(points: Sequence[tuple[Experiment, float, float]]) -> PowerLaw | None:
-    """The power law of the measure in compute; None for fewer than four model sizes or amounts of compute."""
-    sizes = {one.train.parameters.total for one, _, _ in points}
-    if min(len(sizes), len({flops for _, flops, _ in points})) < SIZES_FOR_A_FIT:
-        return None
-    return power_law(floats([flops for _, flops, _ in points]), floats([value for _, _, value in points]))
-
-
-def compute_figure(experiments: Sequence[Experiment], measure: Measure) -> Figure | None:
-    """Each run as a point, with the fitted law where there are sizes enough."""
-    points = compute_points(experiments, measure)
-    if not points:
-        return None
-    flops, values = floats([flops for _, flops, _ in points]), floats([value for _, _, value in points])
-    names = tuple(_size(one) for one, _, _ in points)
-    first = [name if name not in names[:place] else "" for place, name in enumerate(names)]  # seeds share one label
-    series = [Series("runs", flops, values, "points", 0, labels=tuple(first))]
-    if law := fitted(points):
-        x = np.geomspace(flops.min(), flops.max(), 50)
-        series.append(Series("fitted power law", x, law(x), "dashes", 1))
-    axis = Axis("training compute (FLOPs)", log=True)
-    alt = f"{measure.name} over training compute of {len(points)} runs, both axes logarithmic."
-    return Figure("compute", alt, (Panel(axis, Axis(measure.name, log=True), tuple(series)),), height=3.6)
-
-
 def _curves(
-    name: str,
-    label: str,
-    configurations: Sequence[Configuration],
-    line: Callable[[Experiment, str], Line],
+    name: str, measure: Measure, groups: Sequence[Configuration], read: Callable[[Experiment], Points], times: bool
 ) -> Figure | None:
-    """One panel over tokens and one over time; a colour for each configuration, a line for each of its runs."""
-    drawn = [
-        (slot, configuration.label if place == 0 else "", line(one, "tokens"), line(one, "time_s"))
-        for slot, configuration in enumerate(configurations)
-        for place, one in enumerate(configuration.experiments)
-    ]
-    drawn = [found for found in drawn if len(found[2][0])]
-    if not drawn:
+    """Panels over tokens, over the last of them, and over time; a colour for each configuration."""
+    lines = [line for slot, group in enumerate(groups[:MOST_CONFIGURATIONS]) for line in _lines(group, slot, read)]
+    if not lines:
         return None
-    tokens, factor = axis_of("tokens", max(float(np.max(x)) for _, _, (x, _), _ in drawn))
-    longest = max(float(np.max(x, initial=0.0)) for _, _, _, (x, _) in drawn)
-    unit, seconds = ("hours", 3600.0) if longest >= 7200 else ("minutes", 60.0) if longest >= 120 else ("seconds", 1.0)
-    by_tokens = tuple(Series(name, x / factor, y, "line", slot) for slot, name, (x, y), _ in drawn)
-    by_time = tuple(Series("", x / seconds, y, "line", slot) for slot, _, _, (x, y) in drawn if len(x))
-    bottom = min(float(np.nanmin(y)) for _, _, (_, y), _ in drawn)
-    top = _top([y for _, _, (_, y), _ in drawn])
-    axis = Axis(label, low=None if top is None else bottom - 0.03 * (top - bottom), high=top)
-    panels = [Panel(tokens, axis, by_tokens)]
-    if by_time:
-        panels.append(Panel(Axis(f"training time ({unit})"), Axis("", low=axis.low, high=axis.high), by_time))
-    return Figure(name, f"{label} of {len(configurations)} configurations.", tuple(panels), height=3.6)
+    over_tokens = [_drawn(line, 0) for line in lines]
+    longest = max(float(line.x[-1]) for line in over_tokens)
+    late = [_late(line, END * longest) for line in over_tokens]
+    tokens, factor = axis_of("tokens", longest)
+    top = _top([line.y for line in over_tokens])
+    low = min(float(np.min(line.y)) for line in over_tokens)
+    axis = Axis(measure.axis, low=None if top is None else low - 0.03 * (top - low), high=top)
+    panels = [
+        Panel(tokens, axis, _scaled(over_tokens, factor)),
+        Panel(replace(tokens, label=f"{tokens.label}, the last third"), Axis(""), _scaled(late, factor)),
+    ]
+    over_time = [_drawn(line, 1) for line in lines]
+    slowest = max(float(np.max(line.x, initial=0.0)) for line in over_time)
+    if times and slowest:
+        unit, seconds = ("hours", 3600) if slowest >= 7200 else ("minutes", 60) if slowest >= 120 else ("seconds", 1)
+        panels.append(Panel(Axis(f"training time ({unit})"), replace(axis, label=""), _scaled(over_time, seconds)))
+    return Figure(name, _alternative(measure, over_tokens), tuple(panels), height=3.6)
+
+
+def _lines(group: Configuration, slot: int, read: Callable[[Experiment], Points]) -> list[tuple[Points, Series]]:
+    """The points of each line of a configuration, with its look: a thin one for each run, behind it their mean."""
+    runs = [points for points in map(read, group.experiments) if len(points[0])]
+    if not runs:
+        return []
+    common = reduce(np.intersect1d, [tokens for tokens, _, _ in runs])
+    kept = [[column[np.isin(points[0], common)] for column in points] for points in runs]
+    tokens, seconds, values = (np.mean([points[side] for points in kept], axis=0) for side in range(3))
+    nothing = floats([])
+    front = ((tokens, seconds, values), Series(group.label, nothing, nothing, "line", slot))
+    behind = [(points, Series("", nothing, nothing, "faint", slot)) for points in runs] if len(runs) > 1 else []
+    return [*behind, front] if len(common) else behind
+
+
+def _drawn(line: tuple[Points, Series], along: int) -> Series:
+    """The line over tokens (0) or seconds (1)."""
+    points, look = line
+    known = np.isfinite(points[along])
+    x, y = curves.thinned(points[along][known], points[2][known], MOST_POINTS)
+    return replace(look, x=x, y=y)
+
+
+def _scaled(lines: Sequence[Series], factor: float) -> tuple[Series, ...]:
+    return tuple(replace(line, x=line.x / factor) for line in lines if len(line.x))
+
+
+def _late(line: Series, start: float) -> Series:
+    kept = line.x >= start
+    return replace(line, x=line.x[kept], y=line.y[kept])
+
+
+def _alternative(measure: Measure, lines: Sequence[Series]) -> str:
+    """What the picture shows, in words: where the best and the worst configuration end."""
+    ends = sorted((float(line.y[-1]), line.name) for line in lines if line.name)
+    said = [f"{fixed(value, 3)} ({name})" for value, name in ends]
+    name = measure.name.capitalize()
+    if len(said) < 2:
+        return f"{name} over tokens" + (f": ends at {said[0]}." if said else ".")
+    return f"{name} over tokens, {len(said)} configurations: ends between {said[0]} and {said[-1]}."
 
 
 def _top(lines: Sequence[Floats]) -> float | None:
@@ -111,17 +117,17 @@ def _top(lines: Sequence[Floats]) -> float | None:
     return top if low < high and top < low + 0.7 * (highest - low) else None
 
 
-def _column(experiment: Experiment, name: str, along: str) -> Line:
-    """The points at which the column was measured; along time, those whose time is known."""
-    if experiment.curves is None:
-        return floats([]), floats([])
-    return curves.column(experiment.curves, name, along)
+def _column(experiment: Experiment, name: str) -> Points:
+    """The points at which the column was measured."""
+    frame = experiment.curves
+    if frame is None or name not in frame:
+        return floats([]), floats([]), floats([])
+    measured = np.isfinite(floats(frame[name])) & np.isfinite(floats(frame["tokens"]))
+    seconds = frame["time_s"] if "time_s" in frame else np.full(len(frame), np.nan)
+    tokens, time, values = (floats(column)[measured] for column in (frame["tokens"], seconds, frame[name]))
+    return tokens, time, values
 
 
-def _smoothed(experiment: Experiment, along: str, smoothing: float) -> Line:
-    x, loss = _column(experiment, "train/loss", along)
-    return curves.thinned(x, curves.smoothed(loss, smoothing), MOST_POINTS)
-
-
-def _size(experiment: Experiment) -> str:
-    return count(experiment.train.parameters.total)
+def _smoothed(experiment: Experiment, smoothing: float) -> Points:
+    tokens, seconds, loss = _column(experiment, "train/loss")
+    return tokens, seconds, curves.smoothed(loss, smoothing)

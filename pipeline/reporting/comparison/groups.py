@@ -11,8 +11,13 @@ from pipeline.reporting.lock import ABSENT
 
 SEED = "train.seed"
 
+TRAINED = "bpe"
+"""The encoding that is learned from the training text."""
+
 UNSEEN = ("report.", "tracking.", "sample.")
 """Settings that no compared number depends on."""
+
+ONLY = "the one configuration"
 
 MACHINE = ("runtime.",)
 """Settings that change how fast a run is, but not what it is."""
@@ -20,13 +25,18 @@ MACHINE = ("runtime.",)
 
 @dataclass(frozen=True)
 class Measure:
-    """The number that decides: its key, its name with the unit; lower is better."""
+    """The number that decides: its key, its name and its unit; lower is better."""
 
     key: str
     name: str
+    unit: str = ""
+
+    @property
+    def axis(self) -> str:
+        return f"{self.name} ({self.unit})" if self.unit else self.name
 
 
-LOSS = Measure("val.loss", "validation loss")
+LOSS = Measure("val.loss", "validation loss", "nats per token")
 BITS = Measure("val.bpb", "bits per byte")
 
 
@@ -36,17 +46,38 @@ class Configuration:
 
     label: str
     experiments: tuple[Experiment, ...]
-    committed: bool
-    """Whether the committed run is of this configuration."""
+    """Those that are done."""
+    lost: tuple[Experiment, ...] = ()
+    """Those that failed or cannot be read."""
+
+    @property
+    def committed(self) -> bool:
+        """Whether the committed run is of this configuration."""
+        return any(one.committed for one in self.experiments)
+
+    @property
+    def seeds(self) -> list[str]:
+        """Of all its experiments, as text, in the order of their coming."""
+        return list(dict.fromkeys(repr(one.seed) for one in (*self.experiments, *self.lost)))
+
+    def by_seed(self, key: str) -> dict[str, float]:
+        """One metric of each seed that has it. A seed counts once, however often it ran."""
+        found: dict[str, float] = {}
+        for one in self.experiments:
+            if (value := one.measured(key)) is not None:
+                found.setdefault(repr(one.seed), value)
+        return found
+
+    def without_result(self, key: str) -> list[Experiment]:
+        """One experiment of each seed that has none of a metric: it diverged, failed, or cannot be read."""
+        known = self.by_seed(key)
+        last = {repr(one.seed): one for one in (*self.experiments, *self.lost)}
+        return [one for seed, one in last.items() if seed not in known]
 
     def mean(self, key: str) -> Mean | None:
-        """Of one metric over the seeds; None where nothing was measured. A seed counts once, however often it ran."""
-        by_seed: dict[str, float] = {}
-        for experiment in self.experiments:
-            value = experiment.measured(key)
-            if value is not None:
-                by_seed.setdefault(repr(experiment.seed), value)
-        return mean(list(by_seed.values())) if by_seed else None
+        """Of one metric over the seeds; None where nothing was measured."""
+        values = self.by_seed(key)
+        return mean(list(values.values())) if values else None
 
 
 def seen_params(experiment: Experiment) -> dict[str, Any]:
@@ -61,17 +92,30 @@ def differing_keys(experiments: Sequence[Experiment]) -> list[str]:
     return [key for key in keys if len({repr(params.get(key, ABSENT)) for params in seen}) > 1]
 
 
-def configurations(experiments: Sequence[Experiment], keys: Sequence[str]) -> list[Configuration]:
-    """The finished experiments by everything in `keys` but the seed and the machine, in the order of their coming."""
-    named = [key for key in keys if key != SEED and not key.startswith(MACHINE)]
-    grouped: dict[str, list[Experiment]] = {}
-    for experiment in experiments:
-        if experiment.state == "done":
-            grouped.setdefault(label(experiment.params, named), []).append(experiment)
+def configuration_keys(experiments: Sequence[Experiment]) -> list[str]:
+    """The keys that set the finished experiments apart, but for the seed and the machine."""
+    done = [one for one in experiments if one.state == "done"]
+    return [key for key in differing_keys(done) if key != SEED and not key.startswith(MACHINE)]
+
+
+def configurations(experiments: Sequence[Experiment]) -> list[Configuration]:
+    """The experiments by everything but the seed and the machine, in the order of their coming; each has a done one."""
+    keys = configuration_keys(experiments)
+    done: dict[str, list[Experiment]] = {}
+    lost: dict[str, list[Experiment]] = {}
+    for one in experiments:
+        if one.state in ("done", "failed", "unreadable"):
+            (done if one.state == "done" else lost).setdefault(_identity(one), []).append(one)
     return [
-        Configuration(name or "the one configuration", tuple(found), any(one.committed for one in found))
-        for name, found in grouped.items()
+        Configuration(label(found[0].params, keys) or ONLY, tuple(found), tuple(lost.get(identity, ())))
+        for identity, found in done.items()
     ]
+
+
+def _identity(experiment: Experiment) -> str:
+    """All that makes a configuration: what a failed experiment changed beyond the others makes it another one."""
+    seen = seen_params(experiment).items()
+    return repr(sorted((key, repr(value)) for key, value in seen if key != SEED and not key.startswith(MACHINE)))
 
 
 def label(params: Mapping[str, Any], keys: Sequence[str]) -> str:
@@ -90,11 +134,11 @@ def measure_of(experiments: Sequence[Experiment]) -> Measure:
 
 
 def tokens_differ(experiments: Sequence[Experiment]) -> bool:
-    """Whether the experiments cut text into different tokens."""
-    keys = differing_keys([experiment for experiment in experiments if experiment.state == "done"])
-    return any(key.startswith("tokenizer.") and key != "tokenizer.shard_tokens" for key in keys)
-
-
-def text_differs(experiments: Sequence[Experiment]) -> list[str]:
-    """The differing keys that may change what is measured: the data, and how it is scored."""
-    return [key for key in differing_keys(experiments) if key.startswith(("data.", "hellaswag.", "evaluate."))]
+    """Whether the experiments cut text into different tokens; an encoding that is trained does for other data."""
+    done = [one for one in experiments if one.state == "done"]
+    keys = differing_keys(done)
+    trained = any(one.params.get("tokenizer.encoding") == TRAINED for one in done)
+    return any(
+        (key.startswith("tokenizer.") and key != "tokenizer.shard_tokens") or (trained and key.startswith("data."))
+        for key in keys
+    )

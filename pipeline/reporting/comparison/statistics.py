@@ -23,13 +23,14 @@ class Mean:
 
 @dataclass(frozen=True)
 class Difference:
-    """Welch's test of two means: their difference, its standard error, t, degrees of freedom, two-sided p."""
+    """A difference of means under a t-test: its standard error, t, degrees of freedom, two-sided p."""
 
     value: float
     error: float
     t: float
     freedom: float
     p: float
+    paired: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,27 +53,49 @@ def mean(values: Sequence[float]) -> Mean:
 
 
 def difference(a: Mean, b: Mean) -> Difference | None:
-    """a - b under Welch's t-test (1947), which lets the two have different spreads; None where either is one value."""
+    """a - b under Welch's t-test (1947), which lets the two have different spreads.
+
+    None where either is one value, or where neither has any spread: nothing tells of the noise then.
+    """
     if a.error is None or b.error is None:
         return None
-    value = a.value - b.value
     variances = (a.error**2, b.error**2)
     error = math.sqrt(sum(variances))
-    if error == 0:
-        return Difference(value, 0.0, 0.0 if value == 0 else math.inf, math.inf, 1.0 if value == 0 else 0.0)
+    if _is_rounding(error, (a.value, b.value)):
+        return None
     freedom = error**4 / (variances[0] ** 2 / (a.n - 1) + variances[1] ** 2 / (b.n - 1))
-    t = value / error
-    return Difference(value, error, t, freedom, two_sided_p(t, freedom))
+    t = (a.value - b.value) / error
+    return Difference(a.value - b.value, error, t, freedom, two_sided_p(t, freedom))
+
+
+def paired_difference(a: Sequence[float], b: Sequence[float]) -> Difference | None:
+    """a - b under the paired t-test (Student, 1908): what a pair has in common, as the order of the data, drops out.
+
+    None for fewer than two pairs, and where all differ by the same: nothing tells of the noise then.
+    """
+    apart = mean([one - other for one, other in zip(a, b, strict=True)])
+    if apart.error is None or _is_rounding(apart.error, (*a, *b)):
+        return None
+    t, freedom = apart.value / apart.error, apart.n - 1
+    return Difference(apart.value, apart.error, t, freedom, two_sided_p(t, freedom), paired=True)
+
+
+def _is_rounding(error: float, values: Sequence[float]) -> bool:
+    """Whether a spread is no more than what float64 leaves of equal values."""
+    return error <= 1e-12 * max(abs(value) for value in values)
 
 
 def two_sided_p(t: float, freedom: float) -> float:
     """The share of Student's t distribution beyond -|t| and |t|.
 
-    Integrated over the angle that makes the density smooth and the range finite: x = sqrt(freedom) tan(angle).
+    Integrated, by Simpson's rule, over the angle that makes the density smooth and the range finite:
+    x = sqrt(freedom) tan(angle).
     """
-    angle = np.linspace(0.0, math.atan(abs(t) / math.sqrt(freedom)), 4001)
+    angle, step = np.linspace(0.0, math.atan(abs(t) / math.sqrt(freedom)), 4001, retstep=True)
+    density = np.cos(angle) ** (freedom - 1)
+    area = step / 3 * (density[0] + 4 * density[1::2].sum() + 2 * density[2:-1:2].sum() + density[-1])
     log_constant = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - 0.5 * math.log(math.pi)
-    inside = float(np.trapezoid(np.cos(angle) ** (freedom - 1), angle)) * math.exp(log_constant)
+    inside = float(area) * math.exp(log_constant)
     return min(1.0, max(0.0, 1.0 - 2.0 * inside))
 
 

@@ -4,8 +4,11 @@ from collections.abc import Sequence
 
 from pipeline.reporting import markdown as md
 from pipeline.reporting.comparison.groups import Configuration, Measure
-from pipeline.reporting.comparison.statistics import SURE, Difference, Mean, difference, holm
+from pipeline.reporting.comparison.statistics import SURE, Difference, Mean, difference, holm, paired_difference
 from pipeline.reporting.numbers import fixed, significant
+
+FEWEST_PAIRS = 3
+"""Two pairs leave one degree of freedom, with which hardly any difference is told from noise."""
 
 ONCE = (
     "Each configuration was run with one seed, so nothing tells a difference from the noise between seeds. "
@@ -24,16 +27,42 @@ def verdicts(configurations: Sequence[Configuration], measure: Measure) -> list[
     if all(found.n == 1 for _, found in means):
         return [ONCE]
     reference, base = _reference(means)
-    others = [(one, found, difference(found, base)) for one, found in means if one is not reference]
-    tested = [found.p for _, _, found in others if found is not None]
-    corrected = iter(holm(tested))
-    told = [
-        "- " + _once(one, found, reference, base, measure)
-        if apart is None
-        else "- " + _verdict(one, reference, apart, next(corrected), measure)
-        for one, found, apart in others
-    ]
-    return ["\n".join(told), *([_basis(len(tested))] if tested else [])]
+    others = [(one, found, apart(one, reference, measure)) for one, found in means if one is not reference]
+    tested = [found for _, _, found in others if found is not None]
+    corrected = iter(holm([found.p for found in tested]))
+    told = []
+    for one, found, test in others:
+        way = "below" if found.value < base.value else "above" if found.value > base.value else "level with"
+        line = f"- {md.code(one.label)} is {way} {md.code(reference.label)} in {measure.name} by "
+        line += fixed(abs(found.value - base.value), 4)
+        seeds = min(found.n, base.n)
+        told.append(line + (_untested(found) if test is None else _tested(test, next(corrected), seeds)))
+    return ["\n".join(told), *([_basis(tested, reference)] if tested else [])]
+
+
+def apart(one: Configuration, other: Configuration, measure: Measure) -> Difference | None:
+    """one - other: by pairs where both have the same seeds, three or more; else by Welch's test. None: untestable.
+
+    A seed brings the same order of the data to every configuration, so much of its luck is common to them.
+    """
+    own, others = one.by_seed(measure.key), other.by_seed(measure.key)
+    if own.keys() == others.keys() and len(own) >= FEWEST_PAIRS:
+        return paired_difference(list(own.values()), [others[seed] for seed in own])
+    first, second = one.mean(measure.key), other.mean(measure.key)
+    return difference(first, second) if first and second else None
+
+
+def weight(p: float, seeds: int) -> str:
+    """What a corrected p says."""
+    return "**larger than its noise**" if p < SURE else f"cannot be told from noise with {seeds} seeds"
+
+
+def p_value(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {significant(p, 2)}"
+
+
+def correction(tests: int) -> str:
+    return f", corrected for {tests} comparisons (Holm)" if tests > 1 else ""
 
 
 def _reference(means: Sequence[tuple[Configuration, Mean]]) -> tuple[Configuration, Mean]:
@@ -42,34 +71,23 @@ def _reference(means: Sequence[tuple[Configuration, Mean]]) -> tuple[Configurati
     return committed[0] if committed else min(repeated, key=lambda pair: pair[1].value)
 
 
-def _verdict(one: Configuration, reference: Configuration, apart: Difference, p: float, measure: Measure) -> str:
-    names = f"{md.code(one.label)} is {{}} {md.code(reference.label)} in {measure.name}"
-    if apart.value == 0 and apart.error == 0:
-        return names.format("equal to") + "."
-    way = "below" if apart.value < 0 else "above"
-    size = f"by {fixed(abs(apart.value), 4)} ± {fixed(apart.error, 4)}"
-    weight = "**larger than its noise**" if p < SURE else "not larger than its noise"
-    return f"{names.format(way)} {size}: {weight} ({_test(apart, p)})."
+def _tested(test: Difference, p: float, seeds: int) -> str:
+    how = "paired by seed" if test.paired else "Welch"
+    numbers = f"t = {fixed(abs(test.t), 1)}, {fixed(test.freedom, 0 if test.paired else 1)} degrees of freedom"
+    return f" ± {fixed(test.error, 4)}: {weight(p, seeds)} ({how}: {numbers}, {p_value(p)})."
 
 
-def _test(apart: Difference, p: float) -> str:
-    if apart.error == 0:
-        return "the seeds of each gave the same value"
-    shown = "p < 0.001" if p < 0.001 else f"p = {significant(p, 2)}"
-    return f"t = {fixed(apart.t, 1)}, {fixed(apart.freedom, 1)} degrees of freedom, {shown}"
+def _untested(found: Mean) -> str:
+    if found.n == 1:
+        return ", but has one result: this cannot be held against its noise."
+    return ": every seed gave the same difference, so nothing tells of the noise."
 
 
-def _once(one: Configuration, found: Mean, reference: Configuration, base: Mean, measure: Measure) -> str:
-    way = "below" if found.value < base.value else "above"
+def _basis(tests: Sequence[Difference], reference: Configuration) -> str:
+    names = {True: "a t-test of the differences at each seed (paired by seed)", False: "Welch's t-test between seeds"}
+    used = " or ".join(names[paired] for paired in sorted({test.paired for test in tests}, reverse=True))
+    chosen = "" if reference.committed else " The reference is the best of these, so its lead is a little flattered."
     return (
-        f"{md.code(one.label)} is {way} {md.code(reference.label)} in {measure.name} by "
-        f"{fixed(abs(found.value - base.value), 4)}, but was run once: this cannot be held against its noise."
-    )
-
-
-def _basis(tests: int) -> str:
-    many = f", corrected for {tests} comparisons (Holm)" if tests > 1 else ""
-    return (
-        f"Welch's t-test between seeds{many}; ± is one standard error. A difference counts as larger than its noise "
-        f"where p is below {SURE:g}. It holds for this data, this size and this length of training."
+        f"By {used}{correction(len(tests))}; ± is one standard error. A difference counts as larger than its noise "
+        f"where p is below {SURE:g}. It holds for this data, this size and this length of training.{chosen}"
     )
