@@ -11,6 +11,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from pipeline.reporting.comparison.experiments import Experiment, listed, with_results
+from pipeline.reporting.comparison.groups import configurations
 from pipeline.reporting.comparison.samples import MOST_CHARACTERS, MOST_LINES, MOST_RUNS, same_prompts, same_text
 from pipeline.reporting.run import Samples
 
@@ -67,8 +68,8 @@ def test_runs_that_failed_or_have_no_samples_are_passed_over(tmp_path: Path) -> 
 
 def test_only_the_beginning_of_each_text_and_the_first_runs_are_shown() -> None:
     long = [wrote(f"run-{n}", texts(("p", "\n" * 3 + "word " * 300), ("q", "a\n" * 50), ("r", "b"))) for n in range(40)]
-    page = "\n\n".join(same_prompts(long))
-    assert f"The first {MOST_RUNS} of 40 runs are shown." in page
+    page = "\n\n".join(same_prompts(long, configurations(long)))
+    assert f"The first {MOST_RUNS} of 40 are shown." in page
     found = cells(page)
     assert len(found) == 3 * MOST_RUNS
     assert all(cell.endswith(" …") for cell in found[: 2 * MOST_RUNS])
@@ -79,7 +80,8 @@ def test_only_the_beginning_of_each_text_and_the_first_runs_are_shown() -> None:
 
 def test_whatever_a_model_wrote_stays_inside_its_cell() -> None:
     wild = "</td></table>\n\n# no title <script>alert(1)</script> `|` \x00\ud800"
-    page = "\n\n".join(same_prompts([wrote(name, texts((wild, wild))) for name in "ab"]))
+    runs = [wrote(name, texts((wild, wild))) for name in "ab"]
+    page = "\n\n".join(same_prompts(runs, configurations(runs)))
     html = MarkdownIt("commonmark", {"html": True}).enable("table").render(page + "\n\nend")
     assert html.count("<td") == html.count("</td>") == 2
     assert "<h1>" not in html
@@ -103,7 +105,8 @@ def test_the_same_text_has_its_nats_and_bits_per_byte_by_run(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("others", [[], [wrote("b", read("other", *[1.0] * 5))]])
 def test_texts_of_which_there_are_two_or_none_are_not_compared(others: list[Experiment]) -> None:
-    assert same_text([wrote("a", read("text", *[1.0] * 4)), *others]) == []
+    runs = [wrote("a", read("text", *[1.0] * 4)), *others]
+    assert same_text(runs, configurations(runs)) == []
 
 
 def test_samples_are_read_from_git_with_the_other_results() -> None:
@@ -119,3 +122,41 @@ def test_samples_are_read_from_git_with_the_other_results() -> None:
     broken = with_results(own, lambda rev, path: '{"prompts": 3}' if path.endswith("samples.json") else None)
     assert broken is not None
     assert broken.problem.startswith("samples.json: prompts ")
+
+
+def sweep() -> list[Experiment]:
+    """Two configurations of three seeds; what each wrote is its name, what it read took `seed` nats a letter."""
+    return [
+        wrote(
+            f"{position}-{seed}",
+            texts(("To be", f"{position}-{seed}")) | read("ab", *[seed * math.log(2)] * 2),
+            loss=3.5 + seed / 100,
+            model__position=position,
+            train__seed=seed,
+        )
+        for position in ("rope", "learned")
+        for seed in (3, 1, 2)
+    ]
+
+
+def test_where_seeds_repeat_one_run_of_each_configuration_is_shown_of_the_same_seed(tmp_path: Path) -> None:
+    page = compared(tmp_path, sweep())
+    assert [cell.partition(">")[2] for cell in cells(page)] == [
+        "<code>position=rope</code><br>rope-1",
+        "<code>position=learned</code><br>learned-1",
+    ]
+    assert "Of each configuration one run is shown, of seed 1 where there is one." in page
+
+
+def test_a_configuration_without_the_shared_seed_shows_another(tmp_path: Path) -> None:
+    runs = [one for one in sweep() if one.name != "rope-1"]
+    assert [cell.rpartition("<br>")[2] for cell in cells(compared(tmp_path, runs))] == ["learned-2", "rope-2"]
+    runs = [one for one in runs if one.name not in ("rope-2", "learned-3")]
+    assert [cell.rpartition("<br>")[2] for cell in cells(compared(tmp_path, runs))] == ["learned-1", "rope-3"]
+
+
+def test_where_seeds_repeat_the_same_text_is_told_by_configuration(tmp_path: Path) -> None:
+    """Per byte 1, 2 and 3 bits: their mean is 2, its standard error 1/sqrt(3)."""
+    page = compared(tmp_path, sweep()).split("## The same text")[1]
+    assert "| `position=rope` | 2 | 1.386 ± 0.400 | 2.000 ± 0.577 |" in page
+    assert "rope-1" not in page.split("## Take")[0]

@@ -62,7 +62,7 @@ def page(
     if told := verdicts(groups, measure):
         parts += ["## Is the difference larger than the noise?", *told]
     parts += _pictures(shown, groups, measure)
-    parts += [*same_prompts(rows), *same_text(rows)]
+    parts += [*same_prompts(rows, groups), *same_text(rows, groups)]
     parts += ["## Run one of them again" if kept else "## Take one of them", commands(rows, kept)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
