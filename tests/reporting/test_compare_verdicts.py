@@ -1,11 +1,15 @@
 """What is said of a difference: how it was tested, whether it is larger than its noise, and what a setting does."""
 
+from pathlib import Path
+
+from pipeline.reporting.comparison.effects import effects
 from pipeline.reporting.comparison.experiments import Experiment
-from pipeline.reporting.comparison.groups import LOSS, configurations
+from pipeline.reporting.comparison.groups import LOSS, Configuration, configurations
 from pipeline.reporting.comparison.page import ranked_configurations
+from pipeline.reporting.comparison.statistics import paired_difference
 from pipeline.reporting.comparison.verdicts import verdicts
 
-from .test_compare import experiment, seeds
+from .test_compare import compared, experiment, rows, seeds
 
 
 def told(experiments: list[Experiment]) -> str:
@@ -65,3 +69,73 @@ def test_the_same_seed_run_twice_is_no_second_seed() -> None:
     mean = group.mean("val.loss")
     assert mean is not None
     assert mean.n == 1
+
+
+def grid(**positions: tuple[list[float], list[float]]) -> list[Experiment]:
+    """Losses of seeds 1, 2, ... under each position, with pre-norm and with post-norm."""
+    return [
+        experiment(
+            f"{position}-{norm}-{seed}", loss, model__position=position, model__norm_placement=norm, train__seed=seed
+        )
+        for position, both in positions.items()
+        for norm, losses in zip(("pre", "post"), both, strict=True)
+        for seed, loss in enumerate(losses, 1)
+    ]
+
+
+FOUR = grid(
+    rope=([3.50, 3.52, 3.51], [3.40, 3.43, 3.42]),
+    learned=([3.70, 3.73, 3.70], [3.61, 3.62, 3.62]),
+)
+
+
+def test_each_setting_is_tested_alone_with_the_others_held(tmp_path: Path) -> None:
+    """By hand: learned - rope is .20 .21 .19 pre-norm and .21 .19 .20 post-norm, so .205 .200 .195 on average."""
+    table = compared(tmp_path, FOUR).split("## What each setting does\n")[1].split("\n## ")[0]
+    lines = [line.split(" | ") for line in table.splitlines() if line.startswith("| `")]
+    assert [(line[0].strip("| "), line[1], line[2], line[3]) for line in lines] == [
+        ("`position=learned`", "`rope`", "mean of the 2 below", "+0.2000 ± 0.0029"),
+        ("`position=learned`", "`rope`", "`norm_placement=post`", "+0.2000 ± 0.0058"),
+        ("`position=learned`", "`rope`", "`norm_placement=pre`", "+0.2000 ± 0.0058"),
+        ("`norm_placement=pre`", "`post`", "mean of the 2 below", "+0.0933 ± 0.0044"),
+        ("`norm_placement=pre`", "`post`", "`position=rope`", "+0.0933 ± 0.0033"),
+        ("`norm_placement=pre`", "`post`", "`position=learned`", "+0.0933 ± 0.0088"),
+    ]
+    assert "corrected for 6 comparisons (Holm)" in table
+
+
+def groups(experiments: list[Experiment]) -> list[Configuration]:
+    return ranked_configurations(experiments, LOSS)
+
+
+def test_the_effects_are_corrected_for_their_number_together() -> None:
+    """The smallest of the 6, of 0.205, 0.200 and 0.195, is p = 0.000208."""
+    smallest = paired_difference([0.205, 0.200, 0.195], [0.0, 0.0, 0.0])
+    assert smallest is not None
+    (_, table, _) = effects(groups(FOUR), LOSS)
+    assert f"**larger than its noise**, p = {6 * smallest.p:.4f} |" in table
+    assert f"{6 * smallest.p:.4f}" == "0.0012"
+
+
+def test_a_single_setting_or_settings_that_change_together_have_no_effects_of_their_own() -> None:
+    assert effects(groups(seeds("rope", [3.5, 3.6, 3.7]) + seeds("learned", [3.6, 3.8, 3.7])), LOSS) == []
+    together = [
+        experiment(
+            f"{width}-{seed}",
+            3.0 + width / 1e3 + seed**2 / 100,
+            model__n_embd=width,
+            model__n_head=width // 64,
+            train__seed=seed,
+        )
+        for width in (128, 256)
+        for seed in (1, 2, 3)
+    ]
+    assert effects(groups(together), LOSS) == []
+
+
+def test_seeds_that_the_cells_do_not_share_give_no_mean_over_them(tmp_path: Path) -> None:
+    table = rows(compared(tmp_path, FOUR[:-1]), "Configurations")
+    assert table["`position=learned, norm_placement=post`"][0] == "2"
+    text = "\n".join(effects(groups(FOUR[:-1]), LOSS))
+    assert "mean of" not in text
+    assert "`position=rope`" in text

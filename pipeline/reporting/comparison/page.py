@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pipeline.reporting import markdown as md
 from pipeline.reporting.comparison import scaling
 from pipeline.reporting.comparison.cautions import cautions
+from pipeline.reporting.comparison.effects import effects
 from pipeline.reporting.comparison.experiments import Experiment
 from pipeline.reporting.comparison.figures import MOST_CONFIGURATIONS
 from pipeline.reporting.comparison.groups import Configuration, Measure, configurations, measure_of
@@ -59,6 +60,7 @@ def page(
     parts += ["## Runs", runs_table(rows, kept, times)]
     if repeated:
         parts += ["## Configurations", configurations_table(groups, measure)]
+    parts += effects(groups, measure)
     if told := verdicts(groups, measure):
         parts += ["## Is the difference larger than the noise?", *told]
     parts += _pictures(shown, groups, measure)
