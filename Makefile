@@ -14,8 +14,9 @@ export PATH := $(BIN):$(PATH)
 repro: setup
 	dvc repro
 
+# Two tests at a time, or up to four where there are more cores; those of a file one after the other.
 test: setup-dev
-	python -m pytest
+	python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-fast: setup-dev
 	python -m pytest -m "not slow"
