@@ -94,10 +94,10 @@ def test_each_setting_is_tested_alone_with_the_others_held(tmp_path: Path) -> No
     table = compared(tmp_path, FOUR).split("## What each setting does\n")[1].split("\n## ")[0]
     lines = [line.split(" | ") for line in table.splitlines() if line.startswith("| `")]
     assert [(line[0].strip("| "), line[1], line[2], line[3]) for line in lines] == [
-        ("`position=learned`", "`rope`", "mean of the 2 below", "+0.2000 ± 0.0029"),
+        ("`position=learned`", "`rope`", "mean of 2 settings", "+0.2000 ± 0.0029"),
         ("`position=learned`", "`rope`", "`norm_placement=post`", "+0.2000 ± 0.0058"),
         ("`position=learned`", "`rope`", "`norm_placement=pre`", "+0.2000 ± 0.0058"),
-        ("`norm_placement=pre`", "`post`", "mean of the 2 below", "+0.0933 ± 0.0044"),
+        ("`norm_placement=pre`", "`post`", "mean of 2 settings", "+0.0933 ± 0.0044"),
         ("`norm_placement=pre`", "`post`", "`position=rope`", "+0.0933 ± 0.0033"),
         ("`norm_placement=pre`", "`post`", "`position=learned`", "+0.0933 ± 0.0088"),
     ]

@@ -77,7 +77,7 @@ def _against(value: str, row: Cells, best: str, base: Cells, measure: Measure) -
     pairs = {where: (row[where], base[where]) for where in base if where in row}
     found = []
     if (test := _mean_difference(list(pairs.values()), measure)) is not None:
-        found.append(Effect(*names, f"mean of the {len(pairs)} below", test, int(test.freedom) + 1))
+        found.append(Effect(*names, f"mean of {len(pairs)} settings", test, int(test.freedom) + 1))
     for where, (one, other) in pairs.items():
         if (test := apart(one, other, measure)) is not None:
             seeds = min(len(one.by_seed(measure.key)), len(other.by_seed(measure.key)))
