@@ -22,7 +22,7 @@ class SampleParams(Section):
     """Tokens of a continuation, at most: it ends sooner where the model ends its document. It may be longer than the
     model's context."""
 
-    temperature: float = Field(ge=0, allow_inf_nan=False)
+    temperature: float = Field(ge=0)
     """Divides the logits: below 1 bolder, above 1 wilder. 0: greedy, always the likeliest token."""
 
     top_k: int = Field(ge=0)

@@ -1,4 +1,4 @@
-"""The sections that evaluation and generation own, as params.yaml would break them."""
+"""params.yaml as people would break it."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.config import ConfigError, load_yaml, validate
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,8 @@ ROOT = Path(__file__).parents[2]
         ("evaluate", "hellaswag_items", 0, r"evaluate.hellaswag_items \(0\)"),
         ("sample", "temperature", -0.1, r"sample.temperature \(-0.1\)"),
         ("sample", "temperature", float("inf"), r"sample.temperature \(inf\)"),
+        ("train", "grad_clip", float("inf"), r"train.grad_clip \(inf\)"),
+        ("train", "max_lr", float("nan"), r"train.max_lr \(nan\)"),
         ("sample", "top_p", 0.0, r"sample.top_p \(0.0\)"),
         ("sample", "prompts", [], r"sample.prompts"),
         ("sample", "prompts", [3], r"sample.prompts.0"),
