@@ -41,7 +41,9 @@ class ConfigError(ValueError):
 class Section(BaseModel):
     """One section of params.yaml: typed, frozen, and with no defaults, since params.yaml is the one truth."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     section: ClassVar[str]
 
