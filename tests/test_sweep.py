@@ -12,14 +12,15 @@ import pytest
 from dvc.utils.cli_parse import to_path_overrides
 from dvc.utils.hydra import apply_overrides
 
-from pipeline import experiment_watch, progress
-from pipeline import sweep as sweeping
+from pipeline import progress
 from pipeline.config import load_yaml
-from pipeline.experiment_queue import Entry, ExperimentQueue, State
-from pipeline.experiment_watch import Job, share_trained, watch
 from pipeline.log import Stop
 from pipeline.progress import Progress
-from pipeline.sweep import Trial, free_name, matching, queued, table, trials
+from pipeline.sweep import __main__ as sweeping
+from pipeline.sweep import watch as watching
+from pipeline.sweep.__main__ import Trial, free_name, matching, queued, table, trials
+from pipeline.sweep.queue import Entry, ExperimentQueue, State
+from pipeline.sweep.watch import Job, share_trained, watch
 from tests.dag.imports import ROOT
 from tests.reporting import fixtures
 
@@ -190,7 +191,7 @@ def test_what_is_trained_already_or_twice_costs_nothing(project: Path) -> None:
 def test_watching_shows_results_and_why_one_failed_and_ends_with_the_last(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(experiment_watch, "POLL_S", 0)
+    monkeypatch.setattr(watching, "POLL_S", 0)
     monkeypatch.setattr(progress, "PLAIN_INTERVAL_S", 0)
     queue = FakeQueue(
         {
@@ -200,7 +201,7 @@ def test_watching_shows_results_and_why_one_failed_and_ends_with_the_last(
         }
     )
     queue.logs = {"rev-of-a": "train 30/100 tok (30%) | ...", "rev-of-b": "\n".join(f"line {n}" for n in range(40))}
-    monkeypatch.setattr(experiment_watch, "result", {"result-of-a": "loss 2.5"}.__getitem__)
+    monkeypatch.setattr(watching, "result", {"result-of-a": "loss 2.5"}.__getitem__)
     jobs = {f"rev-of-{name}": Job(name, 100) for name in "abc"}
     assert watch(queue, jobs, workers=2) == ["b", "c"]
     said = capsys.readouterr().out
@@ -212,7 +213,7 @@ def test_watching_shows_results_and_why_one_failed_and_ends_with_the_last(
 
 
 def test_workers_are_started_whenever_nothing_runs(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experiment_watch, "POLL_S", 0)
+    monkeypatch.setattr(watching, "POLL_S", 0)
     queue = FakeQueue({"a": ["queued", "running", "queued", "failed"]})
     watch(queue, {"rev-of-a": Job("a", 1)}, workers=2)
     assert queue.started == 2 + 2  # at the beginning, and when the worker was gone
@@ -220,7 +221,8 @@ def test_workers_are_started_whenever_nothing_runs(project: Path, monkeypatch: p
 
 def test_the_command_imports_no_torch() -> None:
     program = (
-        "import sys; from pipeline import sweep; sweep.combinations(['a.b=1,2']); assert 'torch' not in sys.modules"
+        "import sys; from pipeline.sweep.__main__ import combinations; "
+        "combinations(['a.b=1,2']); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 

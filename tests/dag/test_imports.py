@@ -20,6 +20,7 @@ FLOORS = {
     "reporting": 4,
     "generation": 5,  # colours a text by evaluation's loss of each token
     "model_picture": 5,
+    "sweep": 7,
     "top": 6,
     "stages": 7,
 }

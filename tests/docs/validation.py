@@ -19,7 +19,7 @@ from dvc.utils.hydra import apply_overrides, get_hydra_sweeps
 
 from pipeline.config import load_yaml, validate
 from pipeline.recipe import flags, laid_over
-from pipeline.sweep import trials
+from pipeline.sweep.__main__ import trials
 from tests.docs.commands import ROOT
 
 # What a command may set in front of itself: pipeline/launch.py's variables, and those of the libraries.

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.experiment_queue import ExperimentQueue
 from pipeline.progress import Progress
 from pipeline.reporting import git
+from pipeline.sweep.queue import ExperimentQueue
 
 POLL_S = 2.0
 LOG_LINES = 12  # of a failed experiment

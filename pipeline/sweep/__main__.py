@@ -26,8 +26,6 @@ from typing import Any
 
 from pipeline.config import PARAMS_FILE, ConfigError, load_yaml, validate
 from pipeline.corpus.encodings import TokenizerParams
-from pipeline.experiment_queue import Entry, ExperimentQueue, combinations, same_code
-from pipeline.experiment_watch import Job, watch
 from pipeline.log import Stop, clear_errors, logger
 from pipeline.model.config import ModelParams
 from pipeline.plan import SHARDS, SUMMARY, last_rate, make_plan, text_vocabulary
@@ -35,6 +33,8 @@ from pipeline.progress import format_duration
 from pipeline.recipe import DECIDE_NOTHING, hydra_value
 from pipeline.reporting import git
 from pipeline.runtime import RuntimeParams
+from pipeline.sweep.queue import Entry, ExperimentQueue, combinations, same_code
+from pipeline.sweep.watch import Job, watch
 from pipeline.tracking.identity import LONGEST_NAME, NAMING_SECTIONS, short_keys
 from pipeline.tracking.provenance import params_at
 from pipeline.training.params import TrainParams
