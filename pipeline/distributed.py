@@ -128,7 +128,8 @@ def check_first_machine(environment: Mapping[str, str]) -> None:
     torchrun numbers machines by their names (GROUP_RANK). NODE_RANK, which says where DVC runs, is nothing to it.
     """
     called, number = environment.get("NODE_RANK"), environment.get("GROUP_RANK")
-    if called is None or number is None or (called == "0") == (number == "0"):
+    alone = environment.get("GROUP_WORLD_SIZE", "1") == "1"
+    if alone or called is None or number is None or (called == "0") == (number == "0"):
         return
     where = "on the machine whose full host name sorts first" if called == "0" else "here"
     raise Stop(

@@ -29,7 +29,7 @@ HOUSE = [
     [("training", "trainer, step, loader, order, optim, schedule, checkpoint, parallel", True)],
     [("model", "gpt, attention, mlp, positions, norms, cache, files, huggingface, accounting", True)],
     [("corpus", "sources, tokenization, encodings, shards, hellaswag_items", False)],
-    [("the ground", "config, files, log, progress, runs, runtime, distributed", False)],
+    [("the ground", "config, files, log, machine, progress, runs, runtime, distributed", False)],
 ]  # fmt: skip
 COMMANDS = {
     "plan": "what it will cost",

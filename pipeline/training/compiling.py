@@ -37,19 +37,16 @@ def compiled(
     logger.info("compiling the model: about a minute on two CPU cores, less on a GPU host")
     logging.getLogger("torch._inductor").setLevel(logging.ERROR)
     step = step_of(cast(nn.Module, torch.compile(model)))
-    rng = torch.get_rng_state()  # dropout in the rehearsal must not move the run's random numbers
-    cuda_rng = torch.cuda.get_rng_state() if group.device.type == "cuda" else None
     failure = None
     try:
-        rehearse(step)
+        # Dropout in the rehearsal must not move the run's random numbers.
+        with torch.random.fork_rng([group.device] if group.device.type == "cuda" else []):
+            rehearse(step)
     except NOT_THE_COMPILERS:
         raise
     except Exception as error:  # whatever the compiler raises: eager training is the answer
         failure = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
     forget_pass(model)
-    torch.set_rng_state(rng)
-    if cuda_rng is not None:
-        torch.cuda.set_rng_state(cuda_rng)
     failures = torch.tensor([failure is not None], dtype=torch.int32)
     if not group.sum_(failures).item():
         return step, True

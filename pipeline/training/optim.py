@@ -92,16 +92,22 @@ class Optimizer:
 def step_unless(skip: Tensor, muon: torch.optim.Muon) -> None:
     """Muon's step, undone on the device where `skip` is set, so that the host need not know.
 
-    Muon itself takes no such decision. The copies of its weights and momenta need room when activations do not.
+    Muon itself takes no such decision. It steps one matrix at a time here, so that the copies need no room to speak of.
     """
-    weights = [p for group in muon.param_groups for p in group["params"]]
-    for p in weights:
-        muon.state[p].setdefault("momentum_buffer", torch.zeros_like(p, memory_format=torch.preserve_format))
-    own = [own_share(tensor) for p in weights for tensor in (p.detach(), muon.state[p]["momentum_buffer"])]
-    before = [tensor.clone() for tensor in own]
-    muon.step()
-    for tensor, old in zip(own, before, strict=True):
-        tensor.copy_(torch.where(skip, old, tensor))  # a choice, not arithmetic: what is not finite leaves no trace
+    groups = muon.param_groups
+    try:
+        for group in groups:
+            for p in group["params"]:
+                if "momentum_buffer" not in muon.state[p]:
+                    muon.state[p]["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+                own = [own_share(tensor) for tensor in (p.detach(), muon.state[p]["momentum_buffer"])]
+                before = [tensor.clone() for tensor in own]
+                muon.param_groups = [{**group, "params": [p]}]
+                muon.step()
+                for tensor, old in zip(own, before, strict=True):
+                    tensor.copy_(torch.where(skip, old, tensor))  # a choice: what is not finite leaves no trace
+    finally:
+        muon.param_groups = groups
 
 
 def hidden_matrices(parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:

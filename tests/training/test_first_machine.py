@@ -11,8 +11,13 @@ from pipeline.log import Stop
     [
         {},
         {"GROUP_RANK": "0"},
-        {"NODE_RANK": "0", "GROUP_RANK": "0"},
-        {"NODE_RANK": "1", "GROUP_RANK": "2"},
+        {"NODE_RANK": "0", "GROUP_RANK": "0", "GROUP_WORLD_SIZE": "2"},
+        {"NODE_RANK": "1", "GROUP_RANK": "2", "GROUP_WORLD_SIZE": "3"},
+        {
+            "NODE_RANK": "1",
+            "GROUP_RANK": "0",
+            "GROUP_WORLD_SIZE": "1",
+        },  # left over: there is one machine
     ],
 )
 def test_machines_that_agree_on_the_first_go_on(environment: dict[str, str]) -> None:
@@ -24,4 +29,4 @@ def test_a_model_that_would_end_up_on_another_machine_than_dvc_is_refused_at_the
     called: str, number: str, where: str
 ) -> None:
     with pytest.raises(Stop, match=rf"NODE_RANK \({called}\) must be 0 .* has number {number}: run DVC.*{where}"):
-        check_first_machine({"NODE_RANK": called, "GROUP_RANK": number})
+        check_first_machine({"NODE_RANK": called, "GROUP_RANK": number, "GROUP_WORLD_SIZE": "2"})
