@@ -4,8 +4,8 @@
     python -m pipeline.import_model path/to/hf models/mine
 
 The result is one for `evaluate`, `sample` and `model.init_from`, like data/model. It holds the encoding too: the one in
-the directory's encoding/ where there is one; else GPT-2's where the vocabulary has its size, padded or not, and the
-directory has no tokenizer of its own; else none. Ids that the encoding has not are padding from then on.
+the directory's encoding/ where there is one; else GPT-2's where the vocabulary has 50,257 ids or, padded, 50,304, and
+no file of a tokenizer there says otherwise; else none. Ids that the encoding has not are padding from then on.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pipeline.corpus.vocabularies import gpt2_encoding
 from pipeline.log import clear_errors, logger
 from pipeline.model.accounting import describe
 from pipeline.model.config import GPT2_SIZES, GPT2_VOCAB_SIZE
-from pipeline.model.files import ENCODING, load_model, match_vocabulary, save_model
+from pipeline.model.files import ENCODING, load_model, match_vocabulary, padded_sizes, save_model
 from pipeline.model.huggingface import fetch
 
 
@@ -43,7 +43,7 @@ def encoding_of(directory: Path, ids: int) -> tiktoken.Encoding | None:
     """The encoding of a model of `ids` ids in a directory, None where it cannot be told."""
     if (directory / ENCODING).is_dir():
         return encodings.load(directory / ENCODING)
-    if ids < GPT2_VOCAB_SIZE:
+    if ids not in padded_sizes(GPT2_VOCAB_SIZE):
         return None
     try:
         return gpt2_encoding(directory)

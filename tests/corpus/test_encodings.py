@@ -138,6 +138,34 @@ def test_a_hugging_face_directory_with_another_encoding_is_refused_by_its_file(
         vocabularies.gpt2_encoding(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "vocab.txt"])
+def test_a_directory_with_the_file_of_another_kind_of_tokenizer_does_not_get_gpt2_s_encoding(
+    name: str, offline: dict[str, int], tmp_path: Path
+) -> None:
+    (tmp_path / "vocab.json").write_text(json.dumps(offline))
+    (tmp_path / name).write_text("")
+    with pytest.raises(ValueError, match=f"{name}: not GPT-2's encoding"):
+        vocabularies.gpt2_encoding(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["added_tokens.json", "tokenizer.json"])
+def test_tokens_added_to_gpt2_s_are_refused_but_its_own_is_none_of_them(
+    name: str, offline: dict[str, int], tmp_path: Path
+) -> None:
+    (tmp_path / "vocab.json").write_text(json.dumps(offline))
+
+    def add(tokens: dict[str, int]) -> None:
+        listed = [{"content": token, "id": n} for token, n in tokens.items()]
+        both = {"model": {"vocab": offline}, "added_tokens": listed}
+        (tmp_path / name).write_text(json.dumps(tokens if name == "added_tokens.json" else both))
+
+    add({"<|endoftext|>": 50_256})
+    assert vocabularies.gpt2_encoding(tmp_path).n_vocab == 50_257
+    add({"<|endoftext|>": 50_256, "<|im_start|>": 50_257})
+    with pytest.raises(ValueError, match=rf"{name}: adds '<\|im_start\|>' \(id 50257\) to GPT-2's 50257 ids"):
+        vocabularies.gpt2_encoding(tmp_path)
+
+
 def test_bytes_are_utf8() -> None:
     encoding = encodings.bytes_encoding()
     assert bytes(encoding.encode_ordinary(VARIED)) == VARIED.encode()

@@ -41,7 +41,7 @@ def imported(config: GPTConfig, directory: Path, own_tokenizer: bool = False) ->
 
 
 @pytest.mark.usefixtures("gpt2_is_bytes")
-@pytest.mark.parametrize("ids", [257, 320])
+@pytest.mark.parametrize("ids", [257, 320, 384])
 def test_a_vocabulary_of_gpt2_s_size_gets_its_encoding_padded_or_not(ids: int, tmp_path: Path) -> None:
     model = imported(TINY.changed(vocab_size=ids, text_vocab_size=ids), tmp_path)
     assert (model.config.vocab_size, model.config.text_vocab_size) == (ids, 257)
@@ -52,8 +52,29 @@ def test_a_vocabulary_of_gpt2_s_size_gets_its_encoding_padded_or_not(ids: int, t
 
 
 @pytest.mark.usefixtures("gpt2_is_bytes")
-@pytest.mark.parametrize(("ids", "own_tokenizer"), [(256, False), (320, True)])
+@pytest.mark.parametrize(("ids", "own_tokenizer"), [(256, False), (258, False), (385, False), (320, True)])
 def test_other_vocabularies_come_without_an_encoding(ids: int, own_tokenizer: bool, tmp_path: Path) -> None:
     model = imported(TINY.changed(vocab_size=ids, text_vocab_size=ids), tmp_path, own_tokenizer)
     assert model.config.text_vocab_size == ids
     assert not (tmp_path / "ours/encoding").exists()
+
+
+@pytest.mark.parametrize("name", ["spiece.model", "vocab.txt"])
+def test_a_tokenizer_of_another_kind_is_not_taken_for_gpt2_s(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("")
+    assert command.encoding_of(tmp_path, 50_304) is None
+
+
+@pytest.mark.parametrize("ids", [4_096, 50_256, 50_258, 50_305, 64_000])
+def test_a_vocabulary_that_is_not_gpt2_s_or_its_padding_has_no_encoding_that_can_be_told(
+    ids: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "gpt2_encoding", lambda _: BYTES)
+    assert command.encoding_of(tmp_path, ids) is None
+    assert command.encoding_of(tmp_path, 50_257) is command.encoding_of(tmp_path, 50_304) is BYTES
+
+
+@pytest.mark.usefixtures("gpt2_is_bytes")
+def test_what_is_taken_for_padding_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    imported(TINY.changed(vocab_size=320, text_vocab_size=320), tmp_path)
+    assert f"{tmp_path / 'theirs'}: ids 257 to 319 are padding\n" in capsys.readouterr().out
