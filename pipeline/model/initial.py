@@ -6,7 +6,7 @@ from torch import Tensor
 
 from pipeline.files import read_json
 from pipeline.model.config import GPT2_SIZES, GPTConfig, ModelParams
-from pipeline.model.files import ENCODING, build, load_model, stored_weights
+from pipeline.model.files import ENCODING, build, load_model, padded_sizes, stored_weights
 from pipeline.model.gpt import GPT
 from pipeline.model.huggingface import fetch
 
@@ -44,6 +44,11 @@ def _check_fit(params: ModelParams, loaded: GPTConfig, text_vocab_size: int) -> 
     ]
     if text_vocab_size != loaded.text_vocab_size:
         wrong.append(f"the encoding's vocabulary ({text_vocab_size}) must be {loaded.text_vocab_size}")
+        if loaded.text_vocab_size in padded_sizes(text_vocab_size):  # training reads no tokenizer's files to tell
+            wrong[-1] += (
+                f" (if ids from {text_vocab_size} on are padding, import the model first: "
+                f"python -m pipeline.import_model {params.init_from} models/imported)"
+            )
     if wrong:
         raise ValueError(f"the weights of model.init_from ({params.init_from}) need: " + "; ".join(wrong))
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline import import_model
 from pipeline.corpus import encodings
 from pipeline.model import huggingface
 from pipeline.model.config import Architecture, GPTConfig, ModelParams, gpt2_architecture
@@ -99,6 +100,28 @@ def test_a_hugging_face_directory_does_as_well(tmp_path: Path) -> None:
     export_model(model, None, tmp_path / "hf")
     loaded = initial_model(params(config, tmp_path / "hf"), 61)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
+
+
+def test_a_padded_hugging_face_directory_is_to_be_imported_first_and_then_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoding = encodings.bytes_encoding()  # in the place of GPT-2's
+    monkeypatch.setattr(import_model, "gpt2_encoding", lambda _: encoding)
+    monkeypatch.setattr(import_model, "GPT2_VOCAB_SIZE", encoding.n_vocab)
+    config = TINY.changed(vocab_size=320, text_vocab_size=320)
+    export_model(GPT(config), None, tmp_path / "hf")
+    command = f"python -m pipeline.import_model {tmp_path / 'hf'} models/imported"
+    with pytest.raises(ValueError, match=rf"vocabulary \(257\) must be 320 \(if ids from 257 on .*: {command}\)"):
+        initial_model(params(config, tmp_path / "hf"), 257, encodings.identity(encoding))
+    import_model.import_model(str(tmp_path / "hf"), tmp_path / "imported")
+    loaded = initial_model(params(config, tmp_path / "imported"), 257, encodings.identity(encoding))
+    assert torch.equal(loaded.transformer.wte.weight, load_model(tmp_path / "hf").transformer.wte.weight[:257])
+
+
+def test_a_vocabulary_of_a_size_that_no_padding_gives_is_not_said_to_be_padded(tmp_path: Path) -> None:
+    export_model(GPT(TINY.changed(vocab_size=258, text_vocab_size=258)), None, tmp_path / "hf")
+    with pytest.raises(ValueError, match=r"vocabulary \(257\) must be 258$"):
+        initial_model(params(TINY, tmp_path / "hf"), 257)
 
 
 def test_a_released_name_is_fetched_from_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
