@@ -194,5 +194,14 @@ def test_bad_params_end_in_one_clear_error_before_work(project: Project, key: st
     assert project.hash_of("data/model") == before
 
 
+def test_a_mistake_in_params_costs_no_finished_training(project: Project) -> None:
+    params = (project.path / "params.yaml").read_text(encoding="utf-8")
+    project.set(**{"model.n_head": 5})
+    assert "train: params.yaml has 1 mistake(s)" in project.dvc("repro", ok=False)
+    assert (project.path / "data/model/model.safetensors").is_file()
+    (project.path / "params.yaml").write_text(params, encoding="utf-8")
+    assert stages_run(project.dvc("repro")) == []
+
+
 def test_plots_are_shown(finished: Project) -> None:
     assert "index.html" in finished.dvc("plots", "show", "-o", str(finished.path / ".dvc/tmp/plots"))
