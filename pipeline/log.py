@@ -7,8 +7,9 @@ logger.info("%d documents", count)
 import logging
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 logger = logging.getLogger("pipeline")
 
@@ -18,15 +19,19 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-class _StandardOutput(logging.Handler):
+class StandardOutput(logging.Handler):
     """Prints to what sys.stdout is at that moment, which a notebook or a test may have replaced."""
 
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext
+    """What a line is printed in: a progress bar steps aside."""
+
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stdout, flush=True)
+        with self.around():
+            print(self.format(record), file=sys.stdout, flush=True)
 
 
 def _configure() -> None:
-    handler = _StandardOutput()
+    handler = StandardOutput()
     handler.setFormatter(logging.Formatter("%(message)s"))
     # Warnings and errors concern the rank that raises them; news is told once.
     handler.addFilter(lambda record: record.levelno >= logging.WARNING or rank() == 0)

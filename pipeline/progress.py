@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
-from pipeline.log import logger, rank
+from pipeline.log import StandardOutput, logger, rank
 
 PLAIN_INTERVAL_S = 10.0
 RATE_WINDOW_S = 60.0  # the rate, and so the ETA, is that of the last minute
@@ -30,6 +30,7 @@ class Progress:
         self.note = ""
         self.bar: tqdm[Any] | None = None
         if sys.stderr.isatty() and rank() == 0:
+            StandardOutput.around = tqdm.external_write_mode  # else a line that is logged tears the bar
             self.bar = tqdm(
                 total=total, initial=start, desc=label, unit=unit, unit_scale=True, dynamic_ncols=True, leave=True
             )
