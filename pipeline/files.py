@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yields an empty temporary directory beside `path` to fill; it replaces `path` when the block ends well."""
+def atomic_directory(path: Path, contents: Collection[str]) -> Iterator[Path]:
+    """Yields an empty temporary directory beside `path` to fill; it replaces `path` when the block ends well.
+
+    `contents`: glob patterns of all that the writer may have put there before. A directory with anything else in it
+    was not written by us: it is never removed, and FileExistsError names what was found. The old directory is renamed
+    before it is deleted, so a kill never leaves a part of it under its name.
+    """
+    check_replaceable(path, contents)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    old = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
@@ -41,12 +48,34 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             yield temporary
             for file in temporary.rglob("*"):
                 flush_to_disk(file)
-            shutil.rmtree(path, ignore_errors=True)
+            check_replaceable(path, contents)
+            if path.exists():
+                path.replace(old)
             temporary.replace(path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    shutil.rmtree(old, ignore_errors=True)
     flush_to_disk(path.parent)
+
+
+def check_replaceable(path: Path, contents: Collection[str] = ()) -> None:
+    """Raises FileExistsError unless `path` is absent, an empty directory, or one with nothing but `contents` in it.
+
+    A path without a name of its own (`..`, `/`) and a symbolic link are refused too: what they lead to is not ours.
+    """
+    if path.name in ("", ".."):
+        raise FileExistsError(f"{path} cannot be written: name a new directory")
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise FileExistsError(f"{path} exists and is not a directory")
+    if path.is_dir():
+        foreign = sorted(
+            entry.name for entry in path.iterdir() if not any(entry.match(pattern) for pattern in contents)
+        )
+        if foreign:
+            raise FileExistsError(
+                f"{path} exists and holds {foreign[0]}, which was not written here: it is kept as it is"
+            )
 
 
 @contextmanager

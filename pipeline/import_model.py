@@ -16,6 +16,7 @@ import tiktoken
 
 from pipeline.corpus import encodings
 from pipeline.corpus.vocabularies import gpt2_encoding
+from pipeline.files import check_replaceable
 from pipeline.log import clear_errors, logger
 from pipeline.model.accounting import describe
 from pipeline.model.config import GPT2_SIZES, GPT2_VOCAB_SIZE
@@ -24,7 +25,11 @@ from pipeline.model.huggingface import fetch
 
 
 def import_model(source: str, directory: Path) -> None:
-    """Writes a model directory with the weights of `source`: a released name, or a directory."""
+    """Writes a model directory with the weights of `source`: a released name, or a directory.
+
+    Raises FileExistsError where `directory` is there and not empty.
+    """
+    check_replaceable(directory)
     found = fetch(source) if source in GPT2_SIZES else Path(source)
     model = load_model(found)
     encoding = encoding_of(found, model.config.text_vocab_size)

@@ -28,6 +28,7 @@ FORMAT_VERSION = 1
 END_OF_TEXT = "<|endoftext|>"
 ENCODING_FILE = "encoding.json"
 RANKS_FILE = "ranks.tiktoken"
+FILES = (ENCODING_FILE, RANKS_FILE)
 
 
 class TokenizerParams(Section):

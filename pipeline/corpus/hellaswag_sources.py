@@ -12,6 +12,8 @@ from pathlib import Path
 
 from pipeline.corpus.hellaswag_items import (
     ENDINGS,
+    ITEMS_FILE,
+    SOURCE_FILE,
     HellaswagParams,
     Item,
     ItemSource,
@@ -55,7 +57,7 @@ def fetch_items(params: HellaswagParams, root: Path, raw: Path, out: Path) -> It
         items, name = read_items(root / str(params.path)), "HellaSwag"
     else:
         items, name = list(_hub_items()), "HellaSwag"
-    with atomic_directory(out) as directory:
+    with atomic_directory(out, (ITEMS_FILE, SOURCE_FILE)) as directory:
         write_items(directory, items[: params.items], name, is_hellaswag=params.source != "documents")
     return read_source(out)
 

@@ -113,7 +113,7 @@ def fetch(params: DataParams, root: Path, out: Path, work: Path, part_bytes: int
                     parts.append(_write_part(work, len(parts), documents, params.val_every, part_bytes, origin, stream))
         corpus = _check(params, parts, origin, stream)
         sweep(out)
-        with atomic_directory(out) as directory:
+        with atomic_directory(out, (SOURCE_FILE, "train", "val")) as directory:
             for number, part in enumerate(parts):
                 for file in part.files.values():
                     link_or_copy(work / f"{number:06d}" / file.file, directory / file.file)
@@ -154,7 +154,7 @@ def _write_part(
     origin: dict[str, Any],
     stream: HubStream | None,
 ) -> _Part:
-    with atomic_directory(work / f"{number:06d}") as directory:
+    with atomic_directory(work / f"{number:06d}", (PART_FILE, "train", "val")) as directory:
         part = _Part(
             format_version=FORMAT_VERSION,
             files=write_files(directory, number, documents.take(part_bytes), val_every),

@@ -139,7 +139,7 @@ def _encoding(job: Job) -> tiktoken.Encoding:
         else:
             encoding = encodings.bytes_encoding() if job.params.encoding == "bytes" else vocabularies.gpt2_encoding()
         try:
-            with atomic_directory(directory) as temporary:
+            with atomic_directory(directory, encodings.FILES) as temporary:
                 encodings.save(encoding, temporary)
         except OSError:  # another machine has put the same encoding there meanwhile
             if not directory.exists():
@@ -191,7 +191,7 @@ def _check_held_out(job: Job, val: Split) -> None:
 
 def _put_in_place(job: Job, manifest: Manifest, out: Path) -> None:
     sweep(out)
-    with atomic_directory(out) as directory:
+    with atomic_directory(out, (MANIFEST_FILE, ENCODING_DIRECTORY, "*.npy")) as directory:
         for split in manifest.splits.values():
             for shard in split.shards:
                 link_or_copy(job.shards / shard.file, directory / shard.file)

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.corpus import encodings
-from pipeline.files import atomic_directory, write_json
+from pipeline.files import atomic_directory, check_replaceable, write_json
 from pipeline.model.config import GPTConfig
 from pipeline.model.files import CONFIG, ENCODING, WEIGHTS, stored_weights
 from pipeline.model.gpt import GPT
@@ -37,12 +37,14 @@ EXPRESSIBLE: dict[str, tuple[object, ...]] = {
 def export_model(model: GPT, encoding_directory: Path | None, directory: Path) -> None:
     """Writes a Hugging Face directory, whole or not at all; `encoding_directory`: None leaves the tokenizer out.
 
-    Raises ValueError that names each key that a Hugging Face GPT-2 cannot express, before anything is written.
+    Before anything is written, raises ValueError that names each key that a Hugging Face GPT-2 cannot express, and
+    FileExistsError where `directory` is there and not empty.
     """
     check_expressible(model.config)
+    check_replaceable(directory)
     encoding = None if encoding_directory is None else encodings.load(encoding_directory)
     end_of_text = None if encoding is None else encoding.eot_token
-    with atomic_directory(directory) as temporary:
+    with atomic_directory(directory, ()) as temporary:
         write_json(temporary / CONFIG, config_to(model.config, end_of_text))
         ids = {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
         write_json(temporary / "generation_config.json", {"_from_model_config": True, **ids})

@@ -24,6 +24,7 @@ from pipeline.model.gpt import GPT
 
 FORMAT_VERSION = 1
 WEIGHTS, CONFIG, ENCODING = "model.safetensors", "config.json", "encoding"
+CONTENTS = (WEIGHTS, CONFIG, ENCODING)
 
 
 def save_model(directory: Path, model: GPT, encoding_directory: Path | None) -> None:
@@ -31,7 +32,7 @@ def save_model(directory: Path, model: GPT, encoding_directory: Path | None) -> 
 
     Raises OSError, as where the disk is full.
     """
-    with atomic_directory(directory) as temporary:
+    with atomic_directory(directory, CONTENTS) as temporary:
         write_json(temporary / CONFIG, {"format_version": FORMAT_VERSION, "config": model.config.model_dump()})
         try:
             save_file(stored_weights(model), temporary / WEIGHTS)

@@ -49,7 +49,7 @@ def pictures(figures: Sequence[Figure], folder: str) -> dict[str, str]:
 
 def write_drawings(folder: Path, drawn: Mapping[str, Draw]) -> None:
     """Writes each drawing as <name>.svg and <name>-dark.svg; the folder holds nothing else afterwards."""
-    with atomic_directory(folder) as temporary:
+    with atomic_directory(folder, ("*.svg",)) as temporary:
         for name, draw in drawn.items():
             for palette in PALETTES:
                 suffix = "" if palette is LIGHT else "-dark"

@@ -22,6 +22,7 @@ from pipeline.files import atomic_directory, read_json, sha256_of, write_json
 from pipeline.log import Stop, logger
 
 FORMAT_VERSION = 2
+CONTENTS = ("manifest.json", "*.pt")
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class CheckpointStore:
         return None
 
     def _write(self, target: Path, step: int, parts: dict[str, Any], counters: dict[str, Any]) -> None:
-        with atomic_directory(target) as temporary:
+        with atomic_directory(target, CONTENTS) as temporary:
             files = {}
             for name, tree in parts.items():
                 file = temporary / f"{name}.pt"
@@ -106,7 +107,7 @@ class CheckpointStore:
             manifest = {"format_version": FORMAT_VERSION, "step": step, "counters": counters, "files": files}
             write_json(temporary / "manifest.json", {**manifest, "sha256": _digest(manifest)})
             if self.milestones and self.milestone_interval and step % self.milestone_interval == 0:
-                with atomic_directory(self.milestones / target.name) as milestone:
+                with atomic_directory(self.milestones / target.name, CONTENTS) as milestone:
                     for file in temporary.iterdir():  # links: the same bytes once, whichever of the two goes first
                         os.link(file, milestone / file.name)
         self._rotate()

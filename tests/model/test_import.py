@@ -78,3 +78,23 @@ def test_a_vocabulary_that_is_not_gpt2_s_or_its_padding_has_no_encoding_that_can
 def test_what_is_taken_for_padding_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     imported(TINY.changed(vocab_size=320, text_vocab_size=320), tmp_path)
     assert f"{tmp_path / 'theirs'}: ids 257 to 319 are padding\n" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("gpt2_is_bytes")
+@pytest.mark.parametrize("target", ["..", "ours"])
+def test_import_and_export_keep_a_directory_that_is_there(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TINY.changed(vocab_size=257, text_vocab_size=257)
+    export_model(GPT(config), None, tmp_path / "theirs")
+    (tmp_path / "ours").mkdir()
+    monkeypatch.chdir(tmp_path / "ours")
+    thesis = tmp_path / "ours/thesis.tex"
+    thesis.write_text("years of work")
+    path = Path("..") if target == ".." else tmp_path / target
+    with pytest.raises(FileExistsError):
+        command.import_model(str(tmp_path / "theirs"), path)
+    with pytest.raises(FileExistsError):
+        export_model(GPT(config), None, path)
+    assert thesis.read_text() == "years of work"
+    assert (tmp_path / "theirs/config.json").exists()
