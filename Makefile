@@ -1,6 +1,5 @@
 # make repro   sets up and runs the pipeline: download, tokenize, train, evaluate, sample, report
 # make test    sets up and passes the tests
-# make deps    brings the source files listed in dvc.yaml up to date
 # make check   formatter, linter and type checker
 # make lock    pins the newest versions that requirements.in and requirements-dev.in allow
 
@@ -9,12 +8,12 @@ PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 
-.PHONY: repro test test-fast check format setup setup-dev deps lock
+.PHONY: repro test test-fast check format setup setup-dev lock
 
 repro: setup
 	dvc repro
 
-# Two tests at a time, or up to four where there are more cores; those of a file one after the other.
+# One process per core, at most four; the tests of a file run in one process.
 test: setup-dev
 	python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
@@ -42,10 +41,6 @@ setup-dev: .venv/.installed-dev
 .venv/.installed-dev: .venv/.installed requirements-dev.txt
 	python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
-
-# The source files that each stage depends on, written into dvc.yaml.
-deps: setup-dev
-	python -m tests.dag.imports
 
 # Torch's own needs differ between machines (its CUDA build brings many packages, each pinned by torch itself), so they
 # are left to torch; "+cpu" is cut from its version for the same reason.

@@ -1,9 +1,9 @@
-"""Compares HellaSwag answers with those of lm-evaluation-harness itself, item by item, with no network.
+"""Compares HellaSwag answers with those of lm-evaluation-harness, item by item, without a network.
 
     python -m benchmarks.harness hellaswag_val.jsonl --model data/model --items 1000
 
 Needs the development dependencies lm-eval, transformers and accelerate. The model directory is exported as a Hugging
-Face GPT-2; the harness's own task reads that and the same items. Prints how many answers differ under each metric.
+Face GPT-2, and the harness's own task reads that and the same items. Prints how many answers differ for each metric.
 """
 
 import argparse
@@ -17,18 +17,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.corpus import encodings
-from pipeline.corpus.hellaswag_items import Item, read_items
+from pipeline.corpus.hellaswag import Item, read_items
+from pipeline.corpus.tokenizer import load_tokenizer
 from pipeline.distributed import start
 from pipeline.evaluation.hellaswag import Answers, score_items, subset
-from pipeline.model.export import export_model
-from pipeline.model.files import ENCODING, load_model
+from pipeline.huggingface.export import export_model
+from pipeline.model_directory import TOKENIZER_DIRECTORY, load_model
 
 METRICS = ("acc", "acc_norm")
 
 
 def harness_is_right(exported: Path, items: Sequence[Item], batch_size: int = 8) -> dict[str, Answers]:
-    """Metric -> 1 where the harness counts the item as answered rightly, 0 elsewhere.  # (n,)
+    """Metric -> (n,): 1 where the harness counts the item as correct, else 0.
 
     `exported`: a Hugging Face model directory with its tokenizer.
     """
@@ -41,7 +41,7 @@ def harness_is_right(exported: Path, items: Sequence[Item], batch_size: int = 8)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "items.jsonl"
         file.write_text("".join(json.dumps(asdict(item)) + "\n" for item in items), encoding="utf-8")
-        task = {  # lm_eval/tasks/hellaswag/hellaswag.yaml, with another place to read from
+        task = {  # lm_eval/tasks/hellaswag/hellaswag.yaml, reading a local file
             "task": "hellaswag_local",
             "dataset_path": "json",
             "dataset_kwargs": {"data_files": {"validation": str(file)}, "cache_dir": folder},
@@ -54,33 +54,33 @@ def harness_is_right(exported: Path, items: Sequence[Item], batch_size: int = 8)
             "metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in METRICS],
         }
         model = HFLM(pretrained=str(exported), dtype="float32", device="cpu", batch_size=batch_size)
-        found = simple_evaluate(model=model, tasks=[task], bootstrap_iters=0, log_samples=True)
-    samples = sorted(found["samples"]["hellaswag_local"], key=lambda sample: sample["doc_id"])
+        results = simple_evaluate(model=model, tasks=[task], bootstrap_iters=0, log_samples=True)
+    samples = sorted(results["samples"]["hellaswag_local"], key=lambda sample: sample["doc_id"])
     assert len(samples) == len(items)
     return {metric: np.array([int(sample[metric]) for sample in samples]) for metric in METRICS}
 
 
 def main() -> None:
-    """Exports, asks both, compares."""
+    """Exports the model, scores with both, compares."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("items_file", type=Path)
     parser.add_argument("--model", type=Path, default=Path("data/model"))
-    parser.add_argument("--items", type=int, help="a fixed subset of so many; default: all")
+    parser.add_argument("--items", type=int, help="size of a fixed subset (default: all)")
     args = parser.parse_args()
 
     items = subset(read_items(args.items_file), args.items)
     model = load_model(args.model)
-    encoding = encodings.load(args.model / ENCODING)
+    tokenizer = load_tokenizer(args.model / TOKENIZER_DIRECTORY)
     with start(timeout_s=600) as group, tempfile.TemporaryDirectory() as folder:
-        ours = score_items(model, encoding, items, batch_size=16, dtype=torch.float32, group=group)
+        here = score_items(model, tokenizer, items, batch_size=16, dtype=torch.float32, group=group)
         exported = Path(folder) / "model"
-        export_model(model, args.model / ENCODING, exported)
-        theirs = harness_is_right(exported, items)
+        export_model(model, args.model / TOKENIZER_DIRECTORY, exported)
+        harness = harness_is_right(exported, items)
     for metric in METRICS:
-        right = ours.answers[metric] == ours.labels
+        correct = here.answers[metric] == here.labels
         print(
-            f"{metric}: here {right.mean():.4f}, harness {theirs[metric].mean():.4f}; "
-            f"{int((right != theirs[metric]).sum())} of {len(items)} items differ"
+            f"{metric}: here {correct.mean():.4f}, harness {harness[metric].mean():.4f}; "
+            f"{int((correct != harness[metric]).sum())} of {len(items)} items differ"
         )
 
 

@@ -3,7 +3,7 @@
     python -m benchmarks.loader --step-ms 142
 
 Steps of 524,288 tokens in blocks of 1,024, shuffled over a shard of random tokens in a temporary folder, in one thread.
-`--step-ms` is a step's time: 142 ms is that of 8 x H100 at 40 % of their peaks (python -m pipeline.plan --recipe
+`--step-ms` is a step's time: 142 ms is that of 8 x H100 at 40 % of their peaks (python -m pipeline plan --recipe
 gpt2-124m --ranks 8: 3.70 M tokens/s). The next step is read while one is computed, so what is printed is what it would
 cost if it were not.
 """
@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.corpus.shards import Manifest, Shard, Split, TokenStream
+from pipeline.artifacts import Manifest, Shard, Split
+from pipeline.corpus.shards import TokenStream
 from pipeline.model.config import GPT2_VOCAB_SIZE
-from pipeline.training.loader import Loader
+from pipeline.training.data_loader import Loader
 
 BLOCK, TOTAL_BATCH, MICRO_BATCH = 1024, 524_288, 64
 STEPS = 20
@@ -32,9 +33,9 @@ def write_stream(directory: Path, tokens: int) -> TokenStream:
     shard = Shard(file="train_000000.npy", tokens=tokens, sha256="")
     split = Split(tokens=tokens, documents=0, utf8_bytes=0, shards=[shard])
     manifest = Manifest(
-        format_version=1,
-        encoding_name="gpt2",
-        encoding_sha256="",
+        format_version=Manifest.version,
+        tokenizer_name="gpt2",
+        tokenizer_sha256="",
         vocab_size=GPT2_VOCAB_SIZE,
         eot_id=GPT2_VOCAB_SIZE - 1,
         dtype="uint16",
@@ -46,7 +47,7 @@ def write_stream(directory: Path, tokens: int) -> TokenStream:
 
 def seconds_of_a_read(stream: TokenStream, ranks: int) -> float:
     """The median time in which one of `ranks` ranks reads its share of a step."""
-    loader = Loader(stream, BLOCK, TOTAL_BATCH, MICRO_BATCH, "shuffled", 1, 0, ranks, torch.device("cpu"))
+    loader = Loader(stream, BLOCK, TOTAL_BATCH, MICRO_BATCH, True, 1, 0, ranks, torch.device("cpu"))
     times = []
     for step in range(STEPS):
         began = time.perf_counter()

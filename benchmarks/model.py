@@ -1,10 +1,10 @@
-"""What each option of the model costs beside GPT-2's: one training step, forward, backward and update.
+"""Time of one training step (forward, backward, AdamW) with each option of the model, relative to GPT-2's choices.
 
-    python -m benchmarks.model                    # a small model, on the GPU where there is one, else on the CPU
+    python -m benchmarks.model                    # a small model, on the GPU if there is one, else on the CPU
     python -m benchmarks.model --size gpt2 --micro-batch 16 --compile
 
-All options are timed in turns, so that a busy machine or a warming one slows them alike; the fastest of the repeats is
-told, since what disturbs a measurement only ever slows it, and its ratio to GPT-2's. Prints a table in markdown.
+The options are timed in turns, so that a busy machine slows all of them alike. Reported is the fastest of the repeats,
+because disturbances only ever make a step slower. Prints a markdown table.
 """
 
 import argparse
@@ -41,8 +41,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "qk_norm": {"qk_norm": True},
     "bias false": {"bias": False},
     "dropout 0.1": {"dropout": 0.1},
-    "tie_head false": {"tie_head": False},
-    "attention manual": {"attention": "manual"},
+    "tie_embeddings false": {"tie_embeddings": False},
+    "attention eager": {"attention": "eager"},
     "rope, rmsnorm, swiglu, no bias": {"position": "rope", "norm": "rmsnorm", "mlp": "swiglu", "bias": False, **GATED},
 }
 
@@ -50,16 +50,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def training_step(
     config: GPTConfig, micro_batch: int, device: torch.device, dtype: torch.dtype, compiled: bool
 ) -> Callable[[], None]:
-    """A function that does one step on a fixed batch of `micro_batch` sequences and waits for its end."""
+    """A function that runs one step on a fixed batch of `micro_batch` sequences and waits until it has finished."""
     torch.manual_seed(0)
     model = GPT(config).to(device)
-    run = torch.compile(model) if compiled else model
+    compiled_model = torch.compile(model) if compiled else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     idx = torch.randint(0, config.text_vocab_size, (micro_batch, config.block_size), device=device)
 
     def step() -> None:
         with autocast(device, dtype):
-            loss = run(idx, idx)[1]
+            loss = compiled_model(idx, idx)[1]
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -69,8 +69,8 @@ def training_step(
     return step
 
 
-def time_in_turns(steps: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
-    """Seconds of the fastest run of each step, after two that do not count."""
+def fastest_times(steps: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
+    """Seconds of the fastest repeat of each step, after two warmup runs."""
     for step in steps.values():
         step()
         step()
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--micro-batch", type=int, default=16, help="sequences (default: 16)")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--only", nargs="*", default=[], help="options whose name holds one of these words")
+    parser.add_argument("--only", nargs="*", default=[], help="options whose name contains one of these words")
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = autocast_dtype("auto", device)
@@ -100,7 +100,7 @@ def main() -> None:
         name: training_step(config, arguments.micro_batch, device, dtype, arguments.compile)
         for name, config in configs.items()
     }
-    fastest = time_in_turns(steps, arguments.repeats)
+    fastest = fastest_times(steps, arguments.repeats)
     compiled = "compiled" if arguments.compile else "not compiled"
     logger.info("%s, %s, %s, micro-batch %d, %s\n", arguments.size, device, dtype, arguments.micro_batch, compiled)
     logger.info("| option | parameters | ms per step | ratio |\n|---|---:|---:|---:|")

@@ -1,12 +1,11 @@
-"""How fast the training loop is, beside a plain eager float32 loop over the same model, and what checkpoints cost it.
+"""Speed of the training loop beside a plain eager float32 loop over the same model, and the cost of checkpoints.
 
     python -m benchmarks.train                    # 6 layers of 384, context 256, on a CPU
     python -m benchmarks.train --size gpt2        # GPT-2 124M at context 1,024, on a GPU
 
-Each loop trains the same model on a shard of random tokens, in turns, several rounds; the median round of each is told
-as tokens per second of steps, so without compiling and checkpoints. Then the pipeline's loop runs with and without
-checkpoints, in turns, and the wall time that they add is told, scaled to params.yaml's cadence. Prints tables in
-markdown.
+The loops take turns for several rounds, training the same model on a shard of random tokens. Prints, as markdown, the
+median tokens per second of each in training steps alone, without compiling and checkpoints; then the wall time that
+checkpoints add to the pipeline's loop, scaled to runtime.checkpoint_interval.
 """
 
 import argparse
@@ -49,7 +48,7 @@ class Size:
     accumulation: int
     """Micro-batches per step."""
     steps: int
-    """Of a round."""
+    """Optimizer steps per round."""
 
 
 SIZES = {
@@ -60,7 +59,7 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Bench:
-    """What all loops share."""
+    """The model, data and device of all loops."""
 
     config: GPTConfig
     size: Size
@@ -79,7 +78,7 @@ class Bench:
 
 
 def plain_loop(bench: Bench) -> float:
-    """Tokens/s of the loop that everyone writes first: eager, float32, batches cut at random."""
+    """Tokens/s of a minimal loop: eager, float32, batches from random positions."""
     torch.use_deterministic_algorithms(False)
     model = bench.model().to(bench.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1)
@@ -112,13 +111,13 @@ def _random_batches(bench: Bench) -> Iterator[tuple[torch.Tensor, torch.Tensor]]
 
 @dataclass
 class Stopwatch:
-    """A probe that notes when the first step begins."""
+    """A probe that records when the first step begins."""
 
     interval: int = NEVER
     began: float = 0.0
 
     def measure(self, model: GPT, step: int) -> dict[str, Any]:
-        """Nothing but the time."""
+        """No metrics."""
         self.began = self.began or time.perf_counter()
         return {}
 
@@ -128,60 +127,60 @@ def pipeline_loop(bench: Bench, runtime: RuntimeParams, train: TrainParams, fold
     watch, group = Stopwatch(), Group(0, 1, 0, bench.device)
     with tempfile.TemporaryDirectory(dir=folder) as state:
         store = CheckpointStore(Path(state), runtime.checkpoints_kept)
-        outcome = Trainer(bench.model(), bench.stream, train, runtime, group, store, [], [watch]).run()
-        return outcome.tokens_per_sec, time.perf_counter() - watch.began
+        result = Trainer(bench.model(), bench.stream, train, runtime, group, store, [], [watch]).run()
+        return result.tokens_per_sec, time.perf_counter() - watch.began
 
 
 def time_in_turns(loops: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
-    """Median over the rounds of what each loop returns; a busy machine slows all loops of a round alike."""
-    seen: dict[str, list[float]] = {name: [] for name in loops}
+    """Median over the rounds of what each loop returns. Taking turns, a busy machine slows all of them alike."""
+    results: dict[str, list[float]] = {name: [] for name in loops}
     for number in range(rounds):
         for name, loop in loops.items():
-            seen[name].append(loop())
-            logger.info("round %d of %d: %s %s", number + 1, rounds, name, f"{seen[name][-1]:,.1f}")
-    return {name: statistics.median(values) for name, values in seen.items()}
+            results[name].append(loop())
+            logger.info("round %d of %d: %s %s", number + 1, rounds, name, f"{results[name][-1]:,.1f}")
+    return {name: statistics.median(values) for name, values in results.items()}
 
 
 def speeds(bench: Bench, runtime: RuntimeParams, train: TrainParams, rounds: int, folder: Path) -> None:
-    """Prints the table of the loops."""
+    """Prints the speed of each loop."""
 
-    def ours(**how: Any) -> Callable[[], float]:
-        return lambda: pipeline_loop(bench, changed(runtime, checkpoint_interval=NEVER, **how), train, folder)[0]
+    def pipeline(**changes: Any) -> Callable[[], float]:
+        return lambda: pipeline_loop(bench, changed(runtime, checkpoint_interval=NEVER, **changes), train, folder)[0]
 
     best = autocast_dtype("auto", bench.device)
     fast = str(best).removeprefix("torch.")
     loops: dict[str, Callable[[], float]] = {
         "plain loop: eager, float32": lambda: plain_loop(bench),
-        "pipeline: eager, float32": ours(compile="off", dtype="float32", deterministic=False),
-        "pipeline: compiled, float32": ours(compile="on", dtype="float32", deterministic=False),
-        f"pipeline: compiled, {fast}": ours(compile="on", dtype="auto", deterministic=False),
-        f"pipeline: compiled, {fast}, deterministic": ours(compile="on", dtype="auto", deterministic=True),
+        "pipeline: eager, float32": pipeline(compile="off", dtype="float32", deterministic=False),
+        "pipeline: compiled, float32": pipeline(compile="on", dtype="float32", deterministic=False),
+        f"pipeline: compiled, {fast}": pipeline(compile="on", dtype="auto", deterministic=False),
+        f"pipeline: compiled, {fast}, deterministic": pipeline(compile="on", dtype="auto", deterministic=True),
     }
-    found = time_in_turns(loops, rounds)
-    base = next(iter(found.values()))
+    rates = time_in_turns(loops, rounds)
+    base = next(iter(rates.values()))
     flops, peak = flops_per_token(bench.config), peak_flops(bench.device, best)
     logger.info("\n| loop | tokens/s | ratio | of the %s peak (MFU) |\n|---|---:|---:|---:|", fast)
-    for name, rate in found.items():
+    for name, rate in rates.items():
         mfu = f"{rate * flops / peak:.1%}" if peak else "unknown"
         logger.info("| %s | %s | %.2f | %s |", name, f"{rate:,.0f}", rate / base, mfu)
 
 
 def checkpoint_cost(bench: Bench, runtime: RuntimeParams, train: TrainParams, rounds: int, folder: Path) -> None:
-    """Prints what a checkpoint adds to the wall time, in seconds and as a share of the steps between two."""
+    """Prints what a checkpoint adds to the wall time, in seconds and in percent of the steps between two."""
     interval = max(bench.size.steps // 3, 1)
 
     def seconds(every: int) -> Callable[[], float]:
-        how = changed(runtime, checkpoint_interval=every, compile="on", dtype="auto")
-        return lambda: pipeline_loop(bench, how, train, folder)[1]
+        execution = changed(runtime, checkpoint_interval=every, compile="on", dtype="auto")
+        return lambda: pipeline_loop(bench, execution, train, folder)[1]
 
-    # Both save at the last step, as every run does; one of them also between.
-    loops = {"seconds, saving at the end": seconds(NEVER), f"seconds, saving each {interval} steps": seconds(interval)}
+    # Both save after the last step, as every run does.
+    loops = {"seconds, saving at the end": seconds(NEVER), f"seconds, saving every {interval} steps": seconds(interval)}
     rare, often = time_in_turns(loops, rounds).values()
     saves = (bench.size.steps - 1) // interval
     each = (often - rare) / saves
     between = runtime.checkpoint_interval * rare / bench.size.steps
     logger.info(
-        "\na checkpoint adds %.2f s; at one in %d steps, %.1f s, that is %.1f %%",
+        "\na checkpoint adds %.2f s; at one every %d steps (%.1f s) that is %.1f %%",
         each,
         runtime.checkpoint_interval,
         between,
@@ -190,7 +189,7 @@ def checkpoint_cost(bench: Bench, runtime: RuntimeParams, train: TrainParams, ro
 
 
 def changed(runtime: RuntimeParams, **values: Any) -> RuntimeParams:
-    """The same params but for `values`, checked."""
+    """The params with `values` in place of their own, validated."""
     return RuntimeParams.model_validate({**runtime.model_dump(), **values})
 
 
@@ -198,13 +197,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train", description=__doc__.partition("\n")[0])
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--micro-batch", type=int, help="sequences (default: the size's)")
-    parser.add_argument("--steps", type=int, help="of a round (default: the size's)")
+    parser.add_argument("--steps", type=int, help="per round (default: the size's)")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size = SIZES[arguments.size]
-    asked = {"micro_batch": arguments.micro_batch, "steps": arguments.steps}
-    size = replace(size, **{name: number for name, number in asked.items() if number})
+    sizes = {"micro_batch": arguments.micro_batch, "steps": arguments.steps}
+    size = replace(size, **{name: number for name, number in sizes.items() if number})
     config = gpt2_config("gpt2").changed(vocab_size=50304, dropout=0.0, **size.model)
     runtime, train = read_sections(RuntimeParams, TrainParams)
     runtime = changed(runtime, micro_batch_size=size.micro_batch)

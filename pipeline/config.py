@@ -1,8 +1,8 @@
-"""Reads and checks params.yaml: the one place that every hyperparameter comes from.
+"""Reads and validates params.yaml, the one source of hyperparameters.
 
-Each section of params.yaml is owned by one class, a `Section`, that stands beside the code that uses it. Before a stage
-does any work, `read_sections` validates the *whole* file, so a mistake in the last section is reported before the first
-stage has downloaded anything. All mistakes are reported at once, each with its key, its value and the rule it breaks.
+Each section is owned by one class, a `Section`, next to the code that uses it. Before a stage does any work,
+`read_sections` validates the whole file, so a mistake in the last section is reported before the first stage has
+downloaded anything. All mistakes are reported at once, each with key, value and rule.
 
     data, hellaswag = read_sections(DataParams, HellaswagParams)
 """
@@ -16,14 +16,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from pipeline.log import UserError
+
 PARAMS_FILE = Path("params.yaml")
 
 # Section -> the class that owns it. Named by string and imported only when the file is checked: a stage depends, in
 # dvc.yaml as in Python, on the classes of the sections that it uses and not on those of the others.
 OWNERS = {
     "data": "pipeline.corpus.sources:DataParams",
-    "hellaswag": "pipeline.corpus.hellaswag_items:HellaswagParams",
-    "tokenizer": "pipeline.corpus.encodings:TokenizerParams",
+    "hellaswag": "pipeline.corpus.hellaswag_source:HellaswagParams",
+    "tokenizer": "pipeline.corpus.tokenizer:TokenizerParams",
     "model": "pipeline.model.config:ModelParams",
     "train": "pipeline.training.params:TrainParams",
     "evaluate": "pipeline.evaluation.params:EvaluateParams",
@@ -34,12 +36,20 @@ OWNERS = {
 }
 
 
-class ConfigError(ValueError):
-    """params.yaml holds something that no stage can run with. The text names every key, value and rule."""
+# Keys that were renamed, with what to write instead.
+RENAMED = {
+    "model.tie_head": "model.tie_embeddings",
+    "train.order": "train.shuffle (true or false)",
+    "sample.surprise_text": "sample.surprisal_text",
+}
+
+
+class ConfigError(UserError):
+    """params.yaml has mistakes. The message names every key, value and rule."""
 
 
 class Section(BaseModel):
-    """One section of params.yaml: typed, frozen, and with no defaults, since params.yaml is the one truth."""
+    """One section of params.yaml: typed and frozen. No defaults: every key must be in params.yaml."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -47,8 +57,8 @@ class Section(BaseModel):
 
     section: ClassVar[str]
 
-    def rules_across(self, sections: Mapping[str, "Section"]) -> Iterator[str]:
-        """Yields a line for each rule that this section breaks together with another one."""
+    def cross_validate(self, sections: Mapping[str, "Section"]) -> Iterator[str]:
+        """Yields a line for each rule between this section and another that is broken."""
         yield from ()
 
 
@@ -102,7 +112,7 @@ def validate(values: Mapping[str, Any]) -> dict[str, Section]:
             mistakes += [_describe(name, detail) for detail in error.errors()]
     if not mistakes:
         for section in sections.values():
-            mistakes += section.rules_across(sections)
+            mistakes += section.cross_validate(sections)
     if mistakes:
         raise ConfigError(f"{PARAMS_FILE} has {len(mistakes)} mistake(s):\n" + "\n".join(f"  {m}" for m in mistakes))
     return sections
@@ -121,7 +131,7 @@ def _describe(section: str, error: Any) -> str:
     if error["type"] == "missing":
         return f"{key}: key missing"
     if error["type"] == "extra_forbidden":
-        return f"{key}: unknown key"
+        return f"{key}: renamed to {RENAMED[key]}" if key in RENAMED else f"{key}: unknown key"
     if error["type"] == "value_error":  # raised by a rule of ours, which names what it compares
         rule = str(error["ctx"]["error"])
         return f"{key} ({error['input']}): {rule}" if error["loc"] else f"{section}: {rule}"

@@ -1,5 +1,13 @@
-"""Files that are whole or absent: everything is written beside its place, flushed to the disk, then renamed."""
+"""Files that are complete or absent, locks, and the directory for work in progress.
 
+Every file and directory is written under a temporary name beside its target, flushed to disk, then renamed.
+
+Work in progress is kept in `.runs/` under the root of the main repository. DVC removes a stage's outputs before it runs
+the stage, and `dvc exp run --temp` and `--queue` run in a copy of the repository that is deleted afterwards. What must
+survive a killed run is therefore stored outside of both.
+"""
+
+import fcntl
 import hashlib
 import json
 import os
@@ -9,33 +17,38 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline.log import UserError, logger
+
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path` to write a file to; renames it to `path` when the block ends well.
+def atomic_path(path: Path, flush: bool = True) -> Iterator[Path]:
+    """Yields a temporary path beside `path` to write a file to; renames it to `path` when the block succeeds.
 
-    After a crash, `path` holds its old content or its new content, never a part. On an error the temporary is removed.
+    After a crash, `path` holds its old content or its new content, never a mixture. On an error the temporary file is
+    removed. `flush=False` leaves out the fsync, for files whose content is checked by a hash before it is used.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with naming(path):
             yield temporary
-            flush_to_disk(temporary)
+            if flush:
+                flush_to_disk(temporary)
             temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    flush_to_disk(path.parent)
+    if flush:
+        flush_to_disk(path.parent)
 
 
 @contextmanager
 def atomic_directory(path: Path, contents: Collection[str]) -> Iterator[Path]:
-    """Yields an empty temporary directory beside `path` to fill; it replaces `path` when the block ends well.
+    """Yields an empty temporary directory beside `path` to fill; it replaces `path` when the block succeeds.
 
-    `contents`: glob patterns of all that the writer may have put there before. A directory with anything else in it
-    was not written by us: it is never removed, and FileExistsError names what was found. The old directory is renamed
-    before it is deleted, so a kill never leaves a part of it under its name.
+    `contents`: glob patterns of everything that the writer may have put there before. A directory that contains
+    anything else was not written by this pipeline: it is never removed, and FileExistsError names the foreign entry.
+    The old directory is renamed before it is deleted, so a kill never leaves a part of it under its name.
     """
     check_replaceable(path, contents)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,9 +73,9 @@ def atomic_directory(path: Path, contents: Collection[str]) -> Iterator[Path]:
 
 
 def check_replaceable(path: Path, contents: Collection[str] = ()) -> None:
-    """Raises FileExistsError unless `path` is absent, an empty directory, or one with nothing but `contents` in it.
+    """Raises FileExistsError unless `path` is absent, an empty directory, or contains nothing but `contents`.
 
-    A path without a name of its own (`..`, `/`) and a symbolic link are refused too: what they lead to is not ours.
+    A path without a name of its own (`..`, `/`) and a symbolic link are refused too.
     """
     if path.name in ("", ".."):
         raise FileExistsError(f"{path} cannot be written: name a new directory")
@@ -74,13 +87,13 @@ def check_replaceable(path: Path, contents: Collection[str] = ()) -> None:
         )
         if foreign:
             raise FileExistsError(
-                f"{path} exists and holds {foreign[0]}, which was not written here: it is kept as it is"
+                f"{path} contains {foreign[0]}, which this pipeline did not write: it is not replaced"
             )
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Gives an OSError that names no file, as those of writing do, the name of `path`."""
+    """Adds the name of `path` to an OSError that names no file, such as a full disk while writing."""
     try:
         yield
     except OSError as error:
@@ -90,7 +103,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def flush_to_disk(path: Path) -> None:
-    """fsync of a file or a directory, so that a rename is never on the disk before the data it names."""
+    """fsync of a file or a directory, so that a rename never reaches the disk before the data."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -110,14 +123,100 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file. Raises FileNotFoundError, or ValueError that names the file."""
+    """The value in a JSON file. Raises FileNotFoundError, or UserError that names the file."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
+        raise UserError(f"{path} is not valid JSON: {error}") from None
 
 
 def sha256_of(path: Path) -> str:
-    """The sha256 of a file as 64 hexadecimal digits, read in pieces."""
+    """The sha256 of a file as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def exclusive_lock(work: Path, *, wait: bool = True) -> Iterator[None]:
+    """Holds the lock of a working directory for this process alone, until the block or the process ends.
+
+    The lock is the file `<work>.lock` beside the directory, which need not exist. While another process holds it, this
+    one waits; with `wait=False` it raises UserError that names the other's process id.
+    """
+    with _lock(work, fcntl.LOCK_EX, wait) as path:
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def shared_lock(work: Path) -> Iterator[None]:
+    """Waits while a process holds the exclusive lock of `work`. Any number of processes can hold the shared lock."""
+    with _lock(work, fcntl.LOCK_SH, wait=True):
+        yield
+
+
+@contextmanager
+def _lock(work: Path, kind: int, wait: bool) -> Iterator[Path]:
+    """Holds an flock of the given kind and yields the lock file, which contains the holder's process id."""
+    path = work.with_name(f"{work.name}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with path.open("a+") as file:
+            try:
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read() or "unknown"
+                if not wait:
+                    raise UserError(f"{work} is in use by process {holder}: wait for it to end, or stop it") from None
+                logger.info("waiting for process %s, which is working on the same data (%s)", holder, path)
+                fcntl.flock(file, kind)
+            if _is_open_file(path, file.fileno()):
+                file.truncate(0)
+                file.write(str(os.getpid()))
+                file.flush()
+                yield path
+                return
+            # The holder that this process waited for has removed the file, and others may have created a new one.
+
+
+def _is_open_file(path: Path, descriptor: int) -> bool:
+    """Whether `path` is still the file that was opened as `descriptor`."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Creates `target` as a hard link to `source`, or as a copy where the file system has no hard links."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def remove_leftovers(out: Path) -> None:
+    """Removes the temporary directories of `atomic_directory(out)` that killed runs have left."""
+    for stale in out.parent.glob(f".{out.name}.*.tmp"):
+        shutil.rmtree(stale, ignore_errors=True)
+
+
+RUNS = ".runs"
+
+
+def main_root(here: Path | None = None) -> Path:
+    """The root of the main repository, also from within DVC's temporary copies in `<root>/.dvc/tmp/exps/`."""
+    here = (here or Path.cwd()).resolve()
+    for parent in (here, *here.parents):
+        if parent.parts[-3:] == (".dvc", "tmp", "exps"):
+            return parent.parents[2]
+    return here
+
+
+def run_directory(name: str) -> Path:
+    """The directory `.runs/<name>` for work in progress. It is not created."""
+    return main_root() / RUNS / name

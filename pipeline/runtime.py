@@ -1,9 +1,10 @@
-"""How a run is executed: the `runtime` section, which no stage lists as params.
+"""How a run is executed: the `runtime` section, which no stage lists as params; and the cores of this machine.
 
-Nothing here changes what a run computes, beyond the order of floating-point additions. So moving from one GPU to eight,
+Nothing here changes what a run computes beyond the order of floating-point additions. So moving from one GPU to eight,
 or halving the micro-batch, retrains nothing.
 """
 
+import os
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -11,31 +12,41 @@ from pydantic import Field, model_validator
 from pipeline.config import Section
 
 
+def cores() -> int:
+    """Cores that this process may use; a scheduler may allow fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class RuntimeParams(Section):
-    """Machine facts."""
+    """Choices that depend on the machine."""
 
     section: ClassVar[str] = "runtime"
 
     micro_batch_size: int = Field(ge=1)
-    """Sequences per rank and forward pass, at most: the largest divisor of a rank's share of the batch is taken."""
+    """Sequences per rank and forward pass, at most: the largest divisor of a rank's part of the batch is used."""
 
     dtype: Literal["auto", "float32", "bfloat16"]
-    """What matrix products are computed in; auto: bfloat16 where the hardware multiplies in it, else float32."""
+    """Of matrix products. auto: bfloat16 if the hardware multiplies in it, else float32."""
 
     compile: Literal["auto", "on", "off"]
-    """torch.compile; auto: where it pays, falling back to eager with one line where the compiler is missing."""
+    """torch.compile. auto: for runs long enough to pay for it, falling back to eager where the compiler fails."""
 
     deterministic: bool
-    """Only algorithms that give the same bits each time, so that a resumed run equals one never stopped bit for bit;
-    false: faster ones where there are such, whose order of additions varies from run to run."""
+    """Only algorithms that give the same bits each time, so that a resumed run equals an uninterrupted one bit for bit.
+    false: faster algorithms where they exist, whose order of additions varies."""
 
     sharding: Literal["ddp", "fsdp"]
-    """How several ranks hold the model. ddp: each holds all of it. fsdp: each holds its share of every weight, gradient
-    and moment, and gathers a block when it computes it; for models that do not fit."""
+    """How several ranks hold the model. ddp: each holds all of it. fsdp: each holds a shard of every weight, gradient
+    and moment, and gathers a block to compute it; for models that do not fit."""
 
     activation_checkpointing: bool
-    """Keep only the input of each block for the backward pass and compute the rest again there: the same numbers, much
-    less memory, about a third more computation."""
+    """Keep only the input of each block for the backward pass and recompute the rest there: the same numbers, much less
+    memory, about a third more computation."""
+
+    resume: Literal["auto", "same-code", "never"]
+    """Whether to resume from a checkpoint of the same params, data and initial weights. auto: yes, with a warning if
+    the code has changed since. same-code: start over if it has. never: always start over. Starting over keeps the old
+    state in `.runs/old-train-<key>-<n>/`."""
 
     checkpoint_interval: int = Field(ge=1)
     """Optimizer steps between checkpoints."""
@@ -44,11 +55,11 @@ class RuntimeParams(Section):
     """Newest checkpoints to keep."""
 
     milestone_interval: int = Field(ge=0)
-    """Optimizer steps between checkpoints that stay for good, in `.runs/milestones-<fingerprint>/`; a multiple of
+    """Optimizer steps between checkpoints that are never removed, in `.runs/milestones-<key>/`; a multiple of
     checkpoint_interval. 0: none."""
 
     collective_timeout: float = Field(gt=0)
-    """Seconds after which a collective that some rank does not join ends the run, which names that rank."""
+    """Seconds that ranks wait for each other; then the run ends with an error that names the absent rank."""
 
     workers: int = Field(ge=0)
     """Processes that tokenize; 0: one per core."""

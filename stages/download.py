@@ -1,7 +1,7 @@
-"""Stage 1: fetches the documents, and the items for HellaSwag.
+"""Stage 1: downloads the documents and the HellaSwag items.
 
-Reads the sections data and hellaswag of params.yaml. Writes data/raw/ (pipeline.corpus.raw) and data/hellaswag/
-(pipeline.corpus.hellaswag_items). An interrupted download goes on where it stopped.
+Reads the sections data and hellaswag of params.yaml. Writes data/raw/ (pipeline.corpus.documents) and data/hellaswag/
+(pipeline.corpus.hellaswag). An interrupted download resumes where it stopped.
 
     python -m stages.download
 """
@@ -10,13 +10,10 @@ import hashlib
 from pathlib import Path
 
 from pipeline.config import read_sections
-from pipeline.corpus.hellaswag_items import HellaswagParams
-from pipeline.corpus.hellaswag_sources import fetch_items
-from pipeline.corpus.raw import RawCorpus
-from pipeline.corpus.records import SplitName
+from pipeline.corpus.hellaswag_source import HellaswagParams, fetch_items
 from pipeline.corpus.sources import DataParams, fetch
-from pipeline.log import clear_errors, logger
-from pipeline.runs import main_root, run_directory
+from pipeline.files import main_root, run_directory
+from pipeline.log import cli_errors, logger
 
 RAW = Path("data/raw")
 HELLASWAG = Path("data/hellaswag")
@@ -26,17 +23,13 @@ def main() -> None:
     data, hellaswag = read_sections(DataParams, HellaswagParams)
     fingerprint = hashlib.sha256(data.model_dump_json().encode()).hexdigest()[:12]
     corpus = fetch(data, main_root(), RAW, run_directory(f"download-{fingerprint}"))
-    logger.info("%s: train %s; validation %s", RAW, _size(corpus, "train"), _size(corpus, "val"))
+    for split in corpus.splits:
+        documents, megabytes = corpus.documents(split), corpus.utf8_bytes(split) / 1e6
+        logger.info("%s: %s: %s documents, %s MB", RAW, split, f"{documents:,}", f"{megabytes:,.1f}")
     items = fetch_items(hellaswag, main_root(), RAW, HELLASWAG)
     logger.info("%s: %d items, %s", HELLASWAG, items.items, items.name)
 
 
-def _size(corpus: RawCorpus, split: SplitName) -> str:
-    if not (documents := corpus.documents(split)):
-        return "none (tokenize takes the first shard)"
-    return f"{documents:,} documents, {corpus.utf8_bytes(split) / 1e6:,.1f} MB"
-
-
 if __name__ == "__main__":
-    with clear_errors("download"):
+    with cli_errors("download"):
         main()

@@ -1,24 +1,25 @@
-"""Measures the trained model: `python -m pipeline.launch stages.evaluate`, on every visible GPU or on the CPU's cores.
+"""Measures the trained model: `python -m pipeline launch stages.evaluate`, on every visible GPU or on the CPU's cores.
 
-Reads data/model, data/shards and data/hellaswag. Writes reports/evaluate/metrics.json: validation loss over every token
-of the validation split, and HellaSwag (or the items that stand in for it) under both protocols. The numbers do not
-depend on the number of processes.
+Reads data/model, data/shards and data/hellaswag. Writes reports/evaluate/metrics.json: the loss over the whole
+validation split, and the accuracy on HellaSwag (or the items used in its place) under both protocols. The numbers
+do not depend on the number of processes.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
 from pipeline import distributed
+from pipeline.artifacts import SOURCE_FILE, ChoiceMetrics, EvaluationMetrics, ItemSource, ValidationMetrics
 from pipeline.config import read_sections
-from pipeline.corpus import encodings
-from pipeline.corpus.hellaswag_items import ITEMS_FILE, ItemSource, read_items, read_source
-from pipeline.corpus.shards import ENCODING_DIRECTORY, open_split
+from pipeline.corpus.hellaswag import ITEMS_FILE, read_items
+from pipeline.corpus.shards import open_split
+from pipeline.corpus.tokenizer import TOKENIZER_DIRECTORY, fingerprint, load_tokenizer
 from pipeline.evaluation.hellaswag import HellaswagResult, score_items, subset
 from pipeline.evaluation.params import EvaluateParams
 from pipeline.evaluation.val_loss import ValLoss, validation_loss
-from pipeline.files import write_json
-from pipeline.log import Stop, clear_errors, logger
-from pipeline.model.files import ENCODING, load_model, match_vocabulary
+from pipeline.log import UserError, cli_errors, logger
+from pipeline.model_directory import load_model, match_vocabulary
 from pipeline.progress import Progress
 from pipeline.runtime import RuntimeParams
 
@@ -30,89 +31,76 @@ def main() -> None:
     """Evaluates on all ranks; rank 0 writes."""
     params, runtime = read_sections(EvaluateParams, RuntimeParams)
     stream = open_split(SHARDS, "val")
-    encoding = encodings.load(SHARDS / ENCODING_DIRECTORY)
-    check_same_encoding(MODEL / ENCODING, SHARDS / ENCODING_DIRECTORY)
-    source = read_source(HELLASWAG)
+    tokenizer = load_tokenizer(SHARDS / TOKENIZER_DIRECTORY)
+    check_same_tokenizer(MODEL / TOKENIZER_DIRECTORY, SHARDS / TOKENIZER_DIRECTORY)
+    source = ItemSource.read(HELLASWAG / SOURCE_FILE)
     items = subset(read_items(HELLASWAG / ITEMS_FILE), params.hellaswag_items)
     with distributed.start(runtime.collective_timeout) as group:
         model = load_model(MODEL, group.device)
-        match_vocabulary(model, encoding, MODEL)
-        dtype = distributed.autocast_dtype(params.dtype, group.device)
+        match_vocabulary(model, tokenizer, MODEL)
+        common: dict[str, Any] = {
+            "batch_size": runtime.micro_batch_size,
+            "dtype": distributed.autocast_dtype(params.dtype, group.device),
+            "group": group,
+        }
         with Progress("validation loss", total=len(stream) - 1, unit="tok") as progress:
             loss = validation_loss(
-                model,
-                stream,
-                encoding,
-                tokens=None,
-                stride=params.stride,
-                batch_size=runtime.micro_batch_size,
-                dtype=dtype,
-                group=group,
-                progress=progress,
+                model, stream, tokenizer, tokens=None, stride=params.stride, progress=progress, **common
             )
         with Progress(source.name, total=8 * len(items), unit="endings") as progress:
-            result = score_items(
-                model,
-                encoding,
-                items,
-                batch_size=runtime.micro_batch_size,
-                dtype=dtype,
-                group=group,
-                progress=progress,
-            )
+            result = score_items(model, tokenizer, items, progress=progress, **common)
         if group.is_main:
-            values = metrics(loss, result, source)
-            write_json(METRICS, values)
-            report(loss, result, source)
+            metrics(loss, result, source).write(METRICS)
+            report(loss, result, source.name)
 
 
-def check_same_encoding(model: Path, shards: Path) -> None:
-    """Raises Stop where a model that knows its encoding was trained with another one than the shards'."""
+def check_same_tokenizer(model: Path, shards: Path) -> None:
+    """Raises UserError where the model was trained with another tokenizer than that of the shards."""
     if not model.is_dir():
-        return  # an imported model: its vocabulary is all that can be compared, and is
-    theirs, ours = encodings.load(model), encodings.load(shards)
-    if encodings.identity(theirs) != encodings.identity(ours):
-        raise Stop(
-            f"{model}: encoding {theirs.name} ({theirs.n_vocab} ids) is not that of {shards}: {ours.name} "
-            f"({ours.n_vocab} ids): train on these shards, or tokenize with the model's encoding"
+        return  # an imported model: only its vocabulary size can be checked, see match_vocabulary
+    of_model, of_shards = load_tokenizer(model), load_tokenizer(shards)
+    if fingerprint(of_model) != fingerprint(of_shards):
+        raise UserError(
+            f"{model}: tokenizer {of_model.name} ({of_model.n_vocab} ids) differs from {shards}: {of_shards.name} "
+            f"({of_shards.n_vocab} ids). Train on these shards, or tokenize with the model's tokenizer"
         )
 
 
-def metrics(loss: ValLoss, result: HellaswagResult, source: ItemSource) -> dict[str, dict[str, Any]]:
-    """What metrics.json holds. Raises ValueError where the loss is no number: the model's weights are broken."""
-    choices = {name.partition("/")[2]: value for name, value in result.metrics(source.key).items()}
-    return {
-        "val": {
-            "loss": loss.nats_per_token,
-            "perplexity": loss.perplexity,
-            "bpb": loss.bits_per_byte,
-            "tokens": loss.tokens,
-        },
-        source.key: {"name": source.name, "is_hellaswag": source.is_hellaswag, **choices},
-    }
+def metrics(loss: ValLoss, result: HellaswagResult, source: ItemSource) -> EvaluationMetrics:
+    """The content of metrics.json. Raises UserError where the loss is not finite or too large for a perplexity."""
+    if not math.isfinite(loss.perplexity):
+        raise UserError(f"{MODEL}: validation loss ({loss.nats_per_token}) is not usable: the weights are broken")
+    choice = ChoiceMetrics(
+        name=source.name,
+        is_hellaswag=source.is_hellaswag,
+        items=result.items,
+        truncated=result.truncated,
+        acc=result.accuracy("acc"),
+        acc_stderr=result.stderr("acc"),
+        acc_norm=result.accuracy("acc_norm"),
+        acc_norm_stderr=result.stderr("acc_norm"),
+        acc_norm_token=result.accuracy("acc_norm_token"),
+        acc_norm_token_stderr=result.stderr("acc_norm_token"),
+    )
+    val = ValidationMetrics(
+        loss=loss.nats_per_token, perplexity=loss.perplexity, bpb=loss.bits_per_byte, tokens=loss.tokens
+    )
+    return EvaluationMetrics(val=val, **{source.key: choice})
 
 
-def report(loss: ValLoss, result: HellaswagResult, source: ItemSource) -> None:
-    """Says in a few lines what was found."""
+def report(loss: ValLoss, result: HellaswagResult, name: str) -> None:
+    """Logs the results."""
     logger.info(
-        "validation: loss %.4f, perplexity %.2f, %.4f bits per byte over %s tokens",
-        loss.nats_per_token,
-        loss.perplexity,
-        loss.bits_per_byte,
-        f"{loss.tokens:,}",
+        f"validation: loss {loss.nats_per_token:.4f}, perplexity {loss.perplexity:.2f}, "
+        f"{loss.bits_per_byte:.4f} bits per byte over {loss.tokens:,} tokens"
     )
     for metric in result.answers:
         logger.info(
-            "%s: %s %.4f ± %.4f on %s items (%d cut to the context; chance 0.25)",
-            source.name,
-            metric,
-            result.accuracy(metric),
-            result.stderr(metric),
-            f"{result.items:,}",
-            result.truncated,
+            f"{name}: {metric} {result.accuracy(metric):.4f} ± {result.stderr(metric):.4f} on {result.items:,} items "
+            f"({result.truncated} truncated; chance 0.25)"
         )
 
 
 if __name__ == "__main__":
-    with clear_errors("evaluate"):
+    with cli_errors("evaluate"):
         main()

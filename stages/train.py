@@ -1,40 +1,51 @@
-"""Trains the model: `python -m pipeline.launch stages.train`, on every visible GPU or on the CPU's cores.
+"""Trains the model: `python -m pipeline launch stages.train`, on every visible GPU or on the CPU's cores.
 
-Reads data/shards and data/hellaswag. Writes data/model (weights, config, encoding) and, in reports/train, curves.csv
-(one row per step), metrics.json (what experiments are compared by) and summary.json (what the report tells). Unfinished
-work is kept under .runs/ and taken up by the same command.
+Reads data/shards and, for a probe, data/hellaswag. Writes data/model (weights, config, tokenizer) and, in
+reports/train, curves.csv (one row per step), metrics.json (the numbers that experiments are compared by) and
+summary.json (all that the report says about the run). Unfinished runs are kept in .runs/ and resumed by the same
+command.
 """
 
+import math
+import platform
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from pipeline import distributed
+from pipeline.artifacts import (
+    MANIFEST_FILE,
+    Hardware,
+    Manifest,
+    ParameterCounts,
+    RunSummary,
+    TokenizerInfo,
+    TrainMetrics,
+)
 from pipeline.config import PARAMS_FILE, load_yaml, read_sections
-from pipeline.corpus import encodings
-from pipeline.corpus.shards import ENCODING_DIRECTORY, Manifest, open_split
+from pipeline.corpus.shards import open_split
+from pipeline.corpus.tokenizer import TOKENIZER_DIRECTORY, fingerprint, load_tokenizer
+from pipeline.curves import Curves
 from pipeline.distributed import Group
-from pipeline.files import write_json
-from pipeline.log import clear_errors, logger
-from pipeline.model.accounting import describe
+from pipeline.files import check_replaceable, exclusive_lock, run_directory
+from pipeline.formatting import format_duration
+from pipeline.git import code_revision
+from pipeline.log import cli_errors, logger
+from pipeline.model.accounting import describe, parameters
 from pipeline.model.config import ModelParams
-from pipeline.model.files import save_model
 from pipeline.model.gpt import GPT
-from pipeline.model.initial import initial_model
+from pipeline.model_directory import MODEL_FILES, initial_model, initial_weights_hash, save_model
 from pipeline.probes import choice_columns, training_probes
-from pipeline.progress import format_duration
-from pipeline.runs import run_directory
-from pipeline.runtime import RuntimeParams
-from pipeline.tracking.curves import Curves
+from pipeline.run_state import changed_files, code_hashes, finish, remove_recorded, run_key, set_aside
+from pipeline.runtime import RuntimeParams, cores
 from pipeline.tracking.params import TrackingParams
-from pipeline.tracking.run_summary import run_metrics, run_summary
 from pipeline.tracking.wandb_run import WandbRun, training_run
-from pipeline.training.checkpoint import CheckpointStore
+from pipeline.training.checkpoint import CHECKPOINT_FORMAT, CheckpointStore
+from pipeline.training.hardware import device_name
+from pipeline.training.metrics import Logger
 from pipeline.training.params import TrainParams
-from pipeline.training.run_state import fingerprint, finish, locked, remove_recorded
-from pipeline.training.trainer import Outcome, Recorder, Trainer
+from pipeline.training.trainer import Trainer, TrainResult
 
 SHARDS, HELLASWAG, MODEL = Path("data/shards"), Path("data/hellaswag"), Path("data/model")
 REPORTS = Path("reports/train")
@@ -42,27 +53,47 @@ CURVES, METRICS, SUMMARY = REPORTS / "curves.csv", REPORTS / "metrics.json", REP
 
 
 def main() -> None:
-    """Trains, then writes the outputs; the run's state is kept until they are recorded."""
+    """Trains on all ranks; rank 0 writes the outputs and keeps the run's state until dvc.lock records it."""
     model, train, runtime, tracking = read_sections(ModelParams, TrainParams, RuntimeParams, TrackingParams)
-    inputs = fingerprint("train", {"model": model.model_dump(), "train": train.model_dump()})
-    state = run_directory(f"train-{inputs}")
-    milestones = run_directory(f"milestones-{inputs}")
-    store = CheckpointStore(state / "checkpoints", runtime.checkpoints_kept, milestones, runtime.milestone_interval)
+    check_replaceable(MODEL, MODEL_FILES)  # now, not after days of training
+    key = run_key(
+        {"model": model.model_dump(), "train": train.model_dump()},
+        SHARDS / MANIFEST_FILE,
+        initial_weights_hash(model.init_from, Path()),
+        CHECKPOINT_FORMAT,
+    )
+    state, milestones = run_directory(f"train-{key}"), run_directory(f"milestones-{key}")
+    store = CheckpointStore(
+        state / "checkpoints", runtime.checkpoints_kept, code_hashes("train"), milestones, runtime.milestone_interval
+    )
     with distributed.start(runtime.collective_timeout) as group:
         if not group.is_main:
-            run_training(model, train, runtime, group, store, recorders=[])
+            run_training(model, train, runtime, group, store, loggers=[])
             return
         remove_recorded(state.parent)
-        with locked(state):
+        with exclusive_lock(state, wait=False):
+            if starts_over(runtime, store):
+                set_aside(state)
             curves = Curves(state / "curves.csv", CURVES, extra_columns=choice_columns(HELLASWAG))
-            wandb_run = training_run(state, tracking, load_yaml(PARAMS_FILE), inputs, curves)
+            wandb_run = training_run(state, tracking, load_yaml(PARAMS_FILE), key, curves)
             try:
-                trained, outcome = run_training(model, train, runtime, group, store, [curves, wandb_run])
+                trained, result = run_training(model, train, runtime, group, store, [curves, wandb_run])
             except BaseException as error:
                 wandb_run.finish(exit_code=getattr(error, "exit_code", 1))
                 raise
-            write_outputs(trained, outcome, model, train, group, wandb_run)
+            write_outputs(trained, result, model, train, group, wandb_run)
             finish(state, SUMMARY)
+
+
+def starts_over(runtime: RuntimeParams, store: CheckpointStore) -> bool:
+    """Whether runtime.resume says to train from the start, whatever checkpoints there are."""
+    if runtime.resume != "same-code":
+        return runtime.resume == "never"
+    newest = store.newest()
+    changed = changed_files(newest.manifest.code, store.code) if newest else []
+    if newest and changed:
+        logger.info("code changed since the checkpoint of step %d: %s", newest.step, ", ".join(changed))
+    return bool(changed)
 
 
 def run_training(
@@ -71,51 +102,85 @@ def run_training(
     runtime: RuntimeParams,
     group: Group,
     store: CheckpointStore,
-    recorders: Sequence[Recorder],
-) -> tuple[GPT, Outcome]:
-    """The model trained to the end, on this rank of the group."""
+    loggers: Sequence[Logger],
+) -> tuple[GPT, TrainResult]:
+    """The trained model, whole on this rank, and the result."""
     stream = open_split(SHARDS, "train")
-    encoding = encodings.load(SHARDS / ENCODING_DIRECTORY)
-    torch.manual_seed(train.seed)  # the same first weights on every rank
-    model = initial_model(model_params, encoding.n_vocab, encodings.identity(encoding))
+    tokenizer = load_tokenizer(SHARDS / TOKENIZER_DIRECTORY)
+    torch.manual_seed(train.seed)  # the same initial weights on every rank
+    model = initial_model(model_params, tokenizer.n_vocab, fingerprint(tokenizer))
     logger.info("model: %s", describe(model.config))
-    probes = training_probes(train, runtime, group, encoding, SHARDS, HELLASWAG)
-    trainer = Trainer(model, stream, train, runtime, group, store, recorders, probes)
+    probes = training_probes(train, runtime, group, tokenizer, SHARDS, HELLASWAG)
+    trainer = Trainer(model, stream, train, runtime, group, store, loggers, probes)
     logger.info(
         "data: %s tokens, %.2f epochs in %d steps of %d tokens (micro-batches: %d of %d x %d on each of %d rank(s))",
         f"{len(stream):,}",
         train.max_steps * train.total_batch_size / len(stream),
         train.max_steps,
         train.total_batch_size,
-        trainer.loader.micro_batches,
+        trainer.loader.accumulation_steps,
         trainer.loader.micro_batch_size,
         model.config.block_size,
         group.world_size,
     )
-    outcome = trainer.run()
-    return trainer.model, outcome
+    result = trainer.run()
+    return trainer.model, result
 
 
 def write_outputs(
-    trained: GPT, outcome: Outcome, model: ModelParams, train: TrainParams, group: Group, wandb_run: WandbRun
+    trained: GPT, result: TrainResult, model: ModelParams, train: TrainParams, group: Group, wandb_run: WandbRun
 ) -> None:
-    """The model directory and the summary; the curves are there already."""
-    save_model(MODEL, trained, SHARDS / ENCODING_DIRECTORY)
-    summary = run_summary(outcome, trained.config, model, train, group, Manifest.read(SHARDS))
-    wandb_run.describe({"run": {name: summary[name] for name in ("parameters", "hardware", "encoding", "data")}})
-    wandb_run.summarise(run_metrics(outcome))
-    write_json(METRICS, run_metrics(outcome))
-    write_json(SUMMARY, {**summary, "wandb": asdict(wandb_run.finish())})
+    """Writes the model directory, metrics.json and summary.json; ends the W&B run. The curves are complete already."""
+    save_model(MODEL, trained, SHARDS / TOKENIZER_DIRECTORY)
+    manifest, counts, stats = Manifest.read(SHARDS / MANIFEST_FILE), parameters(trained.config), result.stats
+    metrics = TrainMetrics(
+        final_train_loss=result.final_train_loss if math.isfinite(result.final_train_loss) else None,
+        tokens=result.tokens,
+        flops=result.flops,
+        train_time_s=round(stats.train_time_s, 2),
+        tokens_per_sec=round(result.tokens_per_sec, 1),
+        mfu=None if result.mfu is None else round(result.mfu, 4),
+    )
+    summary = RunSummary(
+        **metrics.model_dump(),
+        params={"model": model.model_dump(mode="json"), "train": train.model_dump(mode="json")},
+        parameters=ParameterCounts(total=counts.total, without_embeddings=counts.without_embeddings),
+        steps=result.steps,
+        wall_time_s=round(stats.wall_time_s, 2),
+        resumes=stats.resumes,
+        skipped_steps=stats.skipped_steps,
+        spikes=stats.spikes,
+        hardware=Hardware(
+            device=group.device.type,
+            device_name=device_name(group.device),
+            world_size=group.world_size,
+            cores=cores(),
+            dtype=str(result.dtype).removeprefix("torch."),
+            compile=result.compiled,
+            micro_batch_size=result.micro_batch_size,
+            torch=torch.__version__,
+            python=platform.python_version(),
+        ),
+        tokenizer=TokenizerInfo(name=manifest.tokenizer_name, vocab_size=manifest.vocab_size),
+        data={name: split.size for name, split in manifest.splits.items()},
+        git=code_revision(),
+        wandb=wandb_run.identity,
+    )
+    described = {"parameters", "hardware", "tokenizer", "data", "resumes"}
+    wandb_run.update_config({"run": summary.model_dump(include=described)})
+    wandb_run.update_summary(metrics.model_dump())
+    metrics.write(METRICS)
+    summary.model_copy(update={"wandb": wandb_run.finish()}).write(SUMMARY)
     logger.info(
-        "trained %s steps in %s: loss %.4f, %s tokens/s; model in %s",
-        outcome.steps,
-        format_duration(outcome.counters.train_time_s),
-        outcome.final_train_loss,
-        f"{outcome.tokens_per_sec:,.0f}",
+        "trained %d steps in %s: loss %.4f, %s tokens/s; model in %s",
+        result.steps,
+        format_duration(stats.train_time_s),
+        result.final_train_loss,
+        f"{result.tokens_per_sec:,.0f}",
         MODEL,
     )
 
 
 if __name__ == "__main__":
-    with clear_errors("train"):
+    with cli_errors("train"):
         main()

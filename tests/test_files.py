@@ -1,10 +1,15 @@
-"""Directories are replaced whole, and only those that this code has written."""
+"""Directories are replaced as a whole and only if this pipeline wrote them; locks; the directory of unfinished work."""
 
+import os
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from pipeline.files import atomic_directory, check_replaceable
+from pipeline.files import atomic_directory, atomic_path, check_replaceable, exclusive_lock, main_root, shared_lock
+from pipeline.log import UserError
 
 
 def write(path: Path, text: str) -> None:
@@ -12,7 +17,7 @@ def write(path: Path, text: str) -> None:
         (temporary / "a.txt").write_text(text)
 
 
-def test_a_directory_of_ours_is_replaced_as_a_whole(tmp_path: Path) -> None:
+def test_a_directory_is_replaced_as_a_whole(tmp_path: Path) -> None:
     write(tmp_path / "out", "old")
     (tmp_path / "out/b.txt").write_text("stale")
     write(tmp_path / "out", "new")
@@ -30,13 +35,13 @@ def test_a_directory_with_a_foreign_file_is_never_removed(tmp_path: Path) -> Non
 
 
 def test_a_foreign_file_that_appears_while_the_directory_is_written_is_kept(tmp_path: Path) -> None:
-    def write_while_another_does() -> None:
+    def write_while_another_process_does() -> None:
         with atomic_directory(tmp_path / "out", ()):
             (tmp_path / "out").mkdir()
             (tmp_path / "out/thesis.tex").write_text("years of work")
 
     with pytest.raises(FileExistsError):
-        write_while_another_does()
+        write_while_another_process_does()
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "thesis.tex"]
 
 
@@ -50,9 +55,54 @@ def test_paths_that_lead_elsewhere_are_refused(tmp_path: Path, monkeypatch: pyte
             check_replaceable(path, ("*",))
 
 
-def test_an_error_leaves_what_was_there(tmp_path: Path) -> None:
+def test_an_error_leaves_the_old_content(tmp_path: Path) -> None:
     write(tmp_path / "out", "old")
     with pytest.raises(UnicodeEncodeError):
         write(tmp_path / "out", "\ud800")
+    with pytest.raises(UnicodeEncodeError), atomic_path(tmp_path / "out/a.txt") as temporary:
+        temporary.write_text("\ud800")
     assert (tmp_path / "out/a.txt").read_text() == "old"
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "a.txt"]
+
+
+def test_an_exclusive_lock_without_waiting_names_the_holder(tmp_path: Path) -> None:
+    with (
+        exclusive_lock(tmp_path / "run"),
+        pytest.raises(UserError, match=rf"run is in use by process {os.getpid()}:"),
+        exclusive_lock(tmp_path / "run", wait=False),
+    ):
+        pass
+    with exclusive_lock(tmp_path / "run", wait=False):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_shared_locks_exclude_an_exclusive_one_only(tmp_path: Path) -> None:
+    with (
+        shared_lock(tmp_path / "run"),
+        shared_lock(tmp_path / "run"),
+        pytest.raises(UserError),
+        exclusive_lock(tmp_path / "run", wait=False),
+    ):
+        pass
+
+
+def test_a_lock_is_waited_for_and_taken_over_from_a_killed_process(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from pipeline.files import exclusive_lock\n"
+        "with exclusive_lock(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=f"process {holder.pid}:"), exclusive_lock(tmp_path / "run", wait=False):
+            pass
+        threading.Timer(0.1, holder.kill).start()
+        with exclusive_lock(tmp_path / "run"):
+            assert holder.wait(30) != 0
+
+
+def test_the_main_root_is_found_from_dvc_s_copies(tmp_path: Path) -> None:
+    assert main_root(tmp_path) == tmp_path
+    assert main_root(tmp_path / ".dvc/tmp/exps/tmpabc/data") == tmp_path

@@ -1,11 +1,12 @@
-"""params.yaml as people would break it."""
+"""Mistakes in params.yaml."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.config import ConfigError, load_yaml, validate
+from pipeline.config import RENAMED, ConfigError, load_yaml, validate
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,3 +33,14 @@ def test_a_value_outside_its_rule_is_named(section: str, key: str, value: Any, m
     values[section][key] = value
     with pytest.raises(ConfigError, match=message):
         validate(values)
+
+
+@pytest.mark.parametrize("old", sorted(RENAMED))
+def test_a_renamed_key_is_answered_with_its_new_name(old: str) -> None:
+    values = load_yaml(ROOT / "params.yaml")
+    section, _, key = old.partition(".")
+    values[section][key] = True
+    with pytest.raises(ConfigError, match=re.escape(f"{old}: renamed to {RENAMED[old]}")):
+        validate(values)
+    new = RENAMED[old].split()[0].partition(".")
+    assert new[2] in values[new[0]]

@@ -1,1 +1,1 @@
-"""Documents, encodings and token shards. No module here imports torch."""
+"""Download and tokenize: documents, tokenizers, token shards and HellaSwag items. No module imports torch."""

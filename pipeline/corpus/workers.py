@@ -1,4 +1,4 @@
-"""Work spread over processes: bounded, in no particular order, and with one clear error when a process dies."""
+"""A process pool with bounded queues, results in completion order, and one clear error when a process dies."""
 
 import multiprocessing
 import os
@@ -8,25 +8,25 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait as wait_for
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
-from pipeline.log import Stop
+from pipeline.log import UserError
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-TASKS_IN_FLIGHT = 2  # per worker: one at work, one to go on with
+TASKS_PER_WORKER = 2  # one running, one queued
 
 
 class Workers:
-    """Processes that have all been set up by the same call.
+    """Worker processes, each initialized by the same call of `set_up`.
 
     with Workers(4, set_up, (directory,)) as workers:
         for result in workers.run(function, tasks):
             ...
 
-    One worker is this process itself. Processes are spawned, so nothing is shared with them by accident; they end when
-    this process does, however it ends.
+    A count of 1 runs everything in this process. Processes are spawned, so they share no state by accident, and they
+    end when this process does, even by SIGKILL.
     """
 
     def __init__(self, count: int, set_up: Callable[..., None], arguments: tuple[Any, ...]) -> None:
@@ -39,17 +39,17 @@ class Workers:
             self._pool = ProcessPoolExecutor(count, context, _start, (set_up, arguments))
 
     def run(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
-        """The results of `function` for all tasks, as they come. The first error ends it; finished work stays done.
+        """The results of `function` for all tasks, in completion order.
 
-        Raises what `function` raised, and Stop when a process died.
+        Raises the first error of `function`, and UserError when a process died.
         """
         if self._pool is None:
             yield from map(function, tasks)
             return
-        waiting, running = iter(tasks), set[Future[R]]()
+        queued, running = iter(tasks), set[Future[R]]()
         try:
             while True:
-                while len(running) < self.count * TASKS_IN_FLIGHT and (task := next(waiting, None)) is not None:
+                while len(running) < self.count * TASKS_PER_WORKER and (task := next(queued, None)) is not None:
                     running.add(self._pool.submit(function, task))
                 if not running:
                     return
@@ -57,12 +57,12 @@ class Workers:
                 for future in done:
                     yield future.result()
         except BrokenProcessPool:
-            raise Stop(
-                "a worker process died, killed from outside or for want of memory (runtime.workers sets their number); "
-                "what is finished is kept: run again to go on"
+            raise UserError(
+                "a worker process was killed, possibly out of memory (runtime.workers sets their number): run again to "
+                "resume"
             ) from None
 
-    def __enter__(self) -> "Workers":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -71,13 +71,13 @@ class Workers:
 
 
 def _start(set_up: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    """Runs first in each process. Ctrl-C is the parent's to handle; a killed parent takes the process along."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    """Runs first in each worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     set_up(*arguments)
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait_for([parent.sentinel])

@@ -1,1 +1,1 @@
-"""Numbers about a model: validation loss and HellaSwag."""
+"""Validation loss, HellaSwag and surprisal."""

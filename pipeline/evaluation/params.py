@@ -14,20 +14,20 @@ class EvaluateParams(Section):
     section: ClassVar[str] = "evaluate"
 
     dtype: Literal["auto", "float32", "bfloat16"]
-    """What matrix products are computed in. float32 gives the numbers that reference tools give; auto (bfloat16 where
-    the hardware multiplies in it) and bfloat16 are faster and move the loss in its fourth digit; HellaSwag's close
-    calls are asked again in float32."""
+    """Data type of matrix products. float32 gives the numbers of the reference tools. bfloat16, and auto (bfloat16
+    where the hardware supports it), are faster and change the loss in its fourth digit; uncertain HellaSwag answers are
+    scored again in float32."""
 
     stride: int | None = Field(ge=1)
-    """Tokens that the validation window moves, at most `model.block_size`. null: a whole window, so that windows do not
-    overlap. A smaller stride scores only the last `stride` tokens of each window, which then have at least
+    """Tokens from one validation window to the next, at most `model.block_size`. null: block_size, so windows do not
+    overlap. With a smaller stride only the last `stride` tokens of each window are scored, with at least
     block_size - stride tokens before them: a lower loss, at block_size / stride times the work."""
 
     hellaswag_items: int | None = Field(ge=1)
-    """Items scored, at most: a fixed, seeded subset, the same for every model. null: all of them."""
+    """Maximum number of items: a fixed subset, the same for every model. null: all."""
 
-    def rules_across(self, sections: Mapping[str, Section]) -> Iterator[str]:
-        """The stride must fit the model's window."""
+    def cross_validate(self, sections: Mapping[str, Section]) -> Iterator[str]:
+        """The stride must fit the model's context."""
         block_size = getattr(sections["model"], "block_size", None)
         if self.stride is not None and block_size is not None and self.stride > block_size:
             yield f"evaluate.stride ({self.stride}) must be at most model.block_size ({block_size})"

@@ -1,1 +1,1 @@
-"""Text from a model."""
+"""Text generation: sampling, and decoding with a key/value cache."""

@@ -1,1 +1,1 @@
-"""GPT language models: architecture, weights and their cost. Knows nothing of files, data or training."""
+"""The GPT network, its config, and its cost in parameters, FLOPs and bytes."""

@@ -1,8 +1,9 @@
-"""What a configuration costs, by formula: parameters, FLOPs, bytes. No torch, so nothing need be built to know.
+"""Parameters, FLOPs and memory of a model by formula, and the peak FLOP/s of GPUs. No torch: nothing is built.
 
-Tests hold each formula against the built model: `tests/model/test_accounting.py`.
+`tests/model/test_accounting.py` compares each formula with the built model.
 """
 
+import re
 from dataclasses import dataclass
 
 from pipeline.model.config import GPTConfig
@@ -10,10 +11,34 @@ from pipeline.model.config import GPTConfig
 FLOAT32 = 4  # bytes
 BFLOAT16 = 2
 
+# Peak FLOP/s of dense bfloat16 matrix products (float16 where a GPU has no bfloat16: V100, T4), from NVIDIA's data
+# sheets. Where a sheet gives the figure "with sparsity", this is half of it. The first entry that matches is used.
+GPU_PEAKS = {
+    "B200": 2250e12,  # Blackwell architecture technical brief, HGX B200: 2.25 PFLOP/s dense per GPU
+    "H200": 989e12,  # H200 SXM data sheet: 1,979 with sparsity
+    "H100 PCIe": 756e12,  # H100 data sheet (2022): 1,513 with sparsity
+    "H100 NVL": 835e12,  # H100 data sheet (2024): 1,671 with sparsity
+    "H100": 989e12,  # H100 data sheet, SXM: 1,979 with sparsity
+    "A100": 312e12,  # A100 data sheet: the same for PCIe and SXM, 40 and 80 GB
+    "L40S": 362e12,  # L40S data sheet: 362.05, 733 with sparsity
+    "L40": 181e12,  # L40 data sheet: 181.05, 362.1 with sparsity
+    "L4": 121e12,  # L4 data sheet: 242 with sparsity
+    "A10G": 70e12,  # A10G data sheet: 70, 140 with sparsity
+    "RTX 4090": 165e12,  # Ada GPU architecture white paper, appendix A: 165.2 with float32 accumulation
+    "RTX 3090": 71e12,  # Ampere GA102 white paper, appendix A: 71 with float32 accumulation
+    "V100": 125e12,  # V100 data sheet, SXM2: float16
+    "T4": 65e12,  # T4 data sheet: float16
+}
+
+
+def gpu_peak(name: str) -> float | None:
+    """Peak FLOP/s of a GPU by the device name that CUDA reports, `NVIDIA H100 80GB HBM3`; None if it is not listed."""
+    return next((peak for key, peak in GPU_PEAKS.items() if re.search(rf"\b{key}\b", name)), None)
+
 
 @dataclass(frozen=True)
 class Parameters:
-    """Parameters by component. Blocks are all alike; norms include those inside attention (QK-norm)."""
+    """Parameters by component. All blocks are alike; the norms of a block include QK-norm."""
 
     token_embedding: int
     position_embedding: int
@@ -21,10 +46,10 @@ class Parameters:
     mlp_per_block: int
     norms_per_block: int
     blocks: int
-    """How many blocks there are."""
+    """Number of blocks."""
     final_norm: int
     head: int
-    """0 where the head is the token embedding."""
+    """0 if tied to the token embedding."""
 
     @property
     def per_block(self) -> int:
@@ -33,28 +58,28 @@ class Parameters:
 
     @property
     def total(self) -> int:
-        """All parameters, each once."""
+        """All parameters; a tied matrix counts once."""
         return (
             self.token_embedding + self.position_embedding + self.blocks * self.per_block + self.final_norm + self.head
         )
 
     @property
     def without_embeddings(self) -> int:
-        """All but the token and position embeddings; a head of its own counts."""
+        """All except token and position embeddings. An untied head counts."""
         return self.total - self.token_embedding - self.position_embedding
 
     @property
     def multiplied(self) -> int:
-        """Parameters that every token is multiplied with: N in "6N FLOPs per token".
+        """Parameters in matrix products: N in "6N FLOPs per token".
 
-        Looking a row up in a table multiplies nothing; but a tied embedding is multiplied with as the head.
+        An embedding lookup multiplies nothing, but a tied embedding is also the head.
         """
         tied = self.head == 0
         return self.total - self.position_embedding - (0 if tied else self.token_embedding)
 
 
 def parameters(config: GPTConfig) -> Parameters:
-    """Parameters of a model by component, equal to the built model's."""
+    """Parameters of a model by component."""
     C, D, F, V = config.n_embd, config.head_size, config.mlp_width, config.vocab_size
     qkv, fc = C + 2 * config.kv_heads * D, F * (2 if config.gated else 1)
     b = int(config.bias)
@@ -68,16 +93,16 @@ def parameters(config: GPTConfig) -> Parameters:
         norms_per_block=2 * C * (1 + norm_bias) + qk_norm,
         blocks=config.n_layer,
         final_norm=C * (1 + norm_bias) if config.norm_placement == "pre" else 0,
-        head=0 if config.tie_head else V * C,
+        head=0 if config.tie_embeddings else V * C,
     )
 
 
 def flops_per_token(config: GPTConfig, length: int | None = None) -> int:
-    """FLOPs per token of training, forward and backward, in sequences of `length` tokens (default: block_size).
+    """FLOPs per trained token, forward and backward, in sequences of `length` tokens (default: block_size).
 
-    6N + 12·n_layer·n_embd·T, as PaLM counts (arXiv 2204.02311, appendix B): two per multiply-add, the backward pass
-    twice the forward; attention scores as if not causal. Fewer key/value heads shrink N, not the second term: every
-    query head still meets every key.
+    6N + 12·n_layer·n_embd·T, as PaLM counts (arXiv 2204.02311, appendix B): two FLOPs per multiply-add, the backward
+    pass costs twice the forward pass, attention is counted as if it were not causal. Grouped-query attention shrinks N
+    only.
     """
     length = config.block_size if length is None else length
     return 6 * parameters(config).multiplied + 12 * config.n_layer * config.n_embd * length
@@ -85,18 +110,18 @@ def flops_per_token(config: GPTConfig, length: int | None = None) -> int:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one rank during training, where they are most."""
+    """Peak bytes on one rank during training."""
 
     weights: int
-    """float32, plus the bfloat16 copies of matrices that autocast makes; of a sharded model, also what is gathered."""
+    """float32, plus autocast's bfloat16 copies of matrices. With FSDP: this rank's shard and the gathered blocks."""
     gradients: int
     optimizer: int
     activations: int
-    """What the forward pass keeps for the backward pass, for one micro-batch, without torch.compile."""
+    """Kept by the forward pass for the backward pass, for one micro-batch, without torch.compile."""
 
     @property
     def total(self) -> int:
-        """Bytes altogether. An estimate from below: buffers of kernels and of the allocator come on top."""
+        """Sum in bytes. A lower bound: workspaces of kernels and the allocator's overhead are not counted."""
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
@@ -110,14 +135,14 @@ def memory(
     shards: int = 1,
     accumulates: bool = False,
 ) -> Memory:
-    """Bytes of training with micro-batches of `sequences` full sequences; `optimizer`: adamw or muon.
+    """Memory of training with micro-batches of `sequences` full sequences; `optimizer`: adamw or muon.
 
-    `recompute`: with activation checkpointing. `shards`: ranks that a model is shared out to (FSDP); 1: each holds it.
-    Then a rank gathers the block that it computes and the next, and holds whole what is in no block; and while a step
-    `accumulates` several micro-batches, all gradients.
+    `recompute`: with activation checkpointing. `shards`: ranks that share the model (FSDP); 1: each rank holds all of
+    it. With FSDP a rank gathers two blocks at a time (the current one and the next) and everything outside the blocks.
+    If a step `accumulates` several micro-batches, gradients stay unsharded until the last.
     """
     counts = parameters(config)
-    # AdamW keeps two moments of each parameter; Muon one, of the hidden matrices.
+    # AdamW keeps two moments of each parameter, Muon one of the hidden matrices.
     states = 2 * counts.total - (hidden_matrices(config) if optimizer == "muon" else 0)
     copied = counts.multiplied - (counts.blocks - 1) * counts.per_block if recompute else counts.multiplied
     gathered = counts.total - max(counts.blocks - 2, 0) * counts.per_block if shards > 1 else 0
@@ -130,32 +155,32 @@ def memory(
 
 
 def hidden_matrices(config: GPTConfig) -> int:
-    """Parameters in the matrices of the blocks: those that Muon updates."""
+    """Parameters in the matrices of the blocks, which Muon updates."""
     no_bias = config.changed(bias=False)
     counts = parameters(no_bias)
     return counts.blocks * (counts.attention_per_block + counts.mlp_per_block)
 
 
 def activation_bytes_per_token(config: GPTConfig, bfloat16: bool, recompute: bool = False) -> int:
-    """Bytes kept for the backward pass per token, without torch.compile and without dropout.
+    """Bytes per token kept for the backward pass, without torch.compile and without dropout.
 
-    With `recompute`, the input of each block, and the more of what one block keeps and what follows the blocks.
+    With `recompute`: the input of each block, plus the larger of one block's activations and those after the blocks.
 
     After Korthikanti et al. (arXiv 2205.05198, section 4.1), with this model's dtypes: under autocast the residual
-    stream and the norms' statistics are float32, the inputs of matrix products bfloat16. Exact for GPT-2 and for gated
-    MLPs; other choices keep a few copies more, which depend on the kernel.
+    stream and the statistics of norms are float32, inputs of matrix products bfloat16. Exact for GPT-2 and gated MLPs;
+    other choices keep a few more copies, which depend on the kernel.
     """
     C, F, V, H = config.n_embd, config.mlp_width, config.vocab_size, config.n_head
     width = BFLOAT16 if bfloat16 else FLOAT32
     kv = config.kv_heads * config.head_size
-    norm = FLOAT32 * C + width * C + 2 * FLOAT32  # its input; its output, as a matrix product takes it; mean and scale
+    norm = FLOAT32 * C + width * C + 2 * FLOAT32  # input, output in the dtype of matrix products, mean and scale
     attention = width * (C + 2 * kv) + width * C + FLOAT32 * H  # queries, keys, values; output; log-sum-exp
     if config.position == "rope" or config.qk_norm:
         attention += width * (C + kv)  # queries and keys before and after
-    if config.attention == "manual":
-        attention += (FLOAT32 + BFLOAT16 * bfloat16) * H * config.block_size  # the softmax, and as a product takes it
+    if config.attention == "eager":
+        attention += (FLOAT32 + BFLOAT16 * bfloat16) * H * config.block_size  # softmax, and its bfloat16 copy
     mlp = width * (4 if config.gated else 2) * F  # before and after the activation; gate, value and their product
-    loss = FLOAT32 * V + width * V + 2 * 8  # log-softmax, the logits themselves, token and target
+    loss = FLOAT32 * V + width * V + 2 * 8  # log-softmax, logits, token and target
     block = 2 * norm + attention + mlp
     if recompute:
         return config.n_layer * FLOAT32 * C + max(block, norm + loss)
@@ -163,12 +188,12 @@ def activation_bytes_per_token(config: GPTConfig, bfloat16: bool, recompute: boo
 
 
 def describe(config: GPTConfig) -> str:
-    """The model in one line, as `train` prints it when it starts."""
+    """The model in one line, as `train` logs it."""
     counts = parameters(config)
     heads = f"{config.n_head} heads"
     if config.kv_heads != config.n_head:
         heads += f" ({config.kv_heads} key/value)"
     return (
-        f"GPT of {config.n_layer} layers x {config.n_embd} wide, {heads}, context {config.block_size:,}, vocabulary "
+        f"GPT with {config.n_layer} layers, width {config.n_embd}, {heads}, context {config.block_size:,}, vocabulary "
         f"{config.text_vocab_size:,}: {counts.total:,} parameters ({counts.without_embeddings:,} without embeddings)"
     )

@@ -1,25 +1,21 @@
-"""The architecture of a GPT as values: the `model` section of params.yaml, and what a saved model says of itself.
+"""The `model` section of params.yaml, and the config that is saved with a model's weights. No torch.
 
-Three classes, each the one before and a little more:
-
-    Architecture   the choices that shape the network
-    ModelParams    + where the weights come from and how the vocabulary is padded: the `model` section
-    GPTConfig      + the vocabulary, which the tokenizer decides: all that `GPT(config)` needs
-
-No torch here: `plan`, the report and the parameter reference read these classes without it.
+Architecture   the choices that define the network
+ModelParams    Architecture + initial weights and vocabulary padding: the `model` section
+GPTConfig      Architecture + vocabulary sizes, which the tokenizer decides: all that `GPT(config)` needs
 """
 
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import PurePath
 from typing import ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.config import Section
 
-GATED_MLPS = ("swiglu", "geglu")
-
-# Name -> (n_layer, n_head, n_embd) of the released GPT-2 models; all have vocabulary 50257, context 1024 and biases.
+# Name -> (n_layer, n_head, n_embd) of the released GPT-2 models (https://huggingface.co/openai-community, config.json).
+# All have vocabulary 50257, context 1024 and biases.
 GPT2_SIZES = {
     "gpt2": (12, 12, 768),
     "gpt2-medium": (24, 16, 1024),
@@ -30,7 +26,7 @@ GPT2_VOCAB_SIZE = 50257
 
 
 class Architecture(Section):
-    """The choices that shape the network. GPT-2's: learned, layernorm, pre, gelu_tanh, 4.0, biases, tied, scaled."""
+    """The choices that define the network."""
 
     block_size: int = Field(ge=1)
     """Context in tokens: the longest sequence the model is trained on."""
@@ -39,7 +35,7 @@ class Architecture(Section):
     """Transformer blocks."""
 
     n_head: int = Field(ge=1)
-    """Query heads of each attention layer; must divide n_embd."""
+    """Query heads of each attention layer. Must divide n_embd."""
 
     n_kv_head: int | None = Field(ge=1)
     """Key/value heads, each shared by n_head / n_kv_head query heads (grouped-query attention, arXiv 2305.13245);
@@ -49,41 +45,42 @@ class Architecture(Section):
     """Width of the residual stream."""
 
     dropout: float = Field(ge=0, lt=1)
-    """Probability of dropping an attention weight, a sublayer's output, an embedding; 0: off, as for pretraining."""
+    """Dropout probability of attention weights, sublayer outputs and embeddings. 0: off, usual for pretraining."""
 
     bias: bool
-    """Biases in every linear layer but the head, and in every LayerNorm (RMSNorm has none)."""
+    """Biases in every linear layer except the head, and in every LayerNorm. RMSNorm has none."""
 
     position: Literal["learned", "sinusoidal", "rope", "alibi"]
-    """How the model knows token order: learned table (GPT-2), fixed sine table (arXiv 1706.03762), rotary embedding
-    of queries and keys (arXiv 2104.09864), distance penalty on attention scores (arXiv 2108.12409)."""
+    """Position scheme: a learned table (GPT-2), a fixed table of sines (arXiv 1706.03762), rotary embedding of queries
+    and keys (RoPE, arXiv 2104.09864), or a distance penalty on attention scores (ALiBi, arXiv 2108.12409)."""
 
     norm: Literal["layernorm", "rmsnorm"]
     """LayerNorm (GPT-2) or RMSNorm (arXiv 1910.07467: no mean, no bias)."""
 
     norm_placement: Literal["pre", "post"]
-    """Norm on the input of each sublayer, with a final norm (pre, GPT-2), or on the sum after it (post, GPT-1)."""
+    """pre: norm on the input of each sublayer, and a final norm (GPT-2). post: norm after each residual addition
+    (GPT-1)."""
 
     qk_norm: bool
-    """Normalises each head's queries and keys before their product (arXiv 2302.05442), with the norm chosen above."""
+    """Normalizes the queries and keys of each head (arXiv 2302.05442), with the norm of model.norm."""
 
     mlp: Literal["gelu_tanh", "gelu", "relu", "relu_squared", "swiglu", "geglu"]
     """Activation of the MLP: tanh GELU (GPT-2), erf GELU, ReLU, ReLU² (arXiv 2109.08668), or the gated SwiGLU and
     GeGLU (arXiv 2002.05202), which have a third matrix."""
 
     mlp_expansion: float = Field(gt=0)
-    """Hidden width of the MLP / n_embd: 4.0 in GPT-2; 2.667 gives a gated MLP the same parameter count. A product that
-    is no whole number becomes the nearest multiple of 8."""
+    """Hidden width of the MLP / n_embd: 4.0 in GPT-2; 2.667 gives a gated MLP the same parameter count. If the product
+    is not an integer, it is rounded to a multiple of 8."""
 
-    attention: Literal["sdpa", "manual"]
-    """PyTorch's fused scaled-dot-product attention, or the same written out as matrix products and a softmax."""
+    attention: Literal["sdpa", "eager"]
+    """sdpa: PyTorch's fused scaled_dot_product_attention. eager: the same as matrix products and a softmax."""
 
-    tie_head: bool
-    """The output head is the token embedding (GPT-2), not a matrix of its own."""
+    tie_embeddings: bool
+    """The output head shares its matrix with the token embedding (GPT-2)."""
 
-    init: Literal["scaled", "flat", "zero"]
-    """Weights start normal with standard deviation 0.02; the two projections into the residual stream of each block
-    with 0.02/sqrt(2 n_layer) (scaled, GPT-2), with 0.02 like the rest (flat), or at zero (zero)."""
+    init: Literal["scaled", "normal", "zero"]
+    """Initial weights are normal with standard deviation 0.02. The two projections into the residual stream of each
+    block have 0.02/sqrt(2 n_layer) (scaled, GPT-2), 0.02 as well (normal), or are zero (zero)."""
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
@@ -96,7 +93,7 @@ class Architecture(Section):
                 f"model.n_embd / n_head ({self.head_size}) must be even for position rope, which rotates pairs"
             )
         if self.position == "sinusoidal" and self.n_embd % 2:
-            raise ValueError(f"model.n_embd ({self.n_embd}) must be even for position sinusoidal, which has pairs")
+            raise ValueError(f"model.n_embd ({self.n_embd}) must be even for position sinusoidal")
         return self
 
     @property
@@ -111,7 +108,7 @@ class Architecture(Section):
 
     @property
     def mlp_width(self) -> int:
-        """Hidden width of the MLP; for a gated one, the width of gate and of value each."""
+        """Hidden width of the MLP: F in `gpt.py`. A gated MLP has a gate and a value of this width."""
         width = self.mlp_expansion * self.n_embd
         if math.isclose(width, round(width)):
             return max(1, round(width))
@@ -120,61 +117,68 @@ class Architecture(Section):
     @property
     def gated(self) -> bool:
         """Whether the MLP has a gate."""
-        return self.mlp in GATED_MLPS
+        return self.mlp in ("swiglu", "geglu")
 
     @property
     def context_limit(self) -> int | None:
-        """The longest sequence that the model accepts; None: any.
+        """The longest sequence that the model accepts; None: any length.
 
-        ALiBi was made to go on past the trained context, so it may. A learned or sinusoidal table ends there, and RoPE
-        computes angles that no training has seen; for these three the window slides: when it is full, its newer half is
-        kept and computed again from position 0 (pipeline/generation/decoder.py).
+        ALiBi extrapolates past the trained context. Learned and sinusoidal tables end there, and RoPE would use angles
+        that were never trained. Generation continues past the limit with a sliding window.
         """
         return None if self.position == "alibi" else self.block_size
 
 
 class ModelParams(Architecture):
-    """The `model` section: an architecture, where its first weights come from, and the padding of its vocabulary."""
+    """The `model` section: an architecture, its initial weights, and the padding of its vocabulary."""
 
     section: ClassVar[str] = "model"
 
     init_from: str = Field(min_length=1)
-    """First weights: scratch (random), gpt2 | gpt2-medium | gpt2-large | gpt2-xl (from the Hugging Face hub), or a
-    directory that holds a model of this pipeline or a GPT-2 of Hugging Face's. The other keys of this section must then
-    describe that model; dropout and attention are free, and block_size may be smaller than its own."""
+    """Initial weights, a name under models/: scratch (random weights), gpt2 | gpt2-medium | gpt2-large | gpt2-xl (from
+    the Hugging Face hub, at a pinned revision), or a model directory there (this pipeline's or a Hugging Face GPT-2).
+    A path relative to models/ works too: ../data/base. The other keys of this section must describe that model, except
+    dropout, attention and init; block_size may be smaller than the model's."""
 
     vocab_multiple: int = Field(ge=1)
-    """The vocabulary is padded with unused ids to a multiple of this: matrix products like round sizes. Padded ids have
-    probability zero in training, evaluation and sampling alike. 1: no padding."""
+    """The vocabulary is padded with unused ids to a multiple of this, because matrix products of round sizes are
+    faster. Padded ids have probability zero in training, evaluation and sampling. 1: no padding."""
 
-    def rules_across(self, sections: Mapping[str, Section]) -> Iterator[str]:
-        """A released GPT-2 has fixed sizes and its own encoding; says at once which keys differ."""
+    @field_validator("init_from")
+    @classmethod
+    def _init_from_rules(cls, value: str) -> str:
+        if PurePath(value).is_absolute():
+            raise ValueError("must be relative to models/: put the directory there, or a link to it")
+        return value
+
+    def cross_validate(self, sections: Mapping[str, Section]) -> Iterator[str]:
+        """A released GPT-2 has a fixed architecture and tokenizer: yields a line for each key that differs."""
         if self.init_from not in GPT2_SIZES:
             return
-        encoding = getattr(sections["tokenizer"], "encoding", None)
-        if encoding != "gpt2":
-            yield f"model.init_from ({self.init_from}): needs tokenizer.encoding gpt2, not {encoding}"
+        tokenizer = getattr(sections["tokenizer"], "encoding", None)
+        if tokenizer != "gpt2":
+            yield f"model.init_from ({self.init_from}): needs tokenizer.encoding gpt2, not {tokenizer}"
         for key, (value, released) in self.differences(gpt2_architecture(self.init_from)).items():
-            yield f"model.{key} ({value}): init_from {self.init_from} has {released}"
+            yield f"model.{key} ({value}): must be {released} with init_from {self.init_from}"
 
     def differences(self, loaded: Architecture) -> dict[str, tuple[object, object]]:
-        """The keys in which weights of `loaded` do not fit these params: key -> (value here, value there)."""
-        found: dict[str, tuple[object, object]] = {}
+        """The keys in which these params do not describe the weights of `loaded`: key -> (value here, value there)."""
+        differing: dict[str, tuple[object, object]] = {}
         for key in Architecture.model_fields:
             if key in ("dropout", "attention", "init", "n_kv_head", "mlp_expansion"):
-                continue  # free to choose, or compared below by what they come to
+                continue  # free to choose, or compared below by their effect
             here, there = getattr(self, key), getattr(loaded, key)
             if here != there and not (key == "block_size" and here < there):
-                found[key] = (here, there)
+                differing[key] = (here, there)
         if self.kv_heads != loaded.kv_heads:
-            found["n_kv_head"] = (self.kv_heads, loaded.kv_heads)
-        if "n_embd" not in found and self.mlp_width != loaded.mlp_width:
-            found["mlp_expansion"] = (self.mlp_expansion, loaded.mlp_expansion)
-        return found
+            differing["n_kv_head"] = (self.kv_heads, loaded.kv_heads)
+        if "n_embd" not in differing and self.mlp_width != loaded.mlp_width:
+            differing["mlp_expansion"] = (self.mlp_expansion, loaded.mlp_expansion)
+        return differing
 
 
 class GPTConfig(Architecture):
-    """All that `GPT(config)` needs; saved beside the weights. `model_dump` and `model_validate` round-trip as JSON."""
+    """All that `GPT(config)` needs. Saved beside the weights; `model_dump` and `model_validate` round-trip as JSON."""
 
     section: ClassVar[str] = "model"
 
@@ -182,7 +186,7 @@ class GPTConfig(Architecture):
     """Rows of the token embedding, padding included."""
 
     text_vocab_size: int = Field(ge=1)
-    """Ids that the encoding gives a text: ids from here to vocab_size are padding."""
+    """Ids of the tokenizer. Ids from here to vocab_size are padding."""
 
     @model_validator(mode="after")
     def _vocabulary(self) -> Self:
@@ -192,14 +196,14 @@ class GPTConfig(Architecture):
 
     @classmethod
     def from_params(cls, params: ModelParams, text_vocab_size: int) -> Self:
-        """The config of a new model for an encoding of `text_vocab_size` ids."""
+        """The config of a new model for a tokenizer of `text_vocab_size` ids."""
         multiple = params.vocab_multiple
         fields = {key: getattr(params, key) for key in Architecture.model_fields}
         padded = -(-text_vocab_size // multiple) * multiple
         return cls(**fields, vocab_size=padded, text_vocab_size=text_vocab_size)
 
     def changed(self, **fields: object) -> Self:
-        """A copy with some fields changed, all rules checked again."""
+        """A copy with some fields changed. All rules are checked again."""
         return type(self).model_validate({**self.model_dump(), **fields})
 
 
@@ -221,7 +225,7 @@ def gpt2_architecture(name: str) -> Architecture:
         mlp="gelu_tanh",
         mlp_expansion=4.0,
         attention="sdpa",
-        tie_head=True,
+        tie_embeddings=True,
         init="scaled",
     )
 

@@ -1,151 +1,279 @@
-"""GPT-2's network, with the names that nanoGPT made familiar (https://github.com/karpathy/nanoGPT, model.py).
+"""GPT-2's network and its variants, in one file, with nanoGPT's names (https://github.com/karpathy/nanoGPT, model.py).
 
     tokens -> wte + wpe -> n_layer x (attention, MLP) -> ln_f -> lm_head -> logits
 
-The choices beside GPT-2's live where they act: `attention.py`, `mlp.py`, `norms.py`, `positions.py`; norm placement and
-initialisation here. Knows nothing of files, data or training.
+Read from top to bottom: norms, attention, MLP, block, transformer, GPT. Position schemes are in `positions.py`, the
+key/value cache is in `kv_cache.py`. Nothing here depends on files, data or training.
+
+Letters in shapes: B sequences, T tokens in each, C = n_embd, H query heads, K key/value heads, D = C / H, F hidden
+width of the MLP, V vocabulary, S keys (T, or more with a cache).
 """
+
+import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pipeline.model.attention import CausalSelfAttention
-from pipeline.model.cache import KVCache, LayerCache
 from pipeline.model.config import GPTConfig
-from pipeline.model.mlp import MLP
-from pipeline.model.norms import NORMS
-from pipeline.model.positions import POSITIONS, Rotation
+from pipeline.model.kv_cache import KVCache, LayerCache
+from pipeline.model.positions import POSITIONS, Rotation, rotate
 
-IGNORED = -1  # a target that does not count
+EPSILON = 1e-5  # GPT-2's layer_norm_epsilon; RMSNorm uses it too
+IGNORE_INDEX = -1  # targets with this value do not count in the loss
 
 
-class Block(nn.Module):
-    """Attention and MLP, each added to the residual stream; norms on their inputs, as in GPT-2."""
+class RMSNorm(nn.RMSNorm):
+    """RMSNorm (arXiv 1910.07467): divides by the root mean square over the last dimension; no bias."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., width) -> the same, in the dtype of the gain: float32 under autocast, as nn.LayerNorm."""
+        return super().forward(x.type_as(self.weight))
+
+
+def build_norm(config: GPTConfig, width: int) -> nn.Module:
+    """The norm that `config.norm` names, over the last dimension."""
+    if config.norm == "rmsnorm":
+        return RMSNorm(width, eps=EPSILON)
+    return nn.LayerNorm(width, eps=EPSILON, bias=config.bias)
+
+
+# The attention mask is the same in every layer. With T queries, the last T of S keys, it is one of:
+#   None                          causal: a query sees itself and every key before it
+#   (T, S) or (B, 1, T, S) bool   a query sees the keys that are True
+#   (1 or B, H, T, S) float       added to the scores (ALiBi); -inf hides a key
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """PyTorch's fused attention: q (B, H, T, D), k and v (B, K, S, D) -> (B, H, T, D). Never stores (T, S) scores."""
+    is_causal = mask is None and q.size(2) > 1  # a single query is the newest token: it sees every key
+    if mask is not None and mask.is_floating_point():
+        # CUDA kernels need the dtype of the queries. In bfloat16 this rounds ALiBi's bias, by at most 2^-9 of itself.
+        mask = mask.to(q.dtype)
+    grouped = q.size(1) != k.size(1)
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=is_causal, enable_gqa=grouped)
+
+
+def eager(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """The same as `sdpa`, written out as matrix products and a softmax."""
+    groups = q.size(1) // k.size(1)
+    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)  # (B, H, S, D)
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, H, T, S)
+    if mask is None:
+        T, S = scores.shape[-2:]
+        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    weights = F.dropout(F.softmax(scores, dim=-1), dropout)
+    return weights.type_as(v) @ v  # (B, H, T, D)
+
+
+ATTENTION: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]] = {"sdpa": sdpa, "eager": eager}
+
+
+class CausalSelfAttention(nn.Module):
+    """Multi-head causal self-attention; grouped-query attention where n_kv_head is less than n_head."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.ln_1 = NORMS[config.norm](config.n_embd, config.bias)
+        self.n_head, self.kv_heads, self.head_size = config.n_head, config.kv_heads, config.head_size
+        # queries, keys and values in one matrix product
+        self.c_attn = nn.Linear(config.n_embd, config.n_embd + 2 * self.kv_heads * self.head_size, bias=config.bias)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.qk_norm = config.qk_norm
+        if self.qk_norm:
+            self.q_norm = build_norm(config, self.head_size)
+            self.k_norm = build_norm(config, self.head_size)
+        self.attend = ATTENTION[config.attention]
+        self.dropout = config.dropout  # of the attention weights
+        self.resid_dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | None, rotation: Rotation | None, cache: LayerCache | None) -> Tensor:
+        """x (B, T, C) -> (B, T, C). `rotation`: RoPE's cosines and sines, None for other position schemes."""
+        B, T, C = x.size()
+        kv_width = self.kv_heads * self.head_size
+        q, k, v = self.c_attn(x).split((C, kv_width, kv_width), dim=-1)
+        q = q.view(B, T, self.n_head, self.head_size).transpose(1, 2)  # (B, H, T, D)
+        k = k.view(B, T, self.kv_heads, self.head_size).transpose(1, 2)  # (B, K, T, D)
+        v = v.view(B, T, self.kv_heads, self.head_size).transpose(1, 2)  # (B, K, T, D)
+        if self.qk_norm:
+            q, k = self.q_norm(q).type_as(v), self.k_norm(k).type_as(v)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
+        if cache is not None:
+            k, v = cache.append(k, v)  # (B, K, S, D): those of earlier tokens too
+        y = self.attend(q, k, v, mask, self.dropout if self.training else 0.0)  # (B, H, T, D)
+        y = y.transpose(1, 2).reshape(B, T, C)  # concatenates the heads
+        return self.resid_dropout(self.c_proj(y))
+
+
+def relu_squared(x: Tensor) -> Tensor:
+    """max(x, 0)² (Primer, arXiv 2109.08668)."""
+    return F.relu(x).square()
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),  # GPT-2's
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "relu_squared": relu_squared,
+    "swiglu": F.silu,  # of the gate
+    "geglu": F.gelu,  # of the gate
+}
+
+
+class MLP(nn.Module):
+    """Two matrices with an activation between them. A gated MLP (arXiv 2002.05202) multiplies by an activated gate."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.gated = config.gated
+        # the gate and the value of a gated MLP in one matrix product
+        self.c_fc = nn.Linear(config.n_embd, config.mlp_width * (2 if self.gated else 1), bias=config.bias)
+        self.c_proj = nn.Linear(config.mlp_width, config.n_embd, bias=config.bias)
+        self.activation = ACTIVATIONS[config.mlp]
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        x = self.c_fc(x)  # (B, T, F), or (B, T, 2F) if gated
+        if self.gated:
+            gate, value = x.chunk(2, dim=-1)
+            x = self.activation(gate) * value  # (B, T, F)
+        else:
+            x = self.activation(x)
+        return self.dropout(self.c_proj(x))  # (B, T, C)
+
+
+class Block(nn.Module):
+    """Attention and MLP, each added to the residual stream."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.pre_norm = config.norm_placement == "pre"
+        self.ln_1 = build_norm(config, config.n_embd)
         self.attn = CausalSelfAttention(config)
-        self.ln_2 = NORMS[config.norm](config.n_embd, config.bias)
+        self.ln_2 = build_norm(config, config.n_embd)
         self.mlp = MLP(config)
-        self.activation_checkpointing = False  # how training is run, not what the model is: so not of the config
+        self.activation_checkpointing = False  # set by the trainer: it does not change the function
 
     def forward(self, x: Tensor, mask: Tensor | None, rotation: Rotation | None, cache: LayerCache | None) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         if self.activation_checkpointing and self.training:
-            # Keeps the inputs alone, and computes all else again when the gradient is due, with the same dropout.
+            # Keeps only the inputs. The backward pass computes the rest again, with the same dropout masks.
             return checkpoint(self.compute, x, mask, rotation, cache, use_reentrant=False)
         return self.compute(x, mask, rotation, cache)
 
     def compute(self, x: Tensor, mask: Tensor | None, rotation: Rotation | None, cache: LayerCache | None) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        x = x + self.attn(self.ln_1(x), mask, rotation, cache)
-        return x + self.mlp(self.ln_2(x))
-
-
-class PostNormBlock(Block):
-    """Norms on the sums, as in the first Transformer and GPT-1 (arXiv 1706.03762)."""
-
-    def compute(self, x: Tensor, mask: Tensor | None, rotation: Rotation | None, cache: LayerCache | None) -> Tensor:
-        """(B, T, C) -> (B, T, C)."""
-        x = self.ln_1(x + self.attn(x, mask, rotation, cache))
-        return self.ln_2(x + self.mlp(x))
-
-
-BLOCKS: dict[str, type[Block]] = {"pre": Block, "post": PostNormBlock}
+        if self.pre_norm:  # GPT-2
+            x = x + self.attn(self.ln_1(x), mask, rotation, cache)
+            x = x + self.mlp(self.ln_2(x))
+        else:  # GPT-1 and the first Transformer (arXiv 1706.03762)
+            x = self.ln_1(x + self.attn(x, mask, rotation, cache))
+            x = self.ln_2(x + self.mlp(x))
+        return x
 
 
 class Transformer(nn.Module):
-    """All but the head: token ids to hidden states."""
+    """Everything but the head: token ids to hidden states."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = POSITIONS[config.position](config)
         self.drop = nn.Dropout(config.dropout)
-        self.h = nn.ModuleList(BLOCKS[config.norm_placement](config) for _ in range(config.n_layer))
-        # With post-norm, the last block already ends in a norm, and GPT-1 had no other.
-        pre = config.norm_placement == "pre"
-        self.ln_f = NORMS[config.norm](config.n_embd, config.bias) if pre else nn.Identity()
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        # with post-norm, the last block already ends in a norm
+        self.ln_f = build_norm(config, config.n_embd) if config.norm_placement == "pre" else nn.Identity()
 
     def forward(self, idx: Tensor, cache: KVCache | None) -> Tensor:
         """(B, T) int64 -> (B, T, C)."""
+        T = idx.size(1)
         if cache is None:
-            positions, mask = torch.arange(idx.size(1), device=idx.device), None
+            positions, mask, S = torch.arange(T, device=idx.device), None, T
         else:
             positions, mask = cache.place(idx)
-        keys = idx.size(1) if cache is None else cache.length + idx.size(1)
-
+            S = cache.length + T
         x = self.drop(self.wpe.embed(self.wte(idx), positions))  # (B, T, C)
         rotation = self.wpe.rotation(positions)
-        mask = self.wpe.scores_mask(mask, idx.size(1), keys)
-        for layer, block in enumerate(self.h):
-            x = block(x, mask, rotation, None if cache is None else cache.layers[layer])
+        mask = self.wpe.scores_mask(mask, T, S)
+        for i, block in enumerate(self.h):
+            x = block(x, mask, rotation, None if cache is None else cache.layers[i])
         return self.ln_f(x)
 
 
 class GPT(nn.Module):
-    """A GPT language model. Its weights depend on the config and on torch's random state alone."""
+    """A GPT language model. Its initial weights depend only on the config and on torch's random state."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
         self.transformer = Transformer(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        if config.tie_head:
+        if config.tie_embeddings:
             self.lm_head.weight = self.transformer.wte.weight
         self.init_weights()
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Token ids idx (B, T) int64 -> (logits, loss).
 
-        With targets (B, T) int64: logits (B, T, V), and the mean cross entropy in nats over targets other than -1.
-        Without: logits of the last position alone, (B, 1, V), and None.
+        With targets (B, T) int64: logits (B, T, V) and the mean cross entropy in nats over targets other than -1.
+        Without: logits of the last position only, (B, 1, V), and None.
         """
         x = self.hidden(idx)  # (B, T, C)
         if targets is None:
             return self.logits(x[:, -1:]), None
         logits = self.logits(x)  # (B, T, V)
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED)
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE_INDEX)
         return logits, loss
 
     def hidden(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
         """Token ids idx (B, T) int64 -> (B, T, C), after the final norm.
 
-        With a cache, idx are the tokens that follow those in it; they are added to it. Raises ValueError past the
-        context limit, or past the cache's slots.
+        With a cache, idx are the tokens after those in the cache; they are added to it. Raises ValueError if the
+        sequence exceeds the context limit or the slots of the cache.
         """
-        limit, seen = self.config.context_limit, 0 if cache is None else cache.length
-        if limit is not None and seen + idx.size(1) > limit:
-            raise ValueError(f"{seen + idx.size(1)} tokens exceed the context of {limit} (block_size)")
+        length = idx.size(1) + (0 if cache is None else cache.length)
+        limit = self.config.context_limit
+        if limit is not None and length > limit:
+            raise ValueError(f"{length} tokens exceed the context of {limit} (block_size)")
         return self.transformer(idx, cache)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(..., C) -> (..., V): -inf, so probability zero, for the padding of the vocabulary."""
+        """(..., C) -> (..., V). -inf, that is probability zero, for the padding of the vocabulary."""
         logits = self.lm_head(hidden)
         if self.config.vocab_size > self.config.text_vocab_size:
             logits[..., self.config.text_vocab_size :] = -torch.inf
         return logits
 
     def new_cache(self, batch: int, slots: int, padding: Tensor | None = None) -> KVCache:
-        """An empty cache for `batch` rows of at most `slots` tokens; `padding` (batch,): see `cache.py`."""
+        """An empty cache for `batch` rows of at most `slots` tokens; `padding` (batch,): see `kv_cache.py`."""
         return KVCache([LayerCache(slots) for _ in range(self.config.n_layer)], batch, slots, padding)
 
     @torch.no_grad()
     def init_weights(self, seed: int | None = None) -> None:
-        """Draws all weights anew, as GPT-2 does and `config.init` says; from torch's random state, or from `seed`."""
+        """Draws all weights as `config.init` says, from torch's random state or from `seed`."""
         generator = None if seed is None else torch.Generator(self.lm_head.weight.device).manual_seed(seed)
-        residual_std = {"scaled": 0.02 / (2 * self.config.n_layer) ** 0.5, "flat": 0.02, "zero": 0.0}[self.config.init]
+        scaled = 0.02 / (2 * self.config.n_layer) ** 0.5
+        residual_std = {"scaled": scaled, "normal": 0.02, "zero": 0.0}[self.config.init]
         for name, parameter in self.named_parameters():
             if parameter.dim() == 1:  # biases, and the gains of norms
                 parameter.fill_(1.0 if name.endswith("weight") else 0.0)
             else:
                 parameter.normal_(0.0, residual_std if name.endswith("c_proj.weight") else 0.02, generator=generator)
 
+    def stored_weights(self) -> dict[str, Tensor]:
+        """The tensors to save, by name: float32, on the CPU; a tied head is the embedding and not repeated."""
+        weights = {name: tensor.detach().float().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        if self.config.tie_embeddings:
+            del weights["lm_head.weight"]
+        return weights
+
     def crop_block_size(self, block_size: int) -> None:
-        """Makes the context shorter: the same function on shorter sequences. Raises ValueError to lengthen it."""
+        """Shortens the context; shorter sequences keep their logits. Raises ValueError if it would get longer."""
         if block_size > self.config.block_size:
             raise ValueError(f"block_size ({block_size}) exceeds the model's ({self.config.block_size})")
         self.transformer.wpe.crop(block_size)

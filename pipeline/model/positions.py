@@ -1,8 +1,7 @@
-"""How the model knows the order of tokens. A new scheme goes into POSITIONS and into `Architecture.position`.
+"""Position schemes. A new one goes into POSITIONS and into `Architecture.position`.
 
-A scheme may act at three places, and does nothing at those that it leaves alone: it adds to the token embeddings
-(learned, sinusoidal), rotates queries and keys (rope), or adds to the attention scores (alibi).
-What each does past the trained context: `Architecture.context_limit`.
+A scheme overrides one of three hooks: it adds to the token embeddings (learned, sinusoidal), rotates queries and keys
+(rope), or adds to the attention scores (alibi). What happens past the trained context: `Architecture.context_limit`.
 """
 
 import math
@@ -16,26 +15,26 @@ Rotation = tuple[Tensor, Tensor]  # cosines and sines, float32, broadcast over h
 
 
 class Positions(nn.Module):
-    """A scheme that does nothing: the three places where one may act."""
+    """The hooks of a position scheme. By default they do nothing."""
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         """Token embeddings x (B, T, C) of tokens at `positions` (T,) or (B, T) -> (B, T, C)."""
         return x
 
     def rotation(self, positions: Tensor) -> Rotation | None:
-        """By what queries and keys are turned, for `rotate`."""
+        """What `rotate` applies to queries and keys; None: nothing."""
         return None
 
     def scores_mask(self, mask: Tensor | None, queries: int, keys: int) -> Tensor | None:
-        """What attention adds to its scores, or which keys it may see: see `attention.py`."""
+        """The attention mask (see `gpt.py`) for the last `queries` of `keys` tokens, given that of the cache."""
         return mask
 
     def crop(self, block_size: int) -> None:
-        """Forgets the positions from `block_size` on."""
+        """Removes the positions from `block_size` on."""
 
 
 class Learned(Positions):
-    """A trained vector for each position, as in GPT-2."""
+    """A learned vector for each position (GPT-2)."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -51,8 +50,8 @@ class Learned(Positions):
 class Sinusoidal(Positions):
     """Sines and cosines of wavelengths from 2π to 10000·2π (arXiv 1706.03762, section 3.5).
 
-    Scaled to a root mean square of 0.02, the size that token embeddings start with: at their full size of 0.7 they
-    would drown them. (The paper instead multiplies its embeddings by sqrt(C).)
+    Scaled to a root mean square of 0.02, that of initial token embeddings. Unscaled it is 0.7, which would drown them;
+    the paper multiplies its embeddings by sqrt(C) instead.
     """
 
     table: Tensor
@@ -71,8 +70,8 @@ class Sinusoidal(Positions):
 
 
 class Rotary(Positions):
-    """Queries and keys are rotated by angles proportional to their position, so that their product depends on the
-    distance alone (arXiv 2104.09864)."""
+    """RoPE (arXiv 2104.09864): rotates queries and keys by angles proportional to their positions. Their product then
+    depends only on the distance."""
 
     cosine: Tensor
     sine: Tensor
@@ -92,7 +91,7 @@ class Rotary(Positions):
 
 
 class Alibi(Positions):
-    """Attention scores fall linearly with distance, with a fixed slope for each head (arXiv 2108.12409)."""
+    """ALiBi (arXiv 2108.12409): attention scores fall linearly with distance, with a fixed slope for each head."""
 
     slopes: Tensor
 
@@ -102,8 +101,8 @@ class Alibi(Positions):
 
     def scores_mask(self, mask: Tensor | None, queries: int, keys: int) -> Tensor:
         key = torch.arange(keys, device=self.slopes.device)
-        query = key[keys - queries :, None]  # the queries are the newest tokens
-        distance = key - query  # (T, S), 0 for itself, negative for the past
+        query = key[keys - queries :, None]  # the queries are the last tokens
+        distance = key - query  # (T, S): 0 for the token itself, negative for the past
         visible = distance <= 0 if mask is None else mask  # (T, S) or (B, 1, T, S)
         bias = self.slopes[:, None, None] * distance  # (H, T, S)
         return torch.where(visible, bias[None], -torch.inf)  # (1 or B, H, T, S)
@@ -118,13 +117,13 @@ POSITIONS: dict[str, type[Positions]] = {
 
 
 def position_angles(positions: int, width: int) -> Tensor:
-    """Position times frequency 10000^(-2i/width): (positions, width / 2) float32; computed in float64."""
+    """Position times frequency 10000^(-2i/width) -> (positions, width / 2) float32, computed in float64."""
     frequencies = 10000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
     return torch.outer(torch.arange(positions, dtype=torch.float64), frequencies).float()
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Turns each pair (x[i], x[i + D/2]) of x (B, H, T, D) by its position's i-th angle. Computed in float32.
+    """Rotates each pair (x[i], x[i + D/2]) of x (B, H, T, D) by the i-th angle of its position, in float32.
 
     The pairs are those of GPT-NeoX and Llama: first half with second half.
     """
@@ -136,7 +135,8 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
 def alibi_slopes(heads: int) -> list[float]:
     """The slope of each head: 2^(-8i/n) for i = 1..n where n is a power of two (8 heads: 1/2, 1/4, ..., 1/256).
 
-    For other counts, as the paper's code: those of the next lower power, then every other one of the next higher.
+    Otherwise as in the paper's code (github.com/ofirpress/attention_with_linear_biases): the slopes of the next lower
+    power of two, then every other slope of the next higher one.
 
     >>> alibi_slopes(3)
     [0.0625, 0.00390625, 0.25]

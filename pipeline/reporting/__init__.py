@@ -1,1 +1,1 @@
-"""Markdown, figures and comparisons from the files that the stages leave. No module here imports torch."""
+"""The report of one run, from the files that the stages leave. No module here imports torch."""

@@ -1,202 +1,214 @@
-"""The figures of one run: what is drawn, not how. A figure that would be empty is None."""
+"""The charts of one run as Vega-Lite specs. A chart without data is left out."""
 
 import math
+from functools import reduce
+from operator import add, or_
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from pipeline.reporting import curves
-from pipeline.reporting.accuracy import probed, protocols_measured
-from pipeline.reporting.figure import Axis, Figure, Floats, Panel, Rule, Series, Style, axis_of, floats
-from pipeline.reporting.numbers import exact, fixed, percent, ten_to
+from pipeline.artifacts import ChoiceMetrics
+from pipeline.charts import specs
+from pipeline.charts.specs import Axis, Chart, curve, smoothed, thinned
+from pipeline.formatting import exact, fixed, percent
 from pipeline.reporting.references import CHANCE, FINEWEB_EDU_LOSS, PROTOCOLS
 from pipeline.reporting.run import Run
 
-MOST_SMALL_POINTS = 500
-"""Of a curve in one of three panels."""
+SMALL = 500
+"""Most points of a curve in one of three panels."""
 
 START = 0.05
-"""Share of a run whose fall from the untrained loss may stand above the picture, so that the rest can be told apart."""
-
-MARK = 0.03
-"""Share of the height that half a mark needs."""
-
-TRAIN, VALIDATION, ACCURACY, SPIKE, SKIPPED = 0, 1, 2, 4, 7  # slots of the palette, the same in every figure
+"""Share of a run whose fall from the untrained loss may be cut off, so that the rest can be read."""
 
 
-def run_figures(run: Run, smoothing: float) -> list[Figure]:
-    """Every figure that this run has the numbers for, in the order of the page."""
-    figures = (
-        loss_figure(run, smoothing),
-        training_figure(run, smoothing),
-        accuracy_curve(run),
-        accuracy_figure(run),
-    )
-    return [figure for figure in figures if figure is not None]
+def run_charts(run: Run, smoothing: float) -> list[Chart]:
+    """Every chart that this run has the numbers for, in the order of the page."""
+    drawn = (loss_chart(run, smoothing), training_chart(run, smoothing), accuracy_chart(run), accuracy_curve(run))
+    return [chart for chart in drawn if chart is not None]
 
 
-def loss_figure(run: Run, smoothing: float) -> Figure | None:
-    """Training loss, raw behind and smoothed in front; validation loss; spikes and restarts."""
-    tokens, loss = curves.column(run.curves, "train/loss")
-    val_tokens, val_loss = curves.column(run.curves, "val/loss")
-    if not len(loss) and not len(val_loss):
+def loss_chart(run: Run, smoothing: float) -> Chart | None:
+    """Training loss, raw and smoothed; validation loss; spikes, skipped steps and resumes."""
+    raw, val = curve(run.curves, "train/loss"), curve(run.curves, "val/loss")
+    if raw.empty and val.empty:
         return None
-    x, factor = axis_of("tokens", _last(tokens, val_tokens))
-    series = []
-    if len(loss):
-        raw_x, raw = curves.thinned(tokens, loss)
-        front_x, front = curves.thinned(tokens, curves.smoothed(loss, smoothing))
-        series = [Series("training", raw_x / factor, raw, "faint", TRAIN)] if smoothing else []
-        name = "training, smoothed" if smoothing else "training"
-        series.append(Series(name, front_x / factor, front, "line", TRAIN))
-    if len(val_loss):
-        part = validated_in_training(run)
-        name = "validation" if part is None else f"validation (first {exact(part)} tokens)"
-        series.append(Series(name, val_tokens / factor, val_loss, "joined points", VALIDATION))
-    high = top_of_picture(tokens, loss, smoothing)
-    y = Axis("loss (nats per token)", low=None if high is None else _bottom(loss, val_loss), high=high)
-    series += _marks(run, factor, y)
-    rules = [*_restarts(run, factor), *_reference_loss(run)]
-    alt = "Loss in nats per token over tokens seen. "
-    if len(loss):
-        alt += f"Training goes from {fixed(float(loss[0]), 2)} to {fixed(float(loss[-1]), 2)}. "
-    if len(val_loss):
-        alt += f"{name.capitalize()} ends at {fixed(float(val_loss[-1]), 3)}."
-    panel = Panel(x, y, tuple(series), tuple(rules))
-    return Figure("loss", alt.strip(), (panel,), height=3.8)
+    tokens = run.validation_in_training
+    validation = "validation" if tokens is None else f"validation (first {exact(tokens)} tokens)"
+    raw, val = raw.assign(series="training"), val.assign(series=validation)
+    smooth = raw.assign(y=smoothed(raw["y"].to_numpy(), smoothing))
+    high = loss_limit(run, smoothing)
+    low = min(raw["y"].min() if len(raw) else math.inf, val["y"].min() if len(val) else math.inf)
+    y = Axis("loss (nats per token)", None if high is None else (low - 0.03 * (high - low), high))
+    x = _tokens(raw, val)
+    marks = _marks(run, high)
+    names = [str(name) for frame in (raw, val, marks) for name in frame["series"].unique()]
+    ends = pd.concat([frame.tail(1) for frame in (smooth, val)])
+    layers = [
+        *([specs.lines(thinned(raw), x, y, names, "faint")] if smoothing and len(raw) else []),
+        *([specs.lines(thinned(smooth), x, y, names)] if len(raw) else []),
+        *([specs.lines(val, x, y, names, dots=True)] if len(val) else []),
+        *([specs.points(marks, x, y, names, "triangle-up")] if len(marks) else []),
+        *_reference_loss(run, y),
+        *_resumes(run, x),
+        specs.end_labels(ends.assign(label=[fixed(value, 3) for value in ends["y"]]), x, y, names),
+        specs.hover(pd.concat([thinned(smooth), val]), x, y, names, ("series", "tokens", "loss")),
+    ]
+    alt_text = "Loss in nats per token over tokens."
+    if len(raw):
+        alt_text += f" Training goes from {fixed(raw['y'].iloc[0], 2)} to {fixed(raw['y'].iloc[-1], 2)}."
+    if len(val):
+        alt_text += f" {validation.capitalize()} ends at {fixed(val['y'].iloc[-1], 3)}."
+    return Chart("loss", alt_text, reduce(add, layers).properties(height=300), names)
 
 
-def training_figure(run: Run, smoothing: float) -> Figure | None:
-    """Learning rate, gradient norm and throughput, side by side; what was not measured is left out."""
-    panels = []
-    for name, title, unit in (
-        ("train/lr", "Learning rate", ""),
-        ("train/grad_norm", "Gradient norm", ""),
-        ("train/tokens_per_sec", "Throughput", "tokens / s"),
+def training_chart(run: Run, smoothing: float) -> Chart | None:
+    """Learning rate, gradient norm and throughput side by side; what was not measured is left out."""
+    panels, titles = [], []
+    for column, title in (
+        ("train/lr", "learning rate"),
+        ("train/grad_norm", "gradient norm"),
+        ("train/tokens_per_sec", "tokens per second"),
     ):
-        tokens, values = curves.column(run.curves, name)
-        if not len(values):
+        raw = curve(run.curves, column).assign(series=title)
+        if raw.empty:
             continue
-        x, factor = axis_of("tokens", _last(tokens))
-        y, y_factor = axis_of(unit, float(np.max(values)))
-        if name == "train/lr":
-            exponent = math.floor(math.log10(max(1.01 * float(np.max(values)), 1e-12)))
-            y, y_factor = Axis(f"× {ten_to(exponent)}"), 10.0**exponent
-        y = Axis(y.label, low=None if name == "train/grad_norm" else 0.0)
-        drawn: list[tuple[Style, Floats]] = [("line", values)]
-        if smoothing and name != "train/lr":  # a schedule has no noise
-            drawn = [("faint", values), ("line", curves.smoothed(values, smoothing))]
-        series = []
-        for style, shown in drawn:
-            short_x, short = curves.thinned(tokens, shown / y_factor, MOST_SMALL_POINTS)
-            series.append(Series("", short_x / factor, short, style, TRAIN))
-        panels.append(Panel(x, y, tuple(series), title=title))
+        smooth = raw.assign(y=smoothed(raw["y"].to_numpy(), 0 if column == "train/lr" else smoothing))
+        # From 0 on, except for the norm, whose first values are far above the rest.
+        domain = None if column == "train/grad_norm" else (0.0, math.nan)
+        x, y = _tokens(raw), Axis(title, domain, numbers="short" if column == "train/tokens_per_sec" else "plain")
+        layers = [
+            specs.lines(thinned(smooth, SMALL), x, y, [title]),
+            specs.hover(thinned(smooth, SMALL), x, y, [title], ("", "tokens", title)),
+        ]
+        if column != "train/lr" and smoothing:
+            layers.insert(0, specs.lines(thinned(raw, SMALL), x, y, [title], "faint"))
+        panels.append(reduce(add, layers).properties(height=150))
+        titles.append(title)
     if not panels:
         return None
-    words = ", ".join(panel.title.lower() for panel in panels)
-    return Figure("training", f"Over tokens seen: {words}.", tuple(panels), height=2.5)
+    spec = reduce(or_, panels).resolve_scale(color="independent")
+    return Chart("training", f"Over tokens: {', '.join(titles)}.", spec)
 
 
-def accuracy_figure(run: Run) -> Figure | None:
-    """Accuracy under each protocol with its standard error, chance, and GPT-2 where the items are HellaSwag's."""
-    accuracy = run.metrics.accuracy if run.metrics else None
-    measured = [] if accuracy is None else protocols_measured(accuracy)
-    if accuracy is None or not measured:
+def accuracy_chart(run: Run) -> Chart | None:
+    """Accuracy by protocol with its standard error; chance; on HellaSwag also GPT-2."""
+    choice = run.metrics.choice if run.metrics else None
+    if choice is None or not choice.items:
         return None
-    shares = floats([100 * share for _, share, _ in measured])
-    errors = floats([100 * (error or 0.0) for _, _, error in measured])
-    rows = np.arange(len(measured), dtype=np.float64)
-    rules = [Rule("chance", 100 * CHANCE, "x")]
-    if accuracy.is_hellaswag:
-        for row, (protocol, _, _) in enumerate(measured):
-            rules += [
-                Rule(name, 100 * share, "x", between=(row + 0.38, row - 0.38)) for name, share in protocol.references
-            ]
-    points = Series("", shares, rows, "points", ACCURACY, error=errors, error_along="x")
-    high = max([float(np.max(shares + errors)), *(rule.at for rule in rules)])
-    low = min(float(np.min(shares - errors)), 100 * CHANCE)
-    margin = 0.12 * max(high - low, 1.0)
-    x = Axis("accuracy (%), with one standard error", low=low - margin, high=high + 2 * margin)
-    y = Axis("", categories=tuple(protocol.title for protocol, _, _ in measured))
-    words = "; ".join(f"{protocol.title} {percent(share)}" for protocol, share, _ in measured)
-    alt = f"Accuracy on {accuracy.items:,} items of {accuracy.name}: {words}. Chance is {percent(CHANCE, 0)}."
-    return Figure("accuracy", alt, (Panel(x, y, (points,), tuple(rules)),), height=0.9 + 0.5 * len(measured))
-
-
-def accuracy_curve(run: Run) -> Figure | None:
-    """Accuracy during training with its standard error, on the items that were scored then; needs two points."""
-    if (found := probed(run)) is None:
-        return None
-    name = "HellaSwag" if found.is_hellaswag else "next lines"
-    x, factor = axis_of("tokens", _last(found.tokens))
-    rules = [Rule("chance", 100 * CHANCE)]
-    if found.is_hellaswag:
-        rules += [Rule(f"{model}, acc_norm", 100 * share) for model, share in PROTOCOLS[1].references]
-    error = None if found.errors is None else 100 * found.errors
-    points = Series("", found.tokens / factor, 100 * found.shares, "joined points", ACCURACY, error=error)
-    alt = f"Accuracy (acc_norm) on {name} during training{f', {exact(found.items)} items' if found.items else ''}: "
-    first, last = (percent(float(found.shares[place])) for place in (0, -1))
-    alt += f"from {first} to {last}. Chance is {percent(CHANCE, 0)}."
-    panel = Panel(x, Axis(f"{name}, acc_norm (%)"), (points,), tuple(rules))
-    return Figure("accuracy-curve", alt, (panel,), height=2.6)
-
-
-def validated_in_training(run: Run) -> int | None:
-    """How many tokens, at the start of the validation split, the curve is over; None where it is over all of them."""
-    part, whole = run.setting("train.eval_tokens"), run.validation_tokens
-    return None if part is None or (whole is not None and part >= whole) else part
-
-
-def top_of_picture(tokens: Floats, loss: Floats, smoothing: float) -> float | None:
-    """Where the loss axis ends, if that cuts off the first steps; None where nothing needs to be cut off.
-
-    The loss falls within a few steps from ln(vocabulary) to where it then spends the run. Drawn whole, that fall takes
-    most of the height.
-    """
-    front = curves.smoothed(loss, smoothing)
-    late = tokens >= START * _last(tokens)
-    if len(loss) < 100 or not late.any():
-        return None
-    low, high = float(np.min(loss)), float(front[late][0])
-    top = high + 0.15 * (high - low)
-    return top if top < low + 0.8 * (float(np.max(loss)) - low) else None
-
-
-def _bottom(*columns: Floats) -> float:
-    values = np.concatenate(columns)
-    return float(np.min(values) - 0.03 * np.ptp(values))
-
-
-def _marks(run: Run, factor: float, y: Axis) -> list[Series]:
-    """Triangles at spikes and skipped steps, inside the picture; a loss that was no number is shown as the last one."""
-    if "train/loss" not in run.curves:
-        return []
-    loss = floats(run.curves["train/loss"].ffill())
-    if y.high is not None and y.low is not None:
-        loss = np.fmin(loss, y.high - MARK * (y.high - y.low))
-    tokens = floats(run.curves["tokens"]) / factor
-    marked = (
-        ("spikes", curves.spikes(run.curves), SPIKE),
-        ("skipped steps", curves.events(run.curves, "skipped"), SKIPPED),
+    rows = [(protocol.name, *accuracy(choice, protocol.name)) for protocol in PROTOCOLS]
+    frame = pd.DataFrame(
+        [
+            {
+                "y": name,
+                "x": 100 * share,
+                "low": 100 * (share - error),
+                "high": 100 * (share + error),
+                "label": fixed(100 * share, 1),
+                "series": "accuracy",
+            }
+            for name, share, error in rows
+        ]
     )
-    return [Series(name, tokens[rows], loss[rows], "spikes", slot) for name, rows, slot in marked if rows]
+    x = Axis("accuracy (%) ± one standard error")
+    y = Axis("", categories=[protocol.name for protocol in PROTOCOLS])
+    spec = specs.rules([(100 * CHANCE, "chance")], x, "x") + specs.points(frame, x, y, ["accuracy"])
+    if choice.is_hellaswag:
+        references = [
+            {"y": protocol.name, "x": 100 * share, "label": model}
+            for protocol in PROTOCOLS
+            for model, share in protocol.references
+        ]
+        spec += specs.marks(pd.DataFrame(references), x, y)
+    shares = "; ".join(f"{name} {percent(share)}" for name, share, _ in rows)
+    alt_text = f"Accuracy on {exact(choice.items)} items of {choice.name}: {shares}. Chance is {percent(CHANCE, 0)}."
+    return Chart("accuracy", alt_text, spec.properties(height=60 * len(rows)))
 
 
-def _restarts(run: Run, factor: float) -> list[Rule]:
-    """A line at each step that a restarted run began with."""
-    steps = floats(run.curves["step"])
-    rows = {int(np.argmin(np.abs(steps - step))) for step in run.train.resumed_at if len(steps)}
-    rows |= set(curves.events(run.curves, "resumed"))
-    return [Rule("restart", float(run.curves["tokens"].iloc[row]) / factor, "x") for row in sorted(rows)]
+def accuracy_curve(run: Run) -> Chart | None:
+    """Accuracy (acc_norm) during training with its standard error; None where it was measured less than twice."""
+    prefix = "hellaswag" if "hellaswag/acc_norm" in run.curves else "next_lines"
+    name = "HellaSwag" if prefix == "hellaswag" else "Next lines"
+    frame = curve(run.curves, f"{prefix}/acc_norm")
+    if len(frame) < 2:
+        return None
+    items = items_in_training(run)
+    share = frame["y"]
+    frame = frame.assign(y=100 * share, series="acc_norm")
+    if items is not None:
+        error = 100 * np.sqrt(share * (1 - share) / max(items - 1, 1))
+        frame = frame.assign(low=frame["y"] - error, high=frame["y"] + error)
+    x, y = _tokens(frame), Axis(f"{name}, acc_norm (%)")
+    labels = [(100 * CHANCE, "chance")]
+    if prefix == "hellaswag":
+        labels += [(100 * value, model) for model, value in PROTOCOLS[1].references]
+    layers = [
+        specs.rules(labels, y, "y"),
+        specs.lines(frame, x, y, ["acc_norm"]),
+        specs.points(frame, x, y, ["acc_norm"]),
+        specs.hover(frame, x, y, ["acc_norm"], ("", "tokens", "accuracy (%)")),
+    ]
+    alt_text = (
+        f"Accuracy (acc_norm) on {name} during training{f', {exact(items)} items' if items else ''}: "
+        f"from {percent(share.iloc[0])} to {percent(share.iloc[-1])}. Chance is {percent(CHANCE, 0)}."
+    )
+    return Chart("accuracy-curve", alt_text, reduce(add, layers).properties(height=170))
 
 
-def _reference_loss(run: Run) -> list[Rule]:
-    """GPT-2's loss, where the text and the tokens are those that it was measured on."""
+def accuracy(choice: ChoiceMetrics, protocol: str) -> tuple[float, float]:
+    """(accuracy, standard error) under a protocol, each 0 to 1."""
+    return getattr(choice, protocol), getattr(choice, f"{protocol}_stderr")
+
+
+def items_in_training(run: Run) -> int | None:
+    """How many items training scored: those it was set to, or all where there are fewer."""
+    items: int | None = run.setting("train.hellaswag_items")
+    choice = run.metrics.choice if run.metrics else None
+    all_evaluated = run.setting("evaluate.hellaswag_items") is None
+    return min(items, choice.items) if items and choice and choice.items and all_evaluated else items
+
+
+def loss_limit(run: Run, smoothing: float) -> float | None:
+    """Where the loss axis ends so that the first steps, which fall from ln(vocabulary), are cut off; None: it does not.
+
+    Drawn whole, that fall would take most of the height.
+    """
+    raw = curve(run.curves, "train/loss")
+    late = raw["x"] >= START * raw["x"].max()
+    if len(raw) < 100 or not late.any():
+        return None
+    low = float(raw["y"].min())
+    high = low + 1.15 * (float(smoothed(raw["y"].to_numpy(), smoothing)[late.to_numpy()][0]) - low)
+    return high if high < low + 0.8 * (float(raw["y"].max()) - low) else None
+
+
+def _tokens(*frames: pd.DataFrame) -> Axis:
+    return Axis("tokens", (0.0, max(float(frame["x"].max()) for frame in frames if len(frame))), numbers="short")
+
+
+def _marks(run: Run, high: float | None) -> pd.DataFrame:
+    """Steps with an event at their loss, inside the picture; a loss that is not finite is drawn as the last one."""
+    columns = pd.DataFrame({"x": run.curves["tokens"], "y": run.curves.get("train/loss", math.nan)})
+    columns["y"] = columns["y"].replace([math.inf, -math.inf], math.nan).ffill()
+    if high is not None:
+        columns["y"] = columns["y"].clip(upper=high - 0.03 * (high - columns["y"].min()))
+    frames = [
+        columns[run.curves["event"].str.contains(event)].assign(series=name)
+        for event, name in (("spike", "spikes"), ("skipped", "skipped steps"))
+    ]
+    return pd.concat(frames).dropna()
+
+
+def _resumes(run: Run, x: Axis) -> list[Any]:
+    steps = [resume.step for resume in run.train.resumes]
+    tokens = run.curves.loc[run.curves["step"].isin(steps), "tokens"]
+    return [specs.rules([(float(value), "resumed") for value in tokens], x, "x")] if len(tokens) else []
+
+
+def _reference_loss(run: Run, y: Axis) -> list[Any]:
+    """GPT-2's loss, where the text and the tokenizer are those that it was measured with."""
     same_text = run.setting("data.source") == "hub" and str(run.setting("data.hub_path")).endswith("/fineweb-edu")
     if not same_text or run.setting("tokenizer.encoding") != "gpt2":
         return []
     name, loss = FINEWEB_EDU_LOSS
-    return [Rule(f"{name} ({loss:.2f})", loss)]
-
-
-def _last(*columns: Floats) -> float:
-    return max((float(np.max(values)) for values in columns if len(values)), default=0.0)
+    return [specs.rules([(loss, f"{name} ({loss:.2f})")], y, "y", end="left")]

@@ -1,1 +1,1 @@
-"""Sweeps: settings in all combinations, queued as DVC experiments and watched to their end."""
+"""Runs combinations of settings through DVC's experiment queue."""

@@ -1,11 +1,10 @@
-"""DVC's experiment queue as a sweep needs it: what it holds, what becomes of it. The one module that imports dvc.
+"""DVC's experiment queue: its entries, adding, removing, starting workers. The only module that imports dvc.
 
-Everything here can be seen and done with DVC's own commands too: `dvc exp show`, `dvc queue status`, `dvc queue logs`.
+The same from a shell: `dvc exp show`, `dvc queue status`, `dvc queue logs`.
 """
 
 import logging
 import os
-import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,10 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.config import PARAMS_FILE
-from pipeline.log import Stop
+from pipeline.git import same_files
+from pipeline.log import UserError
 
 State = Literal["done", "failed", "queued", "running"]
-CODE = ("pipeline", "stages", "dvc.yaml")  # what an experiment's results depend on, beside its params
+CODE = ("pipeline", "stages", "dvc.yaml")  # with the params, what the results of an experiment depend on
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,15 @@ class Entry:
 
     name: str
     rev: str
-    """A commit with its params and code; of a finished one, with its results too."""
+    """A commit with its params and code, and with its results once it is done."""
     state: State
 
 
 class ExperimentQueue:
-    """The queue of the repository in the current directory. Its methods raise Stop with what DVC says."""
+    """The queue of the repository in the current directory. Its methods raise UserError with DVC's message."""
 
     def __init__(self) -> None:
-        logging.getLogger().addHandler(logging.NullHandler())  # what DVC warns of is handled here
+        logging.getLogger().addHandler(logging.NullHandler())  # hides DVC's warnings: states are handled here
         with _dvc_errors():
             from dvc.repo import Repo
 
@@ -42,52 +42,52 @@ class ExperimentQueue:
             self.baseline: str = self._repo.scm.get_rev()
 
     def entries(self) -> list[Entry]:
-        """The experiments from HEAD. One whose process is gone without a word has failed."""
+        """The experiments from HEAD. One whose process was killed counts as failed."""
         from dvc.repo.experiments.utils import exp_refs_by_baseline
 
-        with _dvc_errors():  # an experiment moves on while this reads: what is read in this order misses none
-            found = [self._entry(entry, "queued") for entry in self._queue.iter_queued()]
-            found += [self._entry(entry, "running") for entry in self._queue.iter_active()]
-            found += [self._entry(entry, "failed") for entry, _ in self._queue.iter_failed()]
+        with _dvc_errors():  # in the order of an experiment's life: one that changes state meanwhile is not missed
+            entries = [self._entry(entry, "queued") for entry in self._queue.iter_queued()]
+            entries += [self._entry(entry, "running") for entry in self._queue.iter_active()]
+            entries += [self._entry(entry, "failed") for entry, _ in self._queue.iter_failed()]
             refs = exp_refs_by_baseline(self._repo.scm, {self.baseline})[self.baseline]
             done = [Entry(ref.name, self._repo.scm.get_ref(str(ref)), "done") for ref in refs]
-        return [entry for entry in found if entry is not None] + done
+        return [entry for entry in entries if entry is not None] + done
 
     def add(self, name: str, overrides: Sequence[str]) -> str:
-        """Queues an experiment, as `dvc exp run --queue -n NAME -S ...` does; returns the revision of its entry."""
+        """Queues an experiment like `dvc exp run --queue -n NAME -S ...`; returns the revision of its entry."""
         with _dvc_errors():
             self._repo.experiments.run(queue=True, name=name, params=overrides)
             revs = [entry.stash_rev for entry in self._queue.iter_queued() if entry.name == name]
         return str(revs[-1])
 
-    def forget(self, entry: Entry) -> None:
-        """Takes a failed experiment off the queue."""
+    def remove(self, entry: Entry) -> None:
+        """Removes a failed experiment from the queue."""
         with _dvc_errors():
             if any(active.stash_rev == entry.rev for active in self._queue.iter_active()):
                 self._queue.kill([entry.rev])
             self._queue.remove([entry.rev])
 
-    def start(self, jobs: int) -> None:
-        """Starts workers in the background, which end when the queue is empty; those that run already are counted."""
+    def start(self, workers: int) -> None:
+        """Starts background workers, up to this number in all. They end when the queue is empty."""
         with _dvc_errors():
-            self._queue.start_workers(jobs)
+            self._queue.start_workers(workers)
 
     def log(self, rev: str) -> str:
-        """What the experiment has printed so far; empty where it has not begun."""
+        """The output of an experiment so far; empty before it starts."""
         process = self._queue.proc.get(rev)
         return Path(process.stdout).read_text(encoding="utf-8", errors="replace") if process else ""
 
     def _entry(self, entry: Any, state: State) -> Entry | None:
         if entry.baseline_rev != self.baseline:
             return None
-        lost = state == "running" and self._is_lost(entry.stash_rev)
-        return Entry(entry.name or entry.stash_rev[:7], entry.stash_rev, "failed" if lost else state)
+        killed = state == "running" and self._was_killed(entry.stash_rev)
+        return Entry(entry.name or entry.stash_rev[:7], entry.stash_rev, "failed" if killed else state)
 
-    def _is_lost(self, rev: str) -> bool:
-        """Whether a running experiment's process has gone, as after a restart of the machine."""
+    def _was_killed(self, rev: str) -> bool:
+        """Whether the process of a running experiment does not exist any more, as after a restart of the machine."""
         process = self._queue.proc.get(rev)
         if process is None or process.returncode is not None:
-            return False  # it begins, or its results are being collected
+            return False  # it is starting, or its results are being collected
         try:
             os.kill(process.pid, 0)
         except ProcessLookupError:
@@ -96,9 +96,9 @@ class ExperimentQueue:
 
 
 def combinations(settings: Sequence[str]) -> list[dict[str, tuple[Any, str]]]:
-    """Every combination of settings such as `train.seed=1,2`, as DVC makes them of `-S`: key to value and override.
+    """Every combination of settings such as `train.seed=1,2`, expanded as by DVC: key to (value, override).
 
-    Raises Stop where one cannot be read.
+    Raises UserError for a setting that is not KEY=VALUE,VALUE.
     """
     from dvc.utils.hydra import get_hydra_sweeps, to_hydra_overrides
 
@@ -107,13 +107,13 @@ def combinations(settings: Sequence[str]) -> list[dict[str, tuple[Any, str]]]:
         parsed = [to_hydra_overrides(overrides) for overrides in sweeps]
     for override in parsed[0]:
         if override.is_add() or override.is_delete():
-            raise Stop(f"{override.input_line}: a sweep sets keys that there are, as KEY=VALUE,VALUE")
-    return [{one.key_or_group: (one.value(), one.input_line) for one in overrides} for overrides in parsed]
+            raise UserError(f"{override.input_line}: a setting must have the form KEY=VALUE,VALUE")
+    return [{each.key_or_group: (each.value(), each.input_line) for each in overrides} for overrides in parsed]
 
 
 def same_code(rev: str) -> bool:
-    """Whether the code of a commit is that of the working tree."""
-    return subprocess.run(["git", "diff", "--quiet", rev, "--", *CODE], check=False).returncode == 0
+    """Whether a commit has the code of the working tree."""
+    return same_files(rev, *CODE)
 
 
 @contextmanager
@@ -124,4 +124,4 @@ def _dvc_errors() -> Iterator[None]:
     try:
         yield
     except (DvcException, HydraException) as error:
-        raise Stop(str(error)) from None
+        raise UserError(str(error)) from None

@@ -1,1 +1,1 @@
-"""What is written down while a run goes on: curves and Weights & Biases."""
+"""Weights & Biases: the run of each training, and what the report stage adds to it."""

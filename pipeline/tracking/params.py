@@ -1,4 +1,4 @@
-"""The `tracking` section of params.yaml: where a run is watched. No stage lists it, since it changes no result."""
+"""The `tracking` section of params.yaml. No stage lists it: where a run is logged changes none of its results."""
 
 from typing import ClassVar, Literal
 
@@ -11,17 +11,17 @@ class TrackingParams(Section):
     section: ClassVar[str] = "tracking"
 
     mode: Literal["auto", "online", "offline", "disabled"]
-    """auto: the variable WANDB_MODE if set; else online where a key is configured, offline where none is."""
+    """auto: the variable WANDB_MODE if set; else online with an API key, offline without one."""
 
     project: str
     """W&B project."""
 
     entity: str | None
-    """W&B user or team; null: the key's default."""
+    """W&B user or team; null: the default of the API key."""
 
     group: str | None
-    """Runs of the same name here, from the same commit, are one W&B group; `python -m pipeline.sweep` sets it. null:
-    all runs from a commit are one group."""
+    """Runs with the same name here and from the same commit form one W&B group; `python -m pipeline sweep` sets it.
+    null: all runs from a commit form one group."""
 
     tags: list[str]
-    """Tags of the run, beside its text and its encoding."""
+    """Tags of the run, in addition to its data source and tokenizer."""

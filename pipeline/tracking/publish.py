@@ -1,96 +1,91 @@
-"""Adds to a training's W&B run what the stages after it found: numbers, samples, the report, the model by reference.
+"""Adds the results of the later stages to the training's W&B run: evaluation, samples, the report, a model reference.
 
-Reads what the stages left in reports/, and dvc.lock. Run by the report stage, the last one, so that one connection does
-for all.
+Run by the report stage, the last one, so that one connection serves for all. Reads what the stages wrote, and dvc.lock.
 """
 
-import csv
 import hashlib
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from pipeline.config import load_yaml
-from pipeline.files import read_json
-from pipeline.tracking.identity import RunIdentity
+from pipeline.artifacts import EvaluationMetrics, RunSummary, Samples
+from pipeline.curves import Curves, typed
+from pipeline.dvc_lock import Lock, Output, read_lock
+from pipeline.git import current_experiment
 from pipeline.tracking.params import TrackingParams
-from pipeline.tracking.provenance import experiment, git_revision
 from pipeline.tracking.wandb_run import Table, WandbRun, resolved_mode
 
-REPORTS, LOCK, MODEL = Path("reports"), Path("dvc.lock"), "data/model"
-SUMMARY = REPORTS / "train/summary.json"
+REPORTS, MODEL = Path("reports"), "data/model"
+SUMMARY, CURVES = REPORTS / "train/summary.json", REPORTS / "train/curves.csv"
+METRICS, SAMPLES = REPORTS / "evaluate/metrics.json", REPORTS / "sample/samples.json"
 
 
 def publish(params: TrackingParams) -> None:
-    """Adds it online or offline as training was, unless told otherwise. Does nothing where training was not tracked."""
-    summary = read_json(SUMMARY)
-    run = _training_run(params, summary.get("wandb") or {})
-    if run is None:
+    """Logs online or offline as the training did, unless params or WANDB_MODE say otherwise.
+
+    Does nothing if the training was not tracked.
+    """
+    summary = RunSummary.read(SUMMARY)
+    if summary.wandb.mode == "disabled":
         return
-    # All of the summary: `wandb sync` replaces it with that of the run's last part.
-    run.summarise(last_cells(REPORTS / "train/curves.csv") | training_numbers(summary))
-    if (metrics := REPORTS / "evaluate/metrics.json").exists():
-        run.summarise(evaluation_numbers(read_json(metrics)))
-    if (samples := REPORTS / "sample/samples.json").exists():
-        run.log_table("samples", samples_table(read_json(samples)), summary["steps"], summary["tokens"])
+    chosen = params.mode != "auto" or "WANDB_MODE" in os.environ
+    mode = resolved_mode(params) if chosen else summary.wandb.mode
+    run = WandbRun(summary.wandb.model_copy(update={"mode": mode}), params)
+    # The whole summary: `wandb sync` replaces it by that of the run's last part.
+    run.update_summary(last_values(Curves(CURVES, CURVES)) | summary_values(summary))
+    if METRICS.exists():
+        run.update_summary(evaluation_values(EvaluationMetrics.read(METRICS)))
+    if SAMPLES.exists():
+        run.log_table("samples", samples_table(Samples.read(SAMPLES)), summary.steps, summary.tokens)
     run.save_files(REPORTS, [*sorted(REPORTS.glob("report.*")), *sorted(REPORTS.glob("figures/*.svg"))])
-    if model := recorded_model(LOCK, SUMMARY):
-        facts = {**model, "git_revision": git_revision().revision, "dvc_experiment": experiment().experiment}
-        run.log_reference(f"model-{run.identity.id}", "model", f"dvc:{MODEL}?md5={model['md5']}", facts)
+    if model := recorded_model(read_lock(Path("dvc.lock")), SUMMARY):
+        metadata = {
+            "path": MODEL,
+            "md5": model.md5,
+            "size": model.size,
+            "files": model.files,
+            "code_revision": summary.git.revision,
+            "dvc_experiment": current_experiment().name,
+        }
+        run.log_reference(f"model-{run.identity.id}", "model", f"dvc:{MODEL}?md5={model.md5}", metadata)
     run.finish()
 
 
-def last_cells(curves: Path) -> dict[str, float]:
-    """The last value of each column of curves.csv, as W&B's summary has it."""
-    last: dict[str, str] = {}
-    with curves.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            last |= {name: cell for name, cell in row.items() if cell and name not in ("step", "event")}
-    return {name: float(cell) for name, cell in last.items()}
+def last_values(curves: Curves) -> dict[str, float]:
+    """The last value of each column, as in W&B's summary."""
+    last: dict[str, float] = {}
+    for row in curves.rows():
+        last |= {
+            name: value for name, value in typed(row).items() if value is not None and name not in ("step", "event")
+        }
+    return last
 
 
-def training_numbers(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """What summary.json tells in single values."""
-    return {name: value for name, value in summary.items() if not isinstance(value, dict | list)}
+def summary_values(summary: RunSummary) -> dict[str, float]:
+    """The numbers of summary.json, without those of its nested records."""
+    return {name: value for name, value in summary if isinstance(value, int | float)}
 
 
-def evaluation_numbers(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """What metrics.json holds, as `evaluate/val/loss`."""
+def evaluation_values(metrics: EvaluationMetrics) -> dict[str, float]:
+    """The numbers of the evaluation, as `evaluate/val/loss`."""
     return {
         f"evaluate/{section}/{name}": value
-        for section, values in metrics.items()
+        for section, values in metrics.model_dump(exclude_none=True).items()
         for name, value in values.items()
         if not isinstance(value, str | bool)
     }
 
 
-def samples_table(samples: Mapping[str, Any]) -> Table:
-    """What samples.json holds, a continuation a row."""
-    rows = [(found["prompt"] or "", text) for found in samples["prompts"] for text in found["continuations"]]
+def samples_table(samples: Samples) -> Table:
+    """One continuation per row."""
+    rows = [(prompt.prompt or "", text) for prompt in samples.prompts for text in prompt.continuations]
     return ("prompt", "continuation"), rows
 
 
-def recorded_model(lock: Path, summary: Path) -> dict[str, Any] | None:
-    """The model directory as DVC identifies it: path, md5, size in bytes, files.
+def recorded_model(lock: Lock | None, summary: Path) -> Output | None:
+    """The model directory as DVC records it; None where dvc.lock does not record the training of this summary.
 
-    None where dvc.lock does not record this training, told by the hash of its summary: its model's hash would be that
-    of another one.
+    The lock may still be that of an earlier training. The summary's hash tells: no other run writes the same file.
     """
-    if not lock.exists():
-        return None
-    stage = (load_yaml(lock).get("stages") or {}).get("train") or {}
-    outs = {out["path"]: out for out in stage.get("outs") or []}
+    recorded = lock.output(summary.as_posix()) if lock else None
     md5 = hashlib.md5(summary.read_bytes(), usedforsecurity=False).hexdigest()
-    if MODEL not in outs or (outs.get(summary.as_posix()) or {}).get("md5") != md5:
-        return None
-    model = outs[MODEL]
-    return {"path": MODEL, "md5": model["md5"], "size": model["size"], "files": model["nfiles"]}
-
-
-def _training_run(params: TrackingParams, known: Mapping[str, Any]) -> WandbRun | None:
-    if known.get("mode", "disabled") == "disabled":
-        return None
-    chosen = params.mode != "auto" or "WANDB_MODE" in os.environ
-    mode = resolved_mode(params) if chosen else known["mode"]
-    return WandbRun(RunIdentity(known["id"], known["name"], mode, known.get("group")), params, about={})
+    return lock.output(MODEL) if lock and recorded and recorded.md5 == md5 else None

@@ -1,120 +1,227 @@
-"""Weights & Biases, kept where it can neither kill nor slow a run: the one module that imports wandb.
+"""The W&B run of a training: identity, name and group, and a client that can neither stop nor slow the stage.
 
-Every call to wandb runs in a thread of its own behind a bounded queue. Without a network, a key or wandb itself, or
-with a server that hangs, training goes on and the curves are on the disk; what could not be sent is said in one line.
+The only module that imports wandb. Every call to wandb runs in a thread behind a bounded queue. Without a network, an
+API key or wandb itself, or with a server that hangs, training continues: a warning names the cause, and the curves are
+on disk. Used by the train stage, and by pipeline/tracking/publish.py in the report stage.
 """
 
 import atexit
+import json
 import os
 import queue
+import secrets
+import shutil
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.artifacts import TrackedRun
+from pipeline.curves import Curves, typed
+from pipeline.files import main_root
+from pipeline.git import Experiment, code_revision, current_experiment, params_at
 from pipeline.log import logger
-from pipeline.runs import main_root
-from pipeline.tracking.curves import Curves, typed
-from pipeline.tracking.identity import RunIdentity, run_group, run_identity, run_name
-from pipeline.tracking.offline_runs import taken_up
 from pipeline.tracking.params import TrackingParams
-from pipeline.tracking.provenance import experiment, git_revision, params_at
 
-QUEUE_LENGTH = 1000  # calls that wait at most, of ten rows each: hours of training
+NAMING_SECTIONS = ("data", "hellaswag", "tokenizer", "model", "train")
+"""What training depends on. Other sections may change after it, and do not change its name."""
+
+LONGEST_NAME, LONGEST_VALUE = 100, 24  # characters; W&B takes names of 128
+SHORT_REVISION = 7
+
+QUEUE_LENGTH = 1000  # waiting calls, of ten rows each: hours of training
 FINISH_TIMEOUT_S = 60.0
-FAILED_TIMEOUT_S = 10.0  # of a run that was interrupted: torchrun and schedulers kill 30 s after their signal
+FAILED_TIMEOUT_S = 10.0  # after an interruption: torchrun and schedulers kill a process 30 s after their signal
+
 Table = tuple[Sequence[str], Sequence[Sequence[Any]]]  # columns, rows
 
 
+# Identity
+
+
+def run_identity(file: Path, name: str, group: str | None, mode: str) -> TrackedRun:
+    """The identity stored in `file`, so that a resumed training stays one W&B run; else a new one, stored there.
+
+    A resumed process logs all rows again that the server does not have, and `wandb sync` never checks for duplicates.
+    So the offline files of earlier processes are removed. An offline process cannot know which rows the server has:
+    where it may have some, the resumed training becomes a new W&B run.
+    """
+    stored, identity = _stored(file), TrackedRun(id=secrets.token_hex(4), name=name, mode=mode, group=group)
+    if stored is not None:
+        if mode == "disabled":
+            return stored.model_copy(update={"mode": mode})
+        parts = list((main_root() / "wandb").glob(f"offline-run-*-{stored.id}"))
+        on_server = stored.mode == "online" or any(any(part.glob("*.sync*")) for part in parts)  # marks of wandb sync
+        for part in parts:
+            shutil.rmtree(part, ignore_errors=True)
+        if mode == "online" or not on_server:
+            identity = stored.model_copy(update={"mode": mode})
+    identity.write(file)
+    return identity
+
+
+def _stored(file: Path) -> TrackedRun | None:
+    if not file.exists():
+        return None
+    try:
+        return TrackedRun.read(file)
+    except ValueError as error:
+        damaged = file.with_suffix(".damaged")
+        file.replace(damaged)
+        logger.warning("W&B: %s; kept as %s, and the training becomes a new W&B run", error, damaged.name)
+        return None
+
+
+def run_name(params: Mapping[str, Any], committed: Mapping[str, Any], experiment: Experiment, key: str) -> str:
+    """What the run changes in the committed params: `position=rope seed=2`.
+
+    An experiment whose DVC name has a `=`, as in a sweep, keeps that name; so does one that changes nothing. A plain
+    run of committed params has the commit and the run's key, both cut short.
+    """
+    if experiment.name and "=" in experiment.name:
+        return experiment.name
+    if changed := changes(params, committed):
+        return changes_text(changed)
+    commit = experiment.baseline[:SHORT_REVISION] if experiment.baseline else "nogit"
+    return experiment.name or f"{commit}-{key[:6]}"
+
+
+def run_group(group: str | None, experiment: Experiment) -> str | None:
+    """The name of the W&B group: `position,seed @ 80a69db`. Runs from different commits are never in one group."""
+    if experiment.baseline is None:
+        return group
+    commit = experiment.baseline[:SHORT_REVISION]
+    return f"{group} @ {commit}" if group else commit
+
+
+def changes(params: Mapping[str, Any], committed: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted key to value, for every param of NAMING_SECTIONS with another value than in `committed`."""
+    return {
+        f"{section}.{key}": value
+        for section in NAMING_SECTIONS
+        for key, old in (committed.get(section) or {}).items()
+        if key in params[section] and (value := params[section][key]) != old
+    }
+
+
+def changes_text(changed: Mapping[str, Any]) -> str:
+    """`position=rope seed=2 +3`: short keys, at most LONGEST_NAME characters and the number of changes left out."""
+    short = short_keys(changed)
+    text = ""
+    for position, (key, value) in enumerate(changed.items()):
+        value_text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        if len(value_text) > LONGEST_VALUE:
+            value_text = value_text[: LONGEST_VALUE - 1] + "…"
+        longer = f"{text} {short[key]}={value_text}".strip()
+        if len(longer) > LONGEST_NAME:
+            return f"{text} +{len(changed) - position}"
+        text = longer
+    return text
+
+
+def short_keys(keys: Iterable[str]) -> dict[str, str]:
+    """Dotted key to its last part, or to all of it where two keys share the last part."""
+    last = {key: key.rpartition(".")[2] for key in keys}
+    count = Counter(last.values())
+    return {key: short if count[short] == 1 else key for key, short in last.items()}
+
+
 def resolved_mode(params: TrackingParams) -> str:
-    """ "online", "offline" or "disabled": as params or WANDB_MODE say, else online where a key is configured.
+    """ "online", "offline" or "disabled": from params or WANDB_MODE, else online if there is an API key.
 
     wandb itself would ask at the terminal, or raise where there is none.
     """
     choice = os.environ.get("WANDB_MODE", "auto") if params.mode == "auto" else params.mode
     if choice != "auto":
-        return {"dryrun": "offline", "run": "online"}.get(choice, choice)  # wandb's own other words
-    has_key = bool(os.environ.get("WANDB_API_KEY")) or _key_in_netrc()
-    if not has_key:
-        logger.info("W&B: no API key, so this run is logged offline; `wandb sync` sends it later")
-    return "online" if has_key else "offline"
+        return {"dryrun": "offline", "run": "online"}.get(choice, choice)  # wandb's older names
+    if os.environ.get("WANDB_API_KEY") or _key_in_netrc():
+        return "online"
+    logger.info("W&B: no API key, so this run is logged offline; `wandb sync` uploads it later")
+    return "offline"
 
 
 def _key_in_netrc() -> bool:
-    """Whether `wandb login` has left a key. wandb.login itself would print, and may ask the server."""
+    """Whether `wandb login` has stored a key. wandb.login itself prints, and may contact the server."""
     try:
         import wandb
         from wandb.sdk.lib import wbauth
 
         return bool(wbauth.read_netrc_auth(host=wandb.Settings().base_url))
-    except Exception:  # not installed, a key that it cannot read, another version
+    except Exception:  # not installed, an unreadable key, another version
         return False
 
 
-def training_run(
-    state: Path, tracking: TrackingParams, params: Mapping[str, Any], inputs: str, curves: Curves
-) -> "WandbRun":
-    """The W&B run of a training, new or gone on with.
+# The run
 
-    `state`: the training's directory, which keeps the run's identity. `params`: all of params.yaml. `inputs`: their
-    fingerprint. `curves`: hold the rows of earlier processes.
+
+def training_run(
+    state: Path, tracking: TrackingParams, params: Mapping[str, Any], key: str, curves: Curves
+) -> "WandbRun":
+    """The W&B run of a training, new or resumed.
+
+    `state`: the run's directory, which stores the identity. `params`: all of params.yaml. `key`: the run's key.
+    `curves`: hold the rows that earlier processes logged.
     """
-    of = experiment()
-    name = run_name(params, params_at(of.baseline), of, inputs)
-    identity = run_identity(state / "wandb.json", name, run_group(tracking.group, of), resolved_mode(tracking))
-    about = {
-        "config": {**params, "git": asdict(git_revision()), "dvc": asdict(of)},
+    experiment = current_experiment()
+    name = run_name(params, params_at(experiment.baseline), experiment, key)
+    mode = resolved_mode(tracking)
+    identity = run_identity(state / "wandb.json", name, run_group(tracking.group, experiment), mode)
+    dvc = {"experiment": experiment.name, "baseline": experiment.baseline}
+    init = {
+        "config": {**params, "git": code_revision().model_dump(), "dvc": dvc},
         "tags": [*tracking.tags, params["data"]["source"], params["tokenizer"]["encoding"]],
-        "notes": f"dvc exp apply {of.experiment}" if of.experiment else None,
+        "notes": f"dvc exp apply {experiment.name}" if experiment.name else None,
     }
-    return WandbRun(identity, tracking, about, curves)
+    return WandbRun(identity, tracking, init, curves)
 
 
 class WandbRun:
     """One W&B run. Its methods return at once and never raise."""
 
     def __init__(
-        self, identity: RunIdentity, params: TrackingParams, about: Mapping[str, Any], curves: Curves | None = None
+        self,
+        identity: TrackedRun,
+        params: TrackingParams,
+        init: Mapping[str, Any] | None = None,
+        curves: Curves | None = None,
     ) -> None:
-        """`about`: config, tags and notes. `curves`: hold the rows of earlier processes."""
+        """`init`: config, tags and notes for wandb.init. `curves`: of a training; None where a run is only added to."""
         self.identity, self.curves = identity, curves
         self._run: Any = None
-        self._offline_steps: set[int] = set()
         self._given_up = False
         self._warnings: set[str] = set()
         self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(QUEUE_LENGTH)
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
-        if identity.mode == "disabled":
-            return
-        self._thread.start()
-        self._submit(lambda: self._start(params, about))
+        if identity.mode != "disabled":
+            self._thread.start()
+            self._submit(lambda: self._init(params, init or {}))
 
     def rewind(self, step: int) -> None:
-        """Logs the rows that an earlier process wrote to the curves, but those that W&B has; what it has stays."""
+        """Logs the rows of the curves up to `step`, the checkpoint's, that the server does not have."""
         if self.curves is not None:
             rows = [typed(row) for row in self.curves.rows()]
             self.record([row for row in rows if row["step"] <= step])
 
     def record(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Logs rows of the curves, but those that W&B has already; empty cells are left out."""
+        """Logs rows of the curves without their empty cells."""
         self._submit(lambda: self._log(rows))
 
     def flush(self) -> None:
-        """Nothing: wandb sends in the background."""
+        """Does nothing: wandb sends in the background."""
 
-    def describe(self, values: Mapping[str, Any]) -> None:
-        """Adds to the run's config: what the run is."""
+    def update_config(self, values: Mapping[str, Any]) -> None:
+        """Adds to the run's config."""
         self._submit(lambda: self._run.config.update(dict(values), allow_val_change=True))
 
-    def summarise(self, values: Mapping[str, Any]) -> None:
-        """Sets values of the run's summary: what came out."""
+    def update_summary(self, values: Mapping[str, Any]) -> None:
+        """Sets values of the run's summary."""
         self._submit(lambda: self._run.summary.update(dict(values)))
 
     def log_table(self, name: str, table: Table, after_step: int, tokens: int) -> None:
-        """Logs a table under `name`, behind the row of `after_step`.
+        """Logs a table under `name`, in a row after that of `after_step`.
 
-        Online, the server knows the steps that the run has; an offline part of it does not and would begin at 0.
+        `run.step` knows the server's steps when online; an offline part of the run begins at 0.
         """
 
         def log() -> None:
@@ -126,50 +233,47 @@ class WandbRun:
         self._submit(log)
 
     def save_files(self, base: Path, files: Sequence[Path]) -> None:
-        """Copies files to the run, under their names relative to `base`."""
+        """Uploads files under their paths relative to `base`."""
         for file in files:
             self._submit(lambda file=file: self._run.save(file, base_path=base, policy="now", glob=False))  # type: ignore[misc]
 
-    def log_reference(self, name: str, kind: str, uri: str, facts: Mapping[str, Any]) -> None:
-        """Logs an artifact that says where something is and holds no copy of it. The same URI is the same version."""
+    def log_reference(self, name: str, kind: str, uri: str, metadata: Mapping[str, Any]) -> None:
+        """Logs an artifact that refers to a URI, without a copy of the data. The same URI is the same version."""
 
         def log() -> None:
             import wandb
 
-            artifact = wandb.Artifact(name, type=kind, metadata=dict(facts))
+            artifact = wandb.Artifact(name, type=kind, metadata=dict(metadata))
             artifact.add_reference(uri, name=kind)
             self._run.log_artifact(artifact)
 
         self._submit(log)
 
-    def finish(self, exit_code: int = 0) -> RunIdentity:
-        """Ends the run and waits for what is left to be sent, a minute at most. Returns its identity with the URL.
+    def finish(self, exit_code: int = 0) -> TrackedRun:
+        """Ends the run, and waits up to a minute until everything is sent. Returns the identity with the run's URL.
 
-        `exit_code`: what the process will end with. If not 0, it waits for ten seconds at most.
+        `exit_code`: what the process will exit with. If it is not 0, the wait is ten seconds at most.
         """
-        if self.identity.mode != "disabled":
-            url = []
-            if self.identity.mode == "online":
-                self._submit(lambda: url.append(self._run.url))
-            self._submit(lambda: self._run.finish(exit_code=exit_code))
-            self._put(None)
-            self._thread.join(FAILED_TIMEOUT_S if exit_code else 1.1 * FINISH_TIMEOUT_S)  # wandb keeps to the latter
-            if self._thread.is_alive():
-                self._warn("it does not end")
-                if exit_code:
-                    atexit.register(os._exit, exit_code)  # before wandb's own handler, which would wait on
-            if url:
-                return replace(self.identity, url=url[0] or None)
-        return self.identity
+        if self.identity.mode == "disabled":
+            return self.identity
+        url: list[str | None] = []
+        if self.identity.mode == "online":
+            self._submit(lambda: url.append(self._run.url))
+        self._submit(lambda: self._run.finish(exit_code=exit_code))
+        self._put(None)
+        self._thread.join(FAILED_TIMEOUT_S if exit_code else 1.1 * FINISH_TIMEOUT_S)  # wandb's own limit is the latter
+        if self._thread.is_alive():
+            self._warn("the run does not finish in time")
+            if exit_code:
+                atexit.register(os._exit, exit_code)  # runs before wandb's own handler, which would wait on
+        return self.identity.model_copy(update={"url": url[0] or None}) if url else self.identity
 
-    def _start(self, params: TrackingParams, about: Mapping[str, Any]) -> None:
+    def _init(self, params: TrackingParams, init: Mapping[str, Any]) -> None:
         import wandb
 
-        # Beside the runs, where they are found when they are synced: the home directory may be small, or not writable.
+        # Beside the runs, for `wandb sync` to find: the home directory may be small or read-only.
         os.environ.setdefault("WANDB_DATA_DIR", str(main_root() / "wandb"))
         wandb.setup(settings=wandb.Settings(silent=True))
-        if self.identity.mode == "offline" and self.curves is not None:
-            self._offline_steps = taken_up(main_root() / "wandb", self.identity.id)
         self._run = wandb.init(
             project=params.project,
             entity=params.entity,
@@ -188,15 +292,14 @@ class WandbRun:
                 # wandb/latest-run for training; no links to saved files, since DVC deletes the copies that it runs in.
                 symlink=self.curves is not None,
             ),
-            **about,
+            **init,
         )
         self._run.define_metric("tokens")
         self._run.define_metric("*", step_metric="tokens")
 
     def _log(self, rows: Sequence[Mapping[str, Any]]) -> None:
         for row in rows:
-            # The server's next step, when online, is the run's: a kill may have lost any rows that were on their way.
-            if row["step"] >= self._run.step and row["step"] not in self._offline_steps:
+            if row["step"] >= self._run.step:  # online, a resumed run begins at the server's next step
                 cells = {key: value for key, value in row.items() if value not in (None, "") and key != "step"}
                 self._run.log(cells, step=row["step"])
 
@@ -217,13 +320,13 @@ class WandbRun:
                 continue
             try:
                 call()
-            except BaseException as error:  # wandb raises its own kinds, and SystemExit too
-                self._given_up |= self._run is None  # what one call could not send does not keep the rest back
+            except BaseException as error:  # wandb raises its own types, and SystemExit too
+                self._given_up |= self._run is None  # other calls may still succeed where there is a run
                 self._warn(f"{type(error).__name__}: {error}")
 
-    def _warn(self, why: str) -> None:
-        if why not in self._warnings:
-            self._warnings.add(why)
+    def _warn(self, cause: str) -> None:
+        if cause not in self._warnings:
+            self._warnings.add(cause)
             logger.warning(
-                "W&B: %s; the run goes on, its numbers are in reports/, and `wandb sync` may send the rest", why
+                "W&B: %s; the stage continues, its numbers are in reports/, and `wandb sync` may upload the rest", cause
             )

@@ -1,28 +1,73 @@
-"""Checkpoints: everything that a resumed run needs to go on bit for bit, whole or absent.
+"""Checkpoints: all that a run needs to resume bit for bit, whole or absent.
 
-A checkpoint is a directory `step_00000200/` with `weights.pt`, `optimizer.pt`, `rng.pt` (one state per rank) and,
-written last, `manifest.json`: the step, the counters of the loop, the size and sha256 of each file, and the sha256 of
-all that. It is filled under a temporary name, flushed and renamed. Files are read with `weights_only=True`, which runs
-no code from them. A milestone is a checkpoint that is linked into a second directory, where nothing removes it.
+A checkpoint is a directory `step_00000200/`:
+
+    weights.pt      the model's state dict
+    optimizer.pt    one state dict per optimizer
+    rng.pt          the random state of each rank
+    manifest.json   CheckpointManifest: step, statistics, hashes of the files and of the code; written last
+
+It is filled under a temporary name, flushed and renamed. Files are read with `weights_only=True`, which runs no code
+from them. A milestone is a checkpoint that is also linked into a second directory, where nothing removes it.
+
+`collect` and `restore` are our own rather than torch.distributed.checkpoint.state_dict: its get_optimizer_state_dict
+takes an optimizer step where the state is still empty, which advances AdamW's step count, and copies to the CPU twice.
 """
 
 import hashlib
-import json
 import os
 import shutil
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
-from pipeline.files import atomic_directory, read_json, sha256_of, write_json
-from pipeline.log import Stop, logger
+from pipeline.artifacts import MANIFEST_FILE, Record
+from pipeline.distributed import Group
+from pipeline.files import atomic_directory, sha256_of
+from pipeline.log import UserError, logger
+from pipeline.model.gpt import GPT
+from pipeline.training.metrics import MetricsState
+from pipeline.training.optim import Optimizer
+from pipeline.training.parallel import gather, shard_like
 
-FORMAT_VERSION = 2
-CONTENTS = ("manifest.json", "*.pt")
+CHECKPOINT_FORMAT = 3
+CHECKPOINT_FILES = (MANIFEST_FILE, "*.pt")
+
+
+class CheckpointFile(Record):
+    """One file of a checkpoint."""
+
+    bytes: int
+    sha256: str
+
+
+class CheckpointManifest(Record):
+    """manifest.json of a checkpoint."""
+
+    stage = "train"
+    version = CHECKPOINT_FORMAT
+
+    format_version: int
+    step: int
+    """Optimizer steps done."""
+    metrics: MetricsState
+    execution: dict[str, Any]
+    """How the run was executed, as far as it changes the last digits."""
+    code: dict[str, str]
+    """Code of the train stage that wrote the checkpoint: path -> sha256."""
+    files: dict[str, CheckpointFile]
+    sha256: str = ""
+    """Of the other fields."""
+
+    def digest(self) -> str:
+        return hashlib.sha256(self.model_dump_json(exclude={"sha256"}).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -30,10 +75,12 @@ class Checkpoint:
     """A verified checkpoint on the disk."""
 
     directory: Path
-    step: int
-    """Optimizer steps done."""
-    counters: dict[str, Any]
-    """What the loop counts, as JSON."""
+    manifest: CheckpointManifest
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self.manifest.step
 
     def load(self, part: str) -> Any:
         """The tensors of one part ("weights", "optimizer" or "rng"), on the CPU."""
@@ -41,80 +88,98 @@ class Checkpoint:
 
 
 class CheckpointStore:
-    """The checkpoints of one run, saved in the background, the newest `kept` of them kept."""
+    """The checkpoints of one run: saved in the background, the newest `kept` of them kept."""
 
-    def __init__(self, directory: Path, kept: int, milestones: Path | None = None, milestone_interval: int = 0) -> None:
-        """`milestones`: where checkpoints at multiples of `milestone_interval` steps stay for good; 0: none do."""
-        self.directory, self.kept = directory, kept
+    def __init__(
+        self,
+        directory: Path,
+        kept: int,
+        code: Mapping[str, str] | None = None,
+        milestones: Path | None = None,
+        milestone_interval: int = 0,
+    ) -> None:
+        """`code`: hashes of the code, stored in each checkpoint. `milestone_interval`: steps; 0: no milestones."""
+        self.directory, self.kept, self.code = directory, kept, dict(code or {})
         self.milestones, self.milestone_interval = milestones, milestone_interval
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._saving: Future[None] | None = None
 
-    def save(self, step: int, parts: dict[str, Any], counters: dict[str, Any]) -> None:
-        """Copies `parts` (trees of tensors) to memory of its own and writes them in the background.
+    def save(
+        self, step: int, parts: Mapping[str, Any], metrics: MetricsState, execution: Mapping[str, Any] | None = None
+    ) -> None:
+        """Copies `parts` (trees of tensors) to CPU memory and writes them in the background.
 
-        Waits for the save before it, and raises Stop if that one failed: a run that cannot save must not go on.
+        Waits for the save before it, and raises UserError if that failed: a run that cannot save must not continue.
         """
         self.wait()
-        target = self.directory / f"step_{step:08d}"
-        copies = {name: _copy_to_cpu(tree) for name, tree in parts.items()}
-        self._saving = self._writer.submit(self._write, target, step, copies, counters)
+        copies = tree_map_only(Tensor, lambda tensor: tensor.detach().to("cpu", copy=True), dict(parts))
+        self._saving = self._writer.submit(self._write, step, copies, metrics, dict(execution or {}))
 
     def check(self) -> None:
-        """Raises Stop if the last save has failed by now: not only after as many steps again, at the next save."""
+        """Raises UserError if the last save has failed by now, without waiting for it."""
         if self._saving is not None and self._saving.done():
             self.wait()
 
     def wait(self) -> None:
-        """Returns when nothing is being written. Raises Stop if the last save failed."""
+        """Returns when nothing is being written. Raises UserError if the last save failed."""
         saving, self._saving = self._saving, None
-        if saving is not None:
-            try:
+        try:
+            if saving is not None:
                 saving.result()
-            except OSError as error:
-                raise Stop(f"cannot save a checkpoint in {self.directory}: {error}; earlier ones stand") from error
+        except OSError as error:
+            message = f"cannot save a checkpoint in {self.directory}: {error}; earlier checkpoints are intact"
+            raise UserError(message) from error
 
     def newest(self) -> Checkpoint | None:
-        """The newest checkpoint that verifies; None if there is none at all.
+        """The newest checkpoint that verifies; None if there are none at all.
 
-        A damaged one is set aside with a warning, and the one before it is taken. Raises Stop when all are damaged.
+        A damaged one is renamed, with a warning, and the one before it is tried. Raises UserError if all are damaged.
         """
-        for place in (self.directory, self.milestones or self.directory):
-            for leftover in place.glob(".step_*.tmp"):
+        for directory in (self.directory, self.milestones or self.directory):
+            for leftover in directory.glob(".step_*.tmp"):
                 shutil.rmtree(leftover, ignore_errors=True)
         for directory in sorted(self.directory.glob("step_*"), reverse=True):
             try:
                 return _verified(directory)
-            except (OSError, ValueError, KeyError) as error:
-                aside = directory.with_name(f"damaged_{directory.name}")
-                shutil.rmtree(aside, ignore_errors=True)
-                directory.replace(aside)
-                logger.warning("checkpoint %s is damaged (%s); set aside as %s", directory.name, error, aside.name)
-        if damaged := list(self.directory.glob("damaged_*")):  # by this process or by one before it
-            raise Stop(
-                f"all {len(damaged)} checkpoints in {self.directory} are damaged; "
-                "to train anew from the start, remove that directory"
+            except (OSError, ValueError) as error:
+                damaged = directory.with_name(f"damaged_{directory.name}")
+                shutil.rmtree(damaged, ignore_errors=True)
+                directory.replace(damaged)
+                logger.warning("checkpoint %s is damaged (%s); renamed to %s", directory.name, error, damaged.name)
+        if all_damaged := list(self.directory.glob("damaged_*")):  # by this process or an earlier one
+            raise UserError(
+                f"all {len(all_damaged)} checkpoints in {self.directory} are damaged; "
+                "to train from the start, remove that directory",
+                all_ranks=True,
             )
         return None
 
-    def _write(self, target: Path, step: int, parts: dict[str, Any], counters: dict[str, Any]) -> None:
-        with atomic_directory(target, CONTENTS) as temporary:
+    def _write(self, step: int, parts: dict[str, Any], metrics: MetricsState, execution: dict[str, Any]) -> None:
+        target = self.directory / f"step_{step:08d}"
+        with atomic_directory(target, CHECKPOINT_FILES) as temporary:
             files = {}
             for name, tree in parts.items():
                 file = temporary / f"{name}.pt"
                 _save(tree, file)
-                files[file.name] = {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
-            manifest = {"format_version": FORMAT_VERSION, "step": step, "counters": counters, "files": files}
-            write_json(temporary / "manifest.json", {**manifest, "sha256": _digest(manifest)})
+                files[file.name] = CheckpointFile(bytes=file.stat().st_size, sha256=sha256_of(file))
+            manifest = CheckpointManifest(
+                format_version=CHECKPOINT_FORMAT,
+                step=step,
+                metrics=metrics,
+                execution=execution,
+                code=self.code,
+                files=files,
+            )
+            manifest.model_copy(update={"sha256": manifest.digest()}).write(temporary / MANIFEST_FILE)
             if self.milestones and self.milestone_interval and step % self.milestone_interval == 0:
-                with atomic_directory(self.milestones / target.name, CONTENTS) as milestone:
-                    for file in temporary.iterdir():  # links: the same bytes once, whichever of the two goes first
+                with atomic_directory(self.milestones / target.name, CHECKPOINT_FILES) as milestone:
+                    for file in temporary.iterdir():  # hard links: no second copy, and either can be removed
                         os.link(file, milestone / file.name)
         self._rotate()
 
     def _rotate(self) -> None:
         for old in sorted(self.directory.glob("step_*"))[: -self.kept]:
-            doomed = old.with_name(f".{old.name}.tmp")  # under a name that nobody takes for a checkpoint
+            doomed = old.with_name(f".{old.name}.tmp")  # not a checkpoint's name: a kill may leave half of it
             try:
                 old.replace(doomed)
                 shutil.rmtree(doomed)
@@ -123,7 +188,7 @@ class CheckpointStore:
 
 
 def _save(tree: Any, file: Path) -> None:
-    """torch.save, whose own error would hide why a write failed."""
+    """torch.save, but raises the OSError that its RuntimeError hides."""
     with file.open("wb") as out:
         try:
             torch.save(tree, out)
@@ -132,31 +197,97 @@ def _save(tree: Any, file: Path) -> None:
 
 
 def _verified(directory: Path) -> Checkpoint:
-    """The checkpoint in `directory`. Raises ValueError, KeyError or OSError that says what is wrong with it."""
-    manifest = read_json(directory / "manifest.json")
-    if manifest.pop("sha256") != _digest(manifest):
-        raise ValueError("manifest.json does not have its own sha256")
-    if manifest["format_version"] != FORMAT_VERSION:
-        raise ValueError(f"format version {manifest['format_version']}, not {FORMAT_VERSION}")
-    for name, expected in manifest["files"].items():
+    """The checkpoint in `directory`. Raises ValueError or OSError that says what is wrong with it."""
+    manifest = CheckpointManifest.read(directory / MANIFEST_FILE)
+    if manifest.sha256 != manifest.digest():
+        raise UserError("manifest.json does not match its sha256")
+    for name, expected in manifest.files.items():
         file = directory / name
-        if file.stat().st_size != expected["bytes"]:
-            raise ValueError(f"{name} has {file.stat().st_size} bytes, not {expected['bytes']}")
-        if sha256_of(file) != expected["sha256"]:
-            raise ValueError(f"{name} does not have the sha256 in manifest.json")
-    return Checkpoint(directory, manifest["step"], manifest["counters"])
+        if (size := file.stat().st_size) != expected.bytes:
+            raise UserError(f"{name} has {size} bytes, not {expected.bytes}")
+        if sha256_of(file) != expected.sha256:
+            raise UserError(f"{name} does not match its sha256 in manifest.json")
+    return Checkpoint(directory, manifest)
 
 
-def _digest(manifest: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+def collect(model: GPT, optimizer: Optimizer, group: Group) -> dict[str, Any]:
+    """The parts of a checkpoint, with whole tensors on rank 0. Every rank must call it."""
+    rng: list[dict[str, Tensor] | None] = [_rng_state(group.device)]
+    if group.world_size > 1:
+        rng *= group.world_size
+        dist.all_gather_object(rng, _rng_state(group.device))
+    return {
+        "weights": gather(model.state_dict(), group),
+        "optimizer": gather(optimizer.state_dict(), group),
+        "rng": rng,
+    }
 
 
-def _copy_to_cpu(tree: Any) -> Any:
-    """The same tree of dicts, lists and tuples with its tensors copied, so that training may change the originals."""
-    if isinstance(tree, Tensor):
-        return tree.detach().to("cpu", copy=True)
-    if isinstance(tree, dict):
-        return {key: _copy_to_cpu(value) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return type(tree)(_copy_to_cpu(value) for value in tree)
-    return tree
+def restore(store: CheckpointStore, model: GPT, optimizer: Optimizer, group: Group) -> Checkpoint | None:
+    """Loads model, optimizer and random state from the newest checkpoint and returns it; None if there is none.
+
+    Every rank must call it. Only rank 0 reads the disk, so machines need not share one. Tensors are sent one by one,
+    and a rank keeps only its shard. Raises UserError, on every rank, if all checkpoints are damaged.
+    """
+    parts: dict[str, Any] = {}
+    message: Any = None
+    if group.is_main:
+        try:
+            if checkpoint := store.newest():
+                parts = {name: checkpoint.load(name) for name in ("weights", "optimizer", "rng")}
+                shapes = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), parts)
+                message = (checkpoint, {**shapes, "rng": parts["rng"]})
+        except Exception as error:
+            message = error  # raised on every rank, so that none waits for rank 0
+    if group.world_size > 1:
+        box = [message]
+        dist.broadcast_object_list(box, src=0)
+        message = box[0]
+    if isinstance(message, Exception):
+        raise message
+    if message is None:
+        return None
+    restored: Checkpoint = message[0]
+    parts = parts or message[1]
+
+    weights = model.state_dict()
+    model.load_state_dict({name: _receive(t, weights[name], group) for name, t in parts["weights"].items()})
+    for state, parameters in zip(parts["optimizer"], optimizer.indexed_parameters(), strict=True):
+        for index, values in state["state"].items():
+            values.update({name: _receive(t, parameters[index], group) for name, t in values.items()})
+    optimizer.load_state_dict(parts["optimizer"])
+    if len(parts["rng"]) == group.world_size:
+        _set_rng_state(parts["rng"][group.rank], group.device)
+    else:
+        logger.info(
+            "resuming on %d rank(s) (checkpoint was written on %d): same batches, but dropout masks and summation "
+            "order differ",
+            group.world_size,
+            len(parts["rng"]),
+        )
+    return restored
+
+
+def _receive(tensor: Tensor, like: Tensor, group: Group) -> Tensor:
+    """Rank 0's `tensor` on every rank; where `like` is sharded, this rank's shard of it.
+
+    `tensor`: on other ranks than 0, one on the meta device with the same shape and dtype.
+    """
+    if group.world_size > 1:
+        if not group.is_main:
+            tensor = torch.empty_like(tensor, device="cpu")
+        dist.broadcast(tensor, src=0)
+    return shard_like(tensor, like)
+
+
+def _rng_state(device: torch.device) -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

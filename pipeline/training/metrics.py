@@ -1,97 +1,115 @@
-"""The numbers of each step: kept on the device while it works, read together, turned into the rows of a curve."""
+"""Training metrics: kept on the device step by step, read together, and logged as the rows of curves.csv.
+
+Also the statistics of a run, which its checkpoints carry on, and the detection of spikes and non-finite steps.
+"""
 
 import math
 import statistics
 import time
 from collections import deque
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
+from pydantic import ConfigDict, Field
 from torch import Tensor
 
-Row = dict[str, Any]
+from pipeline.artifacts import Record, Resume
+from pipeline.log import UserError, logger
+from pipeline.training.params import TrainParams
 
-SPIKE_WINDOW = 100
+Row = dict[str, Any]
+"""One step: column of curves.csv -> value."""
+
+SPIKE_WINDOW = 100  # losses
 SPIKE_Z = 6.0
+
+
+class Logger(Protocol):
+    """Where rows go: curves.csv, W&B."""
+
+    def rewind(self, step: int) -> None:
+        """Drops the rows after `step`, if any: the run resumes from there."""
+
+    def record(self, rows: list[Row]) -> None:
+        """Takes rows, in the order of their steps."""
+
+    def flush(self) -> None:
+        """Makes what was recorded durable."""
+
+
+class RunStats(Record):
+    """What is counted over a whole run, resumes included."""
+
+    model_config = ConfigDict(frozen=False)
+
+    train_time_s: float = 0.0
+    """In training steps alone."""
+    wall_time_s: float = 0.0
+    """While a process of the run was training, probes and checkpoints included."""
+    resumes: list[Resume] = Field(default_factory=list)
+    skipped_steps: int = 0
+    spikes: int = 0
+
+
+class MetricsState(Record):
+    """What a checkpoint keeps of a MetricsLogger."""
+
+    stats: RunStats = Field(default_factory=RunStats)
+    recent_losses: list[float] = Field(default_factory=list)
 
 
 class StepClock:
     """Seconds spent in training steps, without probes and checkpoints."""
 
-    def __init__(self, device: torch.device, elapsed: float = 0.0) -> None:
+    def __init__(self, device: torch.device) -> None:
         self._device = device
-        self.elapsed = elapsed
-        self._began: float | None = None
+        self.elapsed = 0.0
+        self._started: float | None = None
 
     def start(self) -> None:
-        """Goes on measuring; nothing happens if it does already."""
-        if self._began is None:
-            self._began = time.perf_counter()
+        """Starts or goes on measuring."""
+        if self._started is None:
+            self._started = time.perf_counter()
 
     def stop(self) -> float:
         """Waits for the device, stops measuring and returns the seconds since the beginning of the run."""
-        if self._began is not None:
+        if self._started is not None:
             if self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)
-            self.elapsed += time.perf_counter() - self._began
-            self._began = None
+            self.elapsed += time.perf_counter() - self._started
+            self._started = None
         return self.elapsed
 
 
-@dataclass
 class SpikeDetector:
-    """Marks losses far above the recent ones: a robust z-score over a window, from median and absolute deviation."""
+    """Marks losses far above the recent ones, by a robust z-score: median and median absolute deviation."""
 
-    recent: deque[float] = field(default_factory=lambda: deque(maxlen=SPIKE_WINDOW))
+    def __init__(self) -> None:
+        self.recent: deque[float] = deque(maxlen=SPIKE_WINDOW)
 
     def is_spike(self, loss: float) -> bool:
-        """Whether `loss` is a spike among those before it, which it then joins."""
+        """Whether `loss` is a spike; then adds it to the recent losses."""
         spike = False
         if len(self.recent) == SPIKE_WINDOW:
             median = statistics.median(self.recent)
             deviation = statistics.median(abs(other - median) for other in self.recent)
-            # 1.4826 makes the median absolute deviation of a normal distribution its standard deviation.
+            # 1.4826 scales the median absolute deviation of a normal distribution to its standard deviation.
             spike = (loss - median) > SPIKE_Z * 1.4826 * max(deviation, 1e-6)
         self.recent.append(loss)
         return spike
 
 
-class StepMetrics:
-    """Collects each step's losses and gradient norms as device tensors, and reads them many steps at a time."""
-
-    def __init__(self) -> None:
-        self._pending: list[tuple[int, float, Tensor]] = []
-
-    def add(self, step: int, lr: float, losses: Tensor, local_norms: Tensor, grad_norm: Tensor) -> None:
-        """What `TrainStep` returned: (world size,), (world size,) and a scalar. Nothing waits for them here."""
-        self._pending.append((step, lr, torch.cat([losses, local_norms, grad_norm.reshape(1)])))
-
-    def read(self) -> list["StepReading"]:
-        """All that was collected since the last reading; waits for the device once."""
-        if not self._pending:
-            return []
-        values = torch.stack([seen for _, _, seen in self._pending]).tolist()
-        ranks = len(values[0]) // 2
-        readings = [
-            StepReading(step, lr, losses=row[:ranks], local_norms=row[ranks:-1], grad_norm=row[-1])
-            for (step, lr, _), row in zip(self._pending, values, strict=True)
-        ]
-        self._pending.clear()
-        return readings
-
-
 @dataclass(frozen=True)
 class StepReading:
-    """One step as the host sees it."""
+    """One step's metrics on the host."""
 
     step: int
     """Optimizer steps done, this one included."""
     lr: float
     losses: list[float]
-    """Mean loss of each rank's share of the batch, nats per token."""
-    local_norms: list[float]
-    """Of each rank's own gradient, before averaging; zero on one rank."""
+    """Mean loss of each rank's part of the batch, nats per token."""
     grad_norm: float
     """Of the averaged gradient, before clipping."""
 
@@ -102,15 +120,131 @@ class StepReading:
 
     @property
     def is_finite(self) -> bool:
-        """Whether the step was taken: the same test as the loop makes on the device."""
+        """Whether the update was made: the same test as the training loop's on the device."""
         return all(map(math.isfinite, (*self.losses, self.grad_norm)))
 
-    def what_is_wrong(self) -> str:
-        """Names the ranks whose loss, or else whose own gradient, is not finite."""
-        bad = []
-        for rank, (loss, norm) in enumerate(zip(self.losses, self.local_norms, strict=True)):
-            if not math.isfinite(loss):
-                bad.append(f"loss {loss} on rank {rank}")
-            elif not math.isfinite(norm):
-                bad.append(f"gradient norm {norm} on rank {rank}")
-        return ", ".join(bad) or f"gradient norm {self.grad_norm} with finite losses"
+    def problem(self) -> str:
+        """What is not finite: the losses with their ranks, or else the gradient."""
+        losses = [f"loss {loss} on rank {rank}" for rank, loss in enumerate(self.losses) if not math.isfinite(loss)]
+        return ", ".join(losses) or f"gradient norm {self.grad_norm} with finite losses"
+
+
+class MetricsLogger:
+    """Collects the metrics of steps, logs them as rows, and stops a run that skips too many steps."""
+
+    def __init__(
+        self,
+        loggers: Sequence[Logger],
+        train: TrainParams,
+        device: torch.device,
+        flops_per_token: int,
+        peak_flops: float | None,
+    ) -> None:
+        """`peak_flops`: FLOP/s of all ranks together; None if unknown."""
+        self.loggers, self.train = loggers, train
+        self.flops_per_token, self.peak_flops = flops_per_token, peak_flops
+        self.clock, self.stats = StepClock(device), RunStats()
+        self.last: StepReading | None = None
+        self.last_skipped: StepReading | None = None
+        self._pending: list[tuple[int, float, Tensor]] = []
+        self._spikes = SpikeDetector()
+        self._tokens_per_sec = 0.0
+        self._last_read = (0, 0.0)  # step, seconds of training
+        self._began = time.monotonic()
+
+    def load_state_dict(self, state: MetricsState, step: int, changed_files: list[str]) -> None:
+        """Continues from what `state_dict` returned after `step`. `changed_files`: code that differs from then."""
+        self.stats = state.stats.model_copy(deep=True)
+        self.stats.resumes.append(Resume(step=step, changed_files=changed_files))
+        self._spikes.recent.extend(state.recent_losses)
+        self.clock.elapsed = self.stats.train_time_s
+        self._last_read = (step, self.clock.elapsed)
+        self._began = time.monotonic() - self.stats.wall_time_s
+
+    def state_dict(self) -> MetricsState:
+        """A copy of the statistics, brought up to date, and of the losses that spikes are measured by."""
+        self.stats.train_time_s = self.clock.elapsed
+        self.stats.wall_time_s = time.monotonic() - self._began
+        return MetricsState(stats=self.stats.model_copy(deep=True), recent_losses=list(self._spikes.recent))
+
+    def add(self, step: int, lr: float, losses: Tensor, grad_norm: Tensor) -> None:
+        """Keeps a step's (world size,) losses and scalar norm, on the device, without waiting for them."""
+        self._pending.append((step, lr, torch.cat([losses, grad_norm.reshape(1)])))
+
+    def read(self) -> list[Row]:
+        """The rows of the steps since the last call; waits for the device once."""
+        elapsed = self.clock.stop()
+        if not self._pending:
+            return []
+        values = torch.stack([metrics for _, _, metrics in self._pending]).tolist()
+        readings = [
+            StepReading(step, lr, losses=row[:-1], grad_norm=row[-1])
+            for (step, lr, _), row in zip(self._pending, values, strict=True)
+        ]
+        self._pending.clear()
+        self.last = readings[-1]
+        steps, seconds = self.last.step - self._last_read[0], elapsed - self._last_read[1]
+        self._tokens_per_sec = steps * self.train.total_batch_size / max(seconds, 1e-9)
+        self._last_read = (self.last.step, elapsed)
+        return [self._row(reading, elapsed) for reading in readings]
+
+    def rewind(self, step: int) -> None:
+        """Drops the rows after `step`."""
+        for sink in self.loggers:
+            sink.rewind(step)
+
+    def record(self, rows: list[Row]) -> None:
+        """Logs rows."""
+        for sink in self.loggers:
+            sink.record(rows)
+
+    def flush(self) -> None:
+        """Makes the logged rows durable."""
+        for sink in self.loggers:
+            sink.flush()
+
+    def check_skipped_steps(self) -> None:
+        """Raises UserError, on every rank alike, if more than train.max_skipped_steps steps were skipped."""
+        skipped, limit = self.stats.skipped_steps, self.train.max_skipped_steps
+        if skipped > limit and self.last_skipped is not None:
+            raise UserError(
+                f"{skipped} steps were skipped for a non-finite loss or gradient, more than train.max_skipped_steps "
+                f"({limit}); the last was step {self.last_skipped.step}: {self.last_skipped.problem()}. The newest "
+                "checkpoint is intact. Fix the cause (lower train.max_lr, longer warmup) and run again",
+                all_ranks=True,
+            )
+
+    @property
+    def final_loss(self) -> float:
+        """Mean of the last losses, at most SPIKE_WINDOW of them: a single batch is noisy. NaN if there are none."""
+        recent = self._spikes.recent
+        return sum(recent) / len(recent) if recent else float("nan")
+
+    def mfu(self, tokens_per_sec: float) -> float | None:
+        """Model FLOPs utilisation (PaLM, arXiv:2204.02311, appendix B), 0 to 1; None if the peak is unknown."""
+        return None if self.peak_flops is None else tokens_per_sec * self.flops_per_token / self.peak_flops
+
+    def _row(self, reading: StepReading, elapsed: float) -> Row:
+        mfu = self.mfu(self._tokens_per_sec)
+        return {
+            "step": reading.step,
+            "tokens": reading.step * self.train.total_batch_size,
+            "time_s": round(elapsed, 3),
+            "train/loss": reading.loss,
+            "train/lr": reading.lr,
+            "train/grad_norm": reading.grad_norm,
+            "train/tokens_per_sec": round(self._tokens_per_sec, 1),
+            "train/mfu": None if mfu is None else round(mfu, 4),
+            "event": self._event(reading),
+        }
+
+    def _event(self, reading: StepReading) -> str:
+        if not reading.is_finite:
+            self.stats.skipped_steps += 1
+            self.last_skipped = reading
+            logger.info("step %d skipped: %s", reading.step, reading.problem())  # printed by rank 0: all read the same
+            return "skipped"
+        if self._spikes.is_spike(reading.loss):
+            self.stats.spikes += 1
+            return "spike"
+        return ""

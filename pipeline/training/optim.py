@@ -1,74 +1,96 @@
-"""AdamW, or Muon for the hidden matrices with AdamW for the rest, behind one step that can be skipped."""
+"""The learning rate of a step, and the optimizer: AdamW, or Muon for hidden matrices with AdamW for the rest."""
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.training.parallel import own_share
+from pipeline.training.parallel import to_local
+from pipeline.training.params import TrainParams
 
-MUON_MOMENTUM = 0.95
+MUON_MOMENTUM = 0.95  # Keller Jordan's value, kellerjordan.github.io/posts/muon
+
+
+def learning_rate(step: int, train: TrainParams) -> float:
+    """The learning rate of optimizer step `step`, counted from 1.
+
+    Linear warmup, step / warmup_steps, so that the first step already learns. Then max_lr times, with r = min_lr_ratio
+    and p the fraction of the remaining steps that are done:
+      cosine    r + (1 - r) (1 + cos(pi p)) / 2  (GPT-3, arXiv:2005.14165, appendix B)
+      linear    1 - (1 - r) p
+      wsd       1, then linearly to r over the last decay_fraction of max_steps (MiniCPM, arXiv:2404.06395)
+      constant  1
+    """
+    return train.max_lr * _lr_ratio(step - 1, train)
+
+
+def _lr_ratio(done: int, train: TrainParams) -> float:
+    """The learning rate after `done` steps, divided by max_lr."""
+    if done < train.warmup_steps:
+        return (done + 1) / train.warmup_steps
+    if train.schedule == "constant":
+        return 1.0
+    start = train.warmup_steps
+    if train.schedule == "wsd":
+        start = max(start, train.max_steps - round(train.decay_fraction * train.max_steps))
+    progress = min(max(done - start, 0) / max(train.max_steps - start, 1), 1.0)
+    remaining = (1 + math.cos(math.pi * progress)) / 2 if train.schedule == "cosine" else 1 - progress
+    return train.min_lr_ratio + (1 - train.min_lr_ratio) * remaining
 
 
 class Optimizer:
-    """The optimizers of a model, stepped together."""
+    """One or two torch optimizers that step together, or leave a step out."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        kind: str,
-        weight_decay: float,
-        betas: tuple[float, float],
-        eps: float,
-        device: torch.device,
-    ) -> None:
-        """`kind`: "adamw" or "muon". Weight decay falls on tensors of two dimensions or more, as in GPT-2's trainers.
+    def __init__(self, model: nn.Module, train: TrainParams, device: torch.device) -> None:
+        """Weight decay applies to tensors with two or more dimensions, as in GPT-2's trainers.
 
-        Muon (Jordan et al., kellerjordan.github.io/posts/muon) is PyTorch's own; its updates are scaled to AdamW's size
-        (Moonlight, arXiv:2502.16982), so that one learning rate serves both.
+        Muon (kellerjordan.github.io/posts/muon) is PyTorch's own; its updates are scaled to the size of AdamW's
+        (Moonlight, arXiv:2502.16982), so that both share one learning rate.
         """
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        hidden = hidden_matrices(parameters) if kind == "muon" else {}
+        hidden = _hidden_matrices(parameters) if train.optimizer == "muon" else {}
         rest = [p for name, p in parameters.items() if name not in hidden]
         groups = [
-            {"params": [p for p in rest if p.dim() >= 2], "weight_decay": weight_decay},
+            {"params": [p for p in rest if p.dim() >= 2], "weight_decay": train.weight_decay},
             {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
         ]
         groups = [group for group in groups if group["params"]]
-        self._adamw = torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=device.type in ("cpu", "cuda"))
+        fused = device.type in ("cpu", "cuda")
+        self._adamw = torch.optim.AdamW(groups, lr=0.0, betas=train.betas, eps=train.eps, fused=fused)
         self._muon = None
         if hidden:
             self._muon = torch.optim.Muon(
                 list(hidden.values()),
                 lr=0.0,
-                weight_decay=weight_decay,
+                weight_decay=train.weight_decay,
                 momentum=MUON_MOMENTUM,
                 adjust_lr_fn="match_rms_adamw",
             )
         self._all: list[torch.optim.Optimizer] = [self._adamw, *([self._muon] if self._muon else [])]
         self.parameters = list(parameters.values())
-        self.asks_host = device.type != "cuda"
-        """Whether `step` waits for its decision; else the device undoes what it should not have done."""
+        self.skips_on_host = device.type != "cuda"
+        """Whether `step` waits for `skip`; on CUDA the device undoes the update instead."""
 
     def step(self, lr: float, skip: Tensor) -> None:
-        """One update at learning rate `lr`, or none, weights and moments untouched, where `skip` is set.
+        """One update at learning rate `lr`; none, with weights and moments untouched, where `skip` is set.
 
-        `skip` is a bool scalar on the device, the same on every rank. On CUDA the host does not wait for it.
+        `skip`: bool scalar on the device, the same on every rank. On CUDA the host does not wait for it.
         """
         for optimizer in self._all:
             for group in optimizer.param_groups:
                 group["lr"] = lr
-        if self.asks_host:
+        if self.skips_on_host:
             if not skip.item():
                 for optimizer in self._all:
                     optimizer.step()
             return
-        # Fused AdamW leaves everything as it was where the device says so.
+        # Fused AdamW changes nothing where found_inf is set, as GradScaler uses it.
         self._adamw.grad_scale, self._adamw.found_inf = None, skip.float()  # type: ignore[attr-defined]
         self._adamw.step()
         if self._muon:
-            step_unless(skip, self._muon)
+            _step_unless(skip, self._muon)
 
     def zero_grad(self) -> None:
         """Frees the gradients."""
@@ -76,23 +98,23 @@ class Optimizer:
             optimizer.zero_grad(set_to_none=True)
 
     def indexed_parameters(self) -> list[list[Tensor]]:
-        """The parameters of each optimizer, as the indices in its state count them."""
+        """Each optimizer's parameters, in the order of the indices in its state dict."""
         return [[p for group in optimizer.param_groups for p in group["params"]] for optimizer in self._all]
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """The optimizers' states, in a fixed order."""
+        """One state dict per optimizer: AdamW, then Muon if there is one."""
         return [optimizer.state_dict() for optimizer in self._all]
 
-    def load_state_dict(self, states: Iterable[Mapping[str, Any]]) -> None:
-        """Takes up states that `state_dict` gave."""
+    def load_state_dict(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Loads what `state_dict` returned."""
         for optimizer, state in zip(self._all, states, strict=True):
             optimizer.load_state_dict(dict(state))
 
 
-def step_unless(skip: Tensor, muon: torch.optim.Muon) -> None:
-    """Muon's step, undone on the device where `skip` is set, so that the host need not know.
+def _step_unless(skip: Tensor, muon: torch.optim.Muon) -> None:
+    """Muon's step, undone on the device where `skip` is set, so that the host need not wait.
 
-    Muon itself takes no such decision. It steps one matrix at a time here, so that the copies need no room to speak of.
+    PyTorch's Muon has no found_inf. One matrix is stepped at a time, so that only one copy is held.
     """
     groups = muon.param_groups
     try:
@@ -100,16 +122,16 @@ def step_unless(skip: Tensor, muon: torch.optim.Muon) -> None:
             for p in group["params"]:
                 if "momentum_buffer" not in muon.state[p]:
                     muon.state[p]["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-                own = [own_share(tensor) for tensor in (p.detach(), muon.state[p]["momentum_buffer"])]
-                before = [tensor.clone() for tensor in own]
+                tensors = [to_local(tensor) for tensor in (p.detach(), muon.state[p]["momentum_buffer"])]
+                before = [tensor.clone() for tensor in tensors]
                 muon.param_groups = [{**group, "params": [p]}]
                 muon.step()
-                for tensor, old in zip(own, before, strict=True):
-                    tensor.copy_(torch.where(skip, old, tensor))  # a choice: what is not finite leaves no trace
+                for tensor, old in zip(tensors, before, strict=True):
+                    tensor.copy_(torch.where(skip, old, tensor))  # a selection: NaN in the new value cannot leak
     finally:
         muon.param_groups = groups
 
 
-def hidden_matrices(parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-    """The matrices inside the blocks: Muon's share. Embeddings and head stay with AdamW, as Muon's authors advise."""
+def _hidden_matrices(parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    """The matrices inside the blocks, which Muon updates. Its authors leave embeddings and head to AdamW."""
     return {name: p for name, p in parameters.items() if p.dim() == 2 and name.startswith("transformer.h.")}

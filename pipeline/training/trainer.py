@@ -1,67 +1,65 @@
-"""The training loop: the one place that knows loader, optimizer, schedule and checkpoints together.
+"""The training loop.
 
-Everything that a step computes is a function of the params and the step number, so a run that is killed and resumed
-from a checkpoint ends with the weights of a run that never was. What is measured on the way (`Probe`) and where it is
-written (`Recorder`) come from outside and cannot touch the weights.
+What a step computes is a function of the params and the step number alone, so a run that is killed and resumed ends
+with the weights of a run that never was. Probes and loggers only look on: they cannot change the weights.
 """
 
+import gc
+import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
+import numpy as np
 import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.corpus.shards import TokenStream
-from pipeline.distributed import Group, autocast_dtype
+from pipeline.distributed import Group, autocast, autocast_dtype
 from pipeline.log import logger
 from pipeline.model.accounting import flops_per_token
 from pipeline.model.gpt import GPT
 from pipeline.progress import Progress
+from pipeline.run_state import changed_files
 from pipeline.runtime import RuntimeParams
-from pipeline.training import resume
-from pipeline.training.checkpoint import CheckpointStore
-from pipeline.training.compiling import compiled
-from pipeline.training.energy import EnergyMeter
-from pipeline.training.hardware import choose_algorithms, peak_flops
-from pipeline.training.interruption import Interrupted, Interruption
-from pipeline.training.journal import Counters, Journal
-from pipeline.training.loader import Loader
-from pipeline.training.metrics import Row, StepClock
-from pipeline.training.optim import Optimizer
-from pipeline.training.parallel import place, whole_model
+from pipeline.training.checkpoint import CheckpointStore, collect, restore
+from pipeline.training.data_loader import Loader
+from pipeline.training.hardware import device_name, peak_flops, use_deterministic_algorithms
+from pipeline.training.metrics import Logger, MetricsLogger, Row, RunStats
+from pipeline.training.optim import Optimizer, learning_rate
+from pipeline.training.parallel import (
+    data_parallel,
+    full_tensor,
+    parallelize,
+    reset_grads,
+    set_gradient_sync,
+    whole_model,
+)
 from pipeline.training.params import TrainParams
-from pipeline.training.schedule import lr_ratio
-from pipeline.training.step import TrainStep
+from pipeline.training.signals import Interrupted, SignalHandler
 
-READ_EVERY = 10  # steps between readings of the device's metrics
-
-
-class Recorder(Protocol):
-    """Where the rows of the curves go."""
-
-    def rewind(self, step: int) -> None:
-        """Forgets the rows after `step`, if any: the run goes on from there."""
-
-    def record(self, rows: list[Row]) -> None:
-        """Takes rows, in the order of their steps."""
-
-    def flush(self) -> None:
-        """Makes what was recorded last."""
+LOG_INTERVAL = 10  # steps between readings of the metrics, each of which waits for the device
+# FLOPs of a run per process from which compiling saves more time than it takes: about a minute of eager training.
+COMPILE_FROM = {"cpu": 2e13, "cuda": 1e15}
+NOT_THE_COMPILERS = (torch.OutOfMemoryError, dist.DistError)  # errors that eager training would meet too
 
 
 class Probe(Protocol):
-    """Something measured in the loop. Called on every rank; must leave weights, modes and random numbers alone."""
+    """Something measured in the loop. Called on every rank; must not change weights, modes or random state."""
 
     @property
     def interval(self) -> int:
         """In steps; 0: never."""
 
     def measure(self, model: GPT, step: int) -> Row:
-        """The cells that it adds to the row of `step`."""
+        """The columns that it adds to the row of `step`."""
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainResult:
     """A finished run."""
 
     steps: int
@@ -69,16 +67,16 @@ class Outcome:
     flops: int
     final_train_loss: float
     tokens_per_sec: float
-    """Over the time in steps alone."""
+    """Over the time in training steps alone."""
     mfu: float | None
     micro_batch_size: int
     dtype: torch.dtype
     compiled: bool
-    counters: Counters
+    stats: RunStats
 
 
 class Trainer:
-    """Trains one model to the end, from its beginning or from the newest checkpoint."""
+    """Trains a model to the end, from the start or from the newest checkpoint."""
 
     def __init__(
         self,
@@ -88,177 +86,236 @@ class Trainer:
         runtime: RuntimeParams,
         group: Group,
         store: CheckpointStore,
-        recorders: Sequence[Recorder],
+        loggers: Sequence[Logger],
         probes: Sequence[Probe],
     ) -> None:
-        """`model`: initialised the same on every rank. `recorders`: none but on rank 0.
+        """`model`: with the same weights on every rank. `loggers`: only on rank 0.
 
-        Raises ValueError where the batch and the world size, or the corpus and the context, do not fit.
+        Raises UserError if the batch does not fit the number of ranks, or the corpus is shorter than the context.
         """
-        choose_algorithms(runtime.deterministic)
-        self.train, self.runtime, self.group, self.store = train, runtime, group, store
-        self.recorders, self.probes = recorders, probes
+        use_deterministic_algorithms(runtime.deterministic)
+        self.train, self.runtime, self.group, self.store, self.probes = train, runtime, group, store, probes
         self.loader = Loader(
             stream,
             model.config.block_size,
             train.total_batch_size,
             runtime.micro_batch_size,
-            train.order,
+            train.shuffle,
             train.seed,
             group.rank,
             group.world_size,
             group.device,
         )
-        place(model, runtime.sharding, group)
-        self.model = model
         for block in model.transformer.h:
             block.activation_checkpointing = runtime.activation_checkpointing  # type: ignore[assignment]
+        parallelize(model, runtime.sharding, group)
+        self.model = model
         self.dtype = autocast_dtype(runtime.dtype, group.device)
-        self.optimizer = Optimizer(model, train.optimizer, train.weight_decay, train.betas, train.eps, group.device)
+        self.optimizer = Optimizer(model, train, group.device)
         peak = peak_flops(group.device, self.dtype)
-        self.journal = Journal(
-            StepClock(group.device),
-            EnergyMeter(group.device, group.local_rank),
-            train.total_batch_size,
-            flops_per_token(model.config),
-            peak and peak * group.world_size,
-            train.max_skipped_steps,
-        )
+        flops = flops_per_token(model.config)
+        self.metrics = MetricsLogger(loggers, train, group.device, flops, peak and peak * group.world_size)
 
-    def run(self) -> Outcome:
-        """Trains to train.max_steps, and leaves the whole model in `model` on every rank.
+    def run(self) -> TrainResult:
+        """Trains to train.max_steps and leaves the whole model in `model` on every rank.
 
-        Raises Interrupted on a signal, Stop when the numbers have gone bad for good.
+        Raises Interrupted on a signal, UserError if too many steps were skipped or a rank does not respond.
         """
-        torch.manual_seed(self.train.seed + self.group.rank)  # each rank drops out on its own
-        self._doing = "the start"
-        with Interruption(self.group) as self.interruption, self.group.naming_absent(lambda: self._doing):
-            start = self._resume()
-            self.step, is_compiled = self._compiled()
+        torch.manual_seed(dropout_seed(self.train.seed, self.group.rank))
+        self.compiled = False
+        self._activity = "the start"  # named where a rank does not take part in it
+        with SignalHandler(self.group) as signals, self.group.name_absent_ranks(lambda: self._activity):
             try:
-                self._loop(start)
+                start = self._resume()
+                if start < self.train.max_steps:
+                    self._wrap()
+                    self._loop(start, signals)
                 self.store.wait()
             finally:
                 self.loader.close()
-                self.step.averaged.close()
+                self._unwrap()
         self.model = whole_model(self.model)
-        return self._outcome(is_compiled)
+        return self._result()
 
-    def _resume(self) -> int:
-        """Takes up the newest checkpoint, if any; returns the optimizer steps done."""
-        found = resume.restore(self.store, self.model, self.optimizer, self.group)
-        step = 0
-        if found is not None:
-            step, state = found
-            self.journal.take_up(state, step)
-            resume.tell_changes(state.get("bits", {}), self._bits())
-            self.journal.counters.resumed_at.append(step)
-            logger.info("resuming after step %d of %d", step, self.train.max_steps)
-        for recorder in self.recorders:
-            recorder.rewind(step)
-        return step
+    def _loop(self, start: int, signals: SignalHandler) -> None:
+        train, group, optimizer, metrics = self.train, self.group, self.optimizer, self.metrics
+        total_tokens, tokens_done = (steps * train.total_batch_size for steps in (train.max_steps, start))
+        if start == 0 and (probes := self._due_probes(0)):
+            self._log([{"step": 0, "tokens": 0}], probes)
+        with Progress("train", total_tokens, "tok", start=tokens_done) as progress:
+            for step in range(start + 1, train.max_steps + 1):
+                self._activity = f"step {step}"
+                signals.exchange()
+                lr = learning_rate(step, train)
+                metrics.clock.start()
 
-    def _compiled(self) -> tuple[TrainStep, bool]:
-        inputs, targets = next(iter(self.loader.micro_batches_of(0)))
-        train, dtype, group = self.train, self.dtype, self.group
-        flops = self.journal.flops_per_token * train.total_batch_size * train.max_steps
-        return compiled(
-            self.model,
-            self.runtime.compile,
-            flops / group.world_size,
-            group,
-            step_of=lambda module: TrainStep(module, self.optimizer, train.grad_clip, dtype, group),
-            rehearse=lambda step: step.rehearse(inputs, targets),
-        )
+                # Forward and backward. The last backward pass also averages the gradients over the ranks.
+                losses = torch.zeros(group.world_size, device=group.device)  # each rank's own, nats per token
+                for index, (inputs, targets) in enumerate(self.loader.micro_batches(step - 1), start=1):  # (B, T) each
+                    set_gradient_sync(self.module, index == self.loader.accumulation_steps)
+                    with autocast(group.device, self.dtype):
+                        loss = self.module(inputs, targets)[1]
+                    loss = loss / self.loader.accumulation_steps
+                    loss.backward()
+                    losses[group.rank] += loss.detach()
+                group.sum_(losses)
 
-    def _loop(self, start: int) -> None:
-        batch, total = self.train.total_batch_size, self.train.max_steps
-        if start == 0 and (probes := self._probes_due(0)):
-            self._record([{"step": 0, "tokens": 0}], probes)
-        with Progress("train", total * batch, "tok", start=start * batch) as progress:
-            for step in range(start + 1, total + 1):
-                self._doing = f"step {step}"
-                self.interruption.exchange()
-                self._step(step)
-                interrupted_by = self.interruption.agreed()
-                ending = step == total or interrupted_by is not None
-                saving = ending or step % self.runtime.checkpoint_interval == 0
-                probes = self._probes_due(step)
-                if saving or probes or step % READ_EVERY == 0:
-                    self.group.barrier()
-                    self._record(self.journal.read(), probes)
-                    self.journal.stop_if_too_many_skipped()
+                # Clip and update. All ranks now have the same losses and norm, so they make the same decision.
+                grad_norm = nn.utils.clip_grad_norm_(optimizer.parameters, train.grad_clip or float("inf"))
+                grad_norm = full_tensor(grad_norm)
+                optimizer.step(lr, skip=~(losses.isfinite().all() & grad_norm.isfinite()))
+                optimizer.zero_grad()
+                metrics.add(step, lr, losses, grad_norm)
+
+                # Log, evaluate, save: rarely, since each of them waits for the device.
+                interrupted_by = signals.agreed()
+                stopping = step == train.max_steps or interrupted_by is not None
+                saving = stopping or step % self.runtime.checkpoint_interval == 0
+                probes = self._due_probes(step)
+                if saving or probes or step % LOG_INTERVAL == 0:
+                    group.barrier()
+                    self._log(metrics.read(), probes)
+                    metrics.check_skipped_steps()
                     self.store.check()
                 if saving:
                     self._save(step)
-                progress.advance(batch, **self._shown())
-                if interrupted_by is not None and step < total:
+                progress.advance(train.total_batch_size, **self._progress_note())
+                if interrupted_by is not None and step < train.max_steps:
                     self.store.wait()
-                    self.group.barrier()  # torchrun ends all ranks 30 s after the first has gone
+                    group.barrier()  # torchrun ends all ranks 30 s after the first has exited
                     raise Interrupted(
-                        f"{interrupted_by.name}: stopped after step {step} of {total} and saved; "
-                        "the same command goes on from here",
+                        f"{interrupted_by.name}: stopped and saved after step {step} of {train.max_steps}; "
+                        "run the same command again to resume",
                         exit_code=128 + interrupted_by,
-                        agreed=True,
+                        all_ranks=True,
                     )
 
-    def _step(self, step: int) -> None:
-        train = self.train
-        ratio = lr_ratio(
-            step - 1, train.schedule, train.max_steps, train.warmup_steps, train.min_lr_ratio, train.decay_fraction
-        )
-        lr = train.max_lr * ratio
-        self.journal.clock.start()
-        batches = self.loader.micro_batches_of(step - 1)
-        self.journal.add(step, lr, *self.step(batches, self.loader.micro_batches, lr))
+    def _resume(self) -> int:
+        """Loads the newest checkpoint, if any; returns the optimizer steps done."""
+        checkpoint = restore(self.store, self.model, self.optimizer, self.group)
+        step = 0
+        if checkpoint is not None:
+            step = checkpoint.step
+            changed = changed_files(checkpoint.manifest.code, self.store.code) if self.group.is_main else []
+            self.metrics.load_state_dict(checkpoint.manifest.metrics, step, changed)
+            logger.info("resuming after step %d of %d", step, self.train.max_steps)
+            if changed:
+                logger.warning("code changed since the checkpoint of step %d: %s", step, ", ".join(changed))
+            before, now = checkpoint.manifest.execution, self._execution()
+            different = [
+                f"{key} {now[key]} (checkpoint: {was})" for key, was in before.items() if now.get(key, was) != was
+            ]
+            if different:
+                logger.info("resuming with %s: same batches, but the last digits differ", ", ".join(different))
+        self.metrics.rewind(step)
+        return step
 
-    def _probes_due(self, step: int) -> list[Probe]:
-        """At multiples of each probe's interval, and at the end."""
-        ending = step == self.train.max_steps
-        return [probe for probe in self.probes if probe.interval and (ending or step % probe.interval == 0)]
+    def _wrap(self) -> None:
+        """Makes `module` of `model`: compiled where that pays and works, and data parallel. The same on every rank."""
+        # A function of the params alone, so that a resumed run decides as before.
+        tokens_per_rank = self.train.total_batch_size * self.train.max_steps / self.group.world_size
+        flops = self.metrics.flops_per_token * tokens_per_rank
+        pays = flops >= COMPILE_FROM.get(self.group.device.type, float("inf"))
+        if self.runtime.compile == "on" or (self.runtime.compile == "auto" and pays):
+            logger.info("compiling the model (about a minute on two CPU cores, less on a GPU machine)")
+            logging.getLogger("torch._inductor").setLevel(logging.ERROR)
+            self.module = data_parallel(cast(nn.Module, torch.compile(self.model)), self.group)
+            failure = self._warm_up()
+            failures = self.group.sum_(torch.tensor([failure is not None], dtype=torch.int32))
+            if not failures.item():
+                self.compiled = True
+                return
+            if self.runtime.compile == "on" and failure:
+                logger.warning("runtime.compile is on, but compiling failed (%s)", failure)
+            logger.info("training without torch.compile: %s", failure or "it failed on another rank")
+            self._unwrap()
+        self.module = data_parallel(self.model, self.group)
 
-    def _record(self, rows: list[Row], probes: Sequence[Probe]) -> None:
-        """Writes the rows down, with what the probes measure in the last of them."""
+    def _warm_up(self) -> str | None:
+        """A forward and backward pass, which compiles the model outside the measured time; returns why it failed."""
+        inputs, targets = next(iter(self.loader.micro_batches(0)))
+        cuda = [self.group.device] if self.group.device.type == "cuda" else []
+        # Without DDP's synchronisation: a rank that fails to compile must not leave the others waiting.
+        sync = self.module.no_sync() if isinstance(self.module, DistributedDataParallel) else nullcontext()
+        try:
+            with torch.random.fork_rng(cuda), sync:  # dropout here must not change the run's random state
+                with autocast(self.group.device, self.dtype):
+                    loss = self.module(inputs, targets)[1]
+                loss.backward()
+        except NOT_THE_COMPILERS:
+            raise
+        except Exception as error:  # whatever the compiler raises, eager training is the answer
+            return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
+        finally:
+            reset_grads(self.model)
+        return None
+
+    def _unwrap(self) -> None:
+        """Frees DDP while the process group exists.
+
+        As the interpreter exits, freeing it would wait, holding the GIL, for a gloo thread that needs the GIL.
+        """
+        self.module = cast(nn.Module, None)
+        gc.collect()
+
+    def _due_probes(self, step: int) -> list[Probe]:
+        """The probes to run after `step`: at multiples of their intervals, and at the end."""
+        end = step == self.train.max_steps
+        return [probe for probe in self.probes if probe.interval and (end or step % probe.interval == 0)]
+
+    def _log(self, rows: list[Row], probes: Sequence[Probe]) -> None:
+        """Logs rows, with what the probes measure in the last of them."""
         if probes:
             model = whole_model(self.model)
             for probe in probes:
                 rows[-1].update(probe.measure(model, rows[-1]["step"]))
-        for recorder in self.recorders:
-            recorder.record(rows)
-            if probes:
-                recorder.flush()
+        self.metrics.record(rows)
+        if probes:
+            self.metrics.flush()
 
     def _save(self, step: int) -> None:
-        self.journal.count_energy(self.group)
-        parts = resume.collect(self.model, self.optimizer, self.group)
-        for recorder in self.recorders:
-            recorder.flush()  # the curves are never behind the weights
+        parts = collect(self.model, self.optimizer, self.group)
+        self.metrics.flush()  # first: the curves are never behind the checkpoint
         if self.group.is_main:
-            self.store.save(step, parts, {**self.journal.state(), "bits": self._bits()})
+            self.store.save(step, parts, self.metrics.state_dict(), self._execution())
 
-    def _bits(self) -> dict[str, Any]:
-        return resume.bits_depend_on(self.runtime, self.dtype, self.loader.micro_batch_size, self.group)
+    def _execution(self) -> dict[str, Any]:
+        """What may change when a run is resumed, and then changes the last digits of its results."""
+        return {
+            "micro_batch_size": self.loader.micro_batch_size,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "compile": self.runtime.compile,
+            "sharding": self.runtime.sharding,
+            "deterministic": self.runtime.deterministic,
+            "threads": torch.get_num_threads(),
+            "device": device_name(self.group.device),
+            "torch": torch.__version__,
+        }
 
-    def _shown(self) -> dict[str, str]:
-        last = self.journal.last
+    def _progress_note(self) -> dict[str, str]:
+        last = self.metrics.last
         if last is None:
             return {}
         return {"step": f"{last.step}/{self.train.max_steps}", "loss": f"{last.loss:.4f}", "lr": f"{last.lr:.2e}"}
 
-    def _outcome(self, is_compiled: bool) -> Outcome:
+    def _result(self) -> TrainResult:
         tokens = self.train.max_steps * self.train.total_batch_size
-        self.journal.state()
-        counters = self.journal.counters
-        rate = tokens / max(counters.train_time_s, 1e-9)
-        return Outcome(
+        stats = self.metrics.state_dict().stats
+        rate = tokens / max(stats.train_time_s, 1e-9)
+        return TrainResult(
             steps=self.train.max_steps,
             tokens=tokens,
-            flops=tokens * self.journal.flops_per_token,
-            final_train_loss=self.journal.final_loss,
+            flops=tokens * self.metrics.flops_per_token,
+            final_train_loss=self.metrics.final_loss,
             tokens_per_sec=rate,
-            mfu=self.journal.mfu(rate),
+            mfu=self.metrics.mfu(rate),
             micro_batch_size=self.loader.micro_batch_size,
             dtype=self.dtype,
-            compiled=is_compiled,
-            counters=counters,
+            compiled=self.compiled,
+            stats=stats,
         )
+
+
+def dropout_seed(seed: int, rank: int) -> int:
+    """The seed of a rank's dropout masks; no two pairs of (seed, rank) share a stream, as seed + rank would."""
+    return int(np.random.SeedSequence(seed, spawn_key=(rank,)).generate_state(1, np.uint64)[0])

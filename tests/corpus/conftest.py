@@ -1,4 +1,4 @@
-"""Small corpora for the tests of the corpus floor."""
+"""Small corpora, and parameters for them."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.corpus.encodings import TokenizerParams
-from pipeline.corpus.plays import plays
-from pipeline.corpus.raw import FORMAT_VERSION, SOURCE_FILE, Document, RawCorpus, write_files
+from pipeline.artifacts import SOURCE_FILE, RawCorpus, SplitName
+from pipeline.corpus import sources
+from pipeline.corpus.documents import Document, read_texts, write_documents
+from pipeline.corpus.shakespeare import scenes_by_play
 from pipeline.corpus.sources import DataParams
+from pipeline.corpus.tokenizer import TokenizerParams
 
 DOCUMENTS = [
     "To be, or not to be, that is the question:\n",
@@ -45,31 +47,46 @@ def data_params(**changes: Any) -> DataParams:
     return DataParams(**(values | changes))
 
 
-@pytest.fixture(autouse=True)
-def _no_flushing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flushing guards against a loss of power, which no test causes, and would take most of these tests' time."""
-    monkeypatch.setattr("pipeline.files.flush_to_disk", lambda path: None)
+def fetch(root: Path, part_bytes: int = 10**9, **changes: Any) -> RawCorpus:
+    """Downloads into `<root>/raw`."""
+    return sources.fetch(data_params(**changes), root, root / "raw", root / "work", part_bytes)
+
+
+def texts_of(raw: Path, split: SplitName = "train") -> list[str]:
+    """The documents of a split in a data/raw."""
+    return list(read_texts(raw, RawCorpus.read(raw / SOURCE_FILE).splits.get(split, [])))
+
+
+def write_corpus(directory: Path, texts: Sequence[str], val_every: int | None, row_group_bytes: int) -> Path:
+    """Writes texts as a data/raw, each in a group of its own."""
+    files = write_documents(
+        directory, 0, (Document(n, text) for n, text in enumerate(texts)), val_every, row_group_bytes
+    )
+    splits = {split: [file] for split, file in files.items()}
+    corpus = RawCorpus(format_version=RawCorpus.version, origin={"source": "test"}, splits=splits)
+    corpus.write(directory / SOURCE_FILE)
+    return directory
 
 
 @pytest.fixture
 def write_raw(tmp_path: Path) -> WriteRaw:
-    """Writes documents as a data/raw in which a row group has about `group_bytes` of text."""
+    """Writes documents as a data/raw under `name`."""
 
     def write(
-        documents: Sequence[str], val_every: int | None = None, group_bytes: int = 300, name: str = "raw"
+        documents: Sequence[str], val_every: int | None = None, row_group_bytes: int = 300, name: str = "raw"
     ) -> Path:
-        directory = tmp_path / name
-        grouped = (Document(number, text) for number, text in enumerate(documents))
-        files = write_files(directory, 0, grouped, val_every, group_bytes)
-        splits = {split: [file] for split, file in files.items()}
-        corpus = RawCorpus(format_version=FORMAT_VERSION, origin={"source": "test"}, splits=splits)
-        corpus.write(directory / SOURCE_FILE)
-        return directory
+        return write_corpus(tmp_path / name, documents, val_every, row_group_bytes)
 
     return write
+
+
+@pytest.fixture(autouse=True)
+def _no_flushing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """fsync protects against a power loss, which no test causes, and would take most of these tests' time."""
+    monkeypatch.setattr("pipeline.files.flush_to_disk", lambda path: None)
 
 
 @pytest.fixture(scope="session")
 def shakespeare() -> dict[str, list[str]]:
     """Every play's scenes, by its path in the package."""
-    return dict(plays())
+    return dict(scenes_by_play())

@@ -1,4 +1,4 @@
-"""A split of shards reads as one stream, and what is wrong with its files is named."""
+"""A split of shards reads as one stream, and defects of its files are named."""
 
 from pathlib import Path
 
@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.corpus import encodings, shards
-from pipeline.corpus.shards import Manifest, TokenStream, open_split
+from pipeline.artifacts import MANIFEST_FILE, Manifest, Shard, Split
+from pipeline.corpus.shards import TokenStream, open_split, verify
 from pipeline.corpus.tokenization import tokenize
-from pipeline.corpus.verify import verify_directory
-from pipeline.files import read_json, write_json
+from pipeline.corpus.tokenizer import TOKENIZER_DIRECTORY, TOKENIZER_FILE, TokenizerConfig, load_tokenizer
+from pipeline.log import UserError
 
 from .conftest import DOCUMENTS, WriteRaw, tokenizer_params
 
@@ -25,25 +25,23 @@ def directory(write_raw: WriteRaw, tmp_path: Path) -> Path:
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=8), st.data())
-def test_a_stream_reads_across_shards_as_if_there_were_none(
+def test_a_stream_reads_across_shards(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[int], data: st.DataObject
 ) -> None:
     directory = tmp_path_factory.mktemp("shards")
     tokens = np.arange(sum(lengths), dtype=np.uint16)
-    pieces = np.split(tokens, np.cumsum(lengths)[:-1])
-    for number, piece in enumerate(pieces):
-        np.save(directory / f"{number}.npy", piece)
-    records = [shards.Shard(file=f"{n}.npy", tokens=length, sha256="") for n, length in enumerate(lengths)]
-    split = shards.Split(tokens=len(tokens), documents=0, utf8_bytes=0, shards=records)
+    for number, part in enumerate(np.split(tokens, np.cumsum(lengths)[:-1])):
+        np.save(directory / f"{number}.npy", part)
+    shards = [Shard(file=f"{number}.npy", tokens=length, sha256="") for number, length in enumerate(lengths)]
     manifest = Manifest(
-        format_version=1,
-        encoding_name="",
-        encoding_sha256="",
+        format_version=Manifest.version,
+        tokenizer_name="",
+        tokenizer_sha256="",
         vocab_size=300,
         eot_id=0,
         dtype="uint16",
         shard_tokens=20,
-        splits={"train": split},
+        splits={"train": Split(tokens=len(tokens), documents=0, utf8_bytes=0, shards=shards)},
     )
     stream = TokenStream(directory, manifest, "train")
     start = data.draw(st.integers(0, len(tokens)))
@@ -60,65 +58,76 @@ def test_shards_are_plain_npy_files_of_little_endian_tokens(directory: Path) -> 
     assert tokens.shape == (400,)
 
 
-def test_sound_shards_verify(directory: Path) -> None:
-    verify_directory(directory)
+def test_the_manifest_s_counts_are_those_of_the_tokens(directory: Path) -> None:
+    tokenizer = load_tokenizer(directory / TOKENIZER_DIRECTORY)
+    manifest = verify(directory)
+    assert manifest.tokenizer_name == "bytes"
+    for name, split in manifest.splits.items():
+        stream = open_split(directory, name)
+        tokens = stream.read(0, len(stream)).tolist()
+        text = tokenizer.decode_bytes([token for token in tokens if token != tokenizer.eot_token])
+        assert len(text) == split.utf8_bytes
+        assert tokens.count(tokenizer.eot_token) == split.documents
 
 
-def test_a_shard_that_is_cut_off_is_named_with_its_offset(directory: Path) -> None:
+def test_a_truncated_shard_is_named_with_its_offset(directory: Path) -> None:
     path = directory / "train_000001.npy"
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(ValueError, match=r"train_000001\.npy: ends at offset 918, must at 928"):
-        open_split(directory, "train")
+    for check in (lambda: open_split(directory, "train"), lambda: verify(directory)):
+        with pytest.raises(UserError, match=r"train_000001\.npy: ends at offset 918, must end at 928"):
+            check()
 
 
-def test_a_shard_that_is_missing_is_named(directory: Path) -> None:
+def test_a_missing_shard_is_named(directory: Path) -> None:
     (directory / "val_000000.npy").unlink()
     with pytest.raises(FileNotFoundError, match=r"val_000000\.npy"):
         open_split(directory, "val")
+    with pytest.raises(UserError, match=r"val_000000\.npy"):
+        verify(directory)
 
 
-def test_a_shard_of_another_type_or_length_is_named(directory: Path) -> None:
+def test_a_shard_of_another_dtype_is_named(directory: Path) -> None:
     np.save(directory / "train_000000.npy", np.zeros(400, np.uint32))
-    with pytest.raises(ValueError, match=r"train_000000\.npy: offset 0: the header says uint32 \(400,\)"):
+    with pytest.raises(UserError, match=r"train_000000\.npy: offset 0: .*uint32 \(400,\)"):
         open_split(directory, "train")
     (directory / "train_000000.npy").write_bytes(b"no header")
-    with pytest.raises(ValueError, match=r"train_000000\.npy: offset 0: no \.npy header"):
+    with pytest.raises(UserError, match=r"train_000000\.npy: offset 0: no \.npy header"):
         open_split(directory, "train")
 
 
-def test_shards_beside_another_encoding_are_refused(directory: Path) -> None:
-    path = directory / "encoding" / "encoding.json"
-    write_json(path, read_json(path) | {"sha256": "0" * 64})
-    with pytest.raises(ValueError, match="is not the one that the shards were written with"):
+def test_shards_beside_another_tokenizer_are_refused(directory: Path) -> None:
+    path = directory / TOKENIZER_DIRECTORY / TOKENIZER_FILE
+    TokenizerConfig.read(path).model_copy(update={"sha256": "0" * 64}).write(path)
+    with pytest.raises(UserError, match=r"tokenizer/config\.json: sha256 \(000000000000\)"):
         open_split(directory, "train")
 
 
-def test_a_manifest_of_another_version_says_which_stage_to_run(directory: Path) -> None:
-    path = directory / "manifest.json"
-    write_json(path, read_json(path) | {"format_version": 0})
-    with pytest.raises(ValueError, match=r"format_version \(0\) must be 1: run the tokenize stage again"):
-        Manifest.read(directory)
-    path.unlink()
-    with pytest.raises(FileNotFoundError, match="run the tokenize stage"):
-        Manifest.read(directory)
+def test_a_manifest_of_another_version_is_refused(directory: Path) -> None:
+    path = directory / MANIFEST_FILE
+    Manifest.read(path).model_copy(update={"format_version": 0}).write(path)
+    with pytest.raises(ValueError, match=r"manifest\.json: format_version \(0\)"):
+        open_split(directory, "train")
 
 
-def test_verify_names_a_changed_file_and_the_offset_of_an_id_outside_the_vocabulary(directory: Path) -> None:
+def test_an_id_outside_of_the_vocabulary_is_named_with_its_offset(directory: Path) -> None:
     path = directory / "train_000001.npy"
-    data = bytearray(path.read_bytes())
-    data[128 + 2 * 7 : 128 + 2 * 7 + 2] = (257).to_bytes(2, "little")
-    path.write_bytes(data)
-    with pytest.raises(ValueError, match="damaged") as error:
-        shards.verify(directory)
-    assert "train_000001.npy: sha256 differs" in str(error.value)
-    assert "train_000001.npy: offset 142: id 257 is outside the vocabulary of bytes (257)" in str(error.value)
+    content = bytearray(path.read_bytes())
+    content[128 + 2 * 7 : 128 + 2 * 7 + 2] = (257).to_bytes(2, "little")
+    path.write_bytes(content)
+    stream = open_split(directory, "train")
+    for check in (lambda: verify(directory), lambda: stream.read(0, len(stream))):
+        with pytest.raises(UserError) as error:
+            check()
+        _, hash_defect, id_defect = str(error.value).splitlines()
+        assert "train_000001.npy: sha256" in hash_defect
+        assert "train_000001.npy: offset 142: id 257" in id_defect
 
 
-def test_the_bytes_of_a_split_are_what_its_tokens_decode_to(directory: Path) -> None:
-    encoding = encodings.load(directory / "encoding")
-    for name, split in Manifest.read(directory).splits.items():
-        stream = open_split(directory, name)
-        tokens = stream.read(0, len(stream)).tolist()
-        text = encoding.decode_bytes([token for token in tokens if token != encoding.eot_token])
-        assert len(text) == split.utf8_bytes
-        assert tokens.count(encoding.eot_token) == split.documents
+@pytest.mark.parametrize("key", ["tokens", "documents", "utf8_bytes"])
+def test_a_wrong_count_of_the_manifest_is_named(directory: Path, key: str) -> None:
+    manifest = Manifest.read(directory / MANIFEST_FILE)
+    split = manifest.splits["val"]
+    wrong = split.model_copy(update={key: getattr(split, key) + 1})
+    manifest.model_copy(update={"splits": manifest.splits | {"val": wrong}}).write(directory / MANIFEST_FILE)
+    with pytest.raises(UserError, match=rf"splits\.val\.{key} \({getattr(wrong, key)}\)"):
+        verify(directory)

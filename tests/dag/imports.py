@@ -1,21 +1,13 @@
-"""First-party imports, read from the source: who imports whom, and all that a module needs.
-
-python -m tests.dag.imports     brings the source files that each stage lists in dvc.yaml up to date (make deps)
-"""
+"""First-party imports, read from the source: who imports whom, and all that a module needs."""
 
 import ast
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from ruamel.yaml import YAML
-
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("pipeline", "stages")
 STAGES = ("download", "tokenize", "train", "evaluate", "sample", "report")
-
-# What training measures on its way cannot touch the weights (tests/dag/test_probes.py), so editing it retrains nothing.
-PROBES = Path("pipeline/probes.py")
 
 
 def modules() -> list[Path]:
@@ -59,12 +51,6 @@ def needed_by(module: Path, leave_out: frozenset[Path] = frozenset()) -> set[Pat
     return seen
 
 
-def deps_of(stage: str) -> list[str]:
-    """The source files that a stage should list in dvc.yaml."""
-    leave_out = frozenset({PROBES}) if stage == "train" else frozenset()
-    return sorted(path.as_posix() for path in needed_by(Path("stages", f"{stage}.py"), leave_out))
-
-
 def _names(tree: ast.AST) -> Iterator[str]:
     """Every imported module, and for `from a import b` also a.b, since b may be a module."""
     for node in ast.walk(tree):
@@ -73,20 +59,3 @@ def _names(tree: ast.AST) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute here"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def write_deps() -> None:
-    """Replaces the source files among the deps in dvc.yaml; data, order and comments stay."""
-    yaml = YAML()
-    yaml.width = 120
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    file = ROOT / "dvc.yaml"
-    content = yaml.load(file)
-    for name, stage in content["stages"].items():
-        data = [dep for dep in stage["deps"] if not dep.endswith(".py")]
-        stage["deps"] = [*deps_of(name), *data]
-    yaml.dump(content, file)
-
-
-if __name__ == "__main__":
-    write_deps()

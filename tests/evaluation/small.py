@@ -1,4 +1,4 @@
-"""What the tests of evaluation share: shards of known tokens, a model for them, items."""
+"""Shared by tests that evaluate: shards of known tokens, a model for them, HellaSwag items."""
 
 from pathlib import Path
 
@@ -7,24 +7,24 @@ import numpy.typing as npt
 import tiktoken
 import torch
 
-from pipeline.corpus import encodings
-from pipeline.corpus.hellaswag_items import Item
-from pipeline.corpus.shards import FORMAT_VERSION, MANIFEST_FILE, Manifest, Shard, Split, TokenStream
+from pipeline.artifacts import MANIFEST_FILE, Manifest, Shard, Split
+from pipeline.corpus.hellaswag import Item
+from pipeline.corpus.shards import TokenStream
+from pipeline.corpus.tokenizer import bytes_tokenizer, fingerprint, save_tokenizer, token_byte_lengths
 from pipeline.distributed import Group
 from pipeline.files import sha256_of
 from pipeline.model.gpt import GPT
 from tests.model.configs import TINY
 
 ALONE = Group(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
-BYTES = encodings.bytes_encoding()
+BYTES = bytes_tokenizer()
 TEXT = "Shall I compare thee to a summer's day? Thou art more lovely – and more temperate: " * 4
 
 
 def tiny_model(**changes: object) -> GPT:
-    """A model for the bytes encoding, whose weights are large enough to prefer some tokens clearly."""
+    """A model for the bytes tokenizer, with weights large enough for clear preferences."""
     torch.manual_seed(5)
-    vocabulary = {"vocab_size": 320, "text_vocab_size": BYTES.n_vocab}
-    model = GPT(TINY.changed(**(vocabulary | changes)))
+    model = GPT(TINY.changed(**({"vocab_size": 320, "text_vocab_size": BYTES.n_vocab} | changes)))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(4.0 if parameter.dim() > 1 else 1.0)
@@ -32,7 +32,7 @@ def tiny_model(**changes: object) -> GPT:
 
 
 def documents(count: int = 3) -> npt.NDArray[np.uint16]:
-    """Tokens of a few documents, each with its end-of-text token in front."""
+    """Tokens of a few documents, each starting with the end-of-text token."""
     tokens: list[int] = []
     for number in range(count):
         tokens += [BYTES.eot_token, *BYTES.encode_ordinary(f"{number}. {TEXT}")]
@@ -40,9 +40,9 @@ def documents(count: int = 3) -> npt.NDArray[np.uint16]:
 
 
 def write_val_split(
-    directory: Path, tokens: npt.NDArray[np.uint16], encoding: tiktoken.Encoding = BYTES, shard_tokens: int = 100
+    directory: Path, tokens: npt.NDArray[np.uint16], tokenizer: tiktoken.Encoding = BYTES, shard_tokens: int = 100
 ) -> TokenStream:
-    """A directory of shards with a validation split alone, cut so that windows run over the ends of shards."""
+    """Shards of a validation split only, cut so that windows cross the ends of shards."""
     directory.mkdir(parents=True, exist_ok=True)
     shards = []
     for number, start in enumerate(range(0, len(tokens), shard_tokens)):
@@ -50,32 +50,31 @@ def write_val_split(
         part = tokens[start : start + shard_tokens]
         np.save(path, part)
         shards.append(Shard(file=path.name, tokens=len(part), sha256=sha256_of(path)))
-    utf8_bytes = int(encodings.token_byte_lengths(encoding)[np.minimum(tokens, encoding.n_vocab - 1)].sum())
     split = Split(
         tokens=len(tokens),
-        documents=int((tokens == encoding.eot_token).sum()),
-        utf8_bytes=utf8_bytes,
+        documents=int((tokens == tokenizer.eot_token).sum()),
+        utf8_bytes=int(token_byte_lengths(tokenizer)[np.minimum(tokens, tokenizer.n_vocab - 1)].sum()),
         shards=shards,
     )
     manifest = Manifest(
-        format_version=FORMAT_VERSION,
-        encoding_name=encoding.name,
-        encoding_sha256=encodings.identity(encoding),
-        vocab_size=encoding.n_vocab,
-        eot_id=encoding.eot_token,
+        format_version=Manifest.version,
+        tokenizer_name=tokenizer.name,
+        tokenizer_sha256=fingerprint(tokenizer),
+        vocab_size=tokenizer.n_vocab,
+        eot_id=tokenizer.eot_token,
         dtype="uint16",
         shard_tokens=shard_tokens,
         splits={"val": split},
     )
     manifest.write(directory / MANIFEST_FILE)
-    encodings.save(encoding, directory / "encoding")
+    save_tokenizer(tokenizer, directory / "tokenizer")
     return TokenStream(directory, manifest, "val")
 
 
 def item(
     endings: tuple[str, ...] = (" a.", " b.", " c.", " d."), label: int = 0, ctx_a: str = "A man.", ctx_b: str = "he"
 ) -> Item:
-    """An item; its ctx is ctx_a and ctx_b, as in the real ones."""
+    """An item; its ctx is ctx_a and ctx_b, as in HellaSwag."""
     ctx = f"{ctx_a} {ctx_b}".strip()
     return Item(ind=0, activity_label="Go", ctx_a=ctx_a, ctx_b=ctx_b, ctx=ctx, endings=endings, label=label)
 

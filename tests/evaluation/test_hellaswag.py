@@ -1,6 +1,5 @@
-"""HellaSwag: the fast way answers as the simple one, on any number of ranks, and says what it does at the edges."""
+"""HellaSwag: requests of both protocols, scores, answers, and parity with lm-evaluation-harness."""
 
-import json
 import math
 from pathlib import Path
 
@@ -11,19 +10,31 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.hellaswag import score_one_at_a_time
-from pipeline.corpus.hellaswag_items import Item, read_items
+from pipeline.corpus.hellaswag import Item
+from pipeline.corpus.tokenizer import save_tokenizer
 from pipeline.distributed import Group
 from pipeline.evaluation import hellaswag
-from pipeline.evaluation.hellaswag import HellaswagResult, answers_of, score_items, subset
-from pipeline.evaluation.protocols import HARNESS, PROTOCOLS, TOKEN_MEAN, Question, ask
-from pipeline.evaluation.scoring import batches_of, score_batch, tasks_of
+from pipeline.evaluation.hellaswag import (
+    HARNESS,
+    METRICS,
+    PROTOCOLS,
+    TOKEN_MEAN,
+    HellaswagResult,
+    ItemRequest,
+    answers_of,
+    build_request,
+    encode_pair,
+    preprocess,
+    score_items,
+    subset,
+)
+from pipeline.evaluation.scoring import Request, Scores, score_requests
+from pipeline.huggingface.export import export_model
 from pipeline.model.gpt import GPT
 from pipeline.progress import Progress
 from tests.evaluation.small import ALONE, BYTES, item, many_items, tiny_model
 from tests.model.configs import OPTIONS
 from tests.ranks import on_ranks
-
-METRICS = ("acc", "acc_norm", "acc_norm_token")
 
 
 def score(model: GPT, items: list[Item], batch_size: int = 8, dtype: torch.dtype = torch.float32) -> HellaswagResult:
@@ -34,65 +45,133 @@ def same_answers(a: HellaswagResult, b: HellaswagResult) -> bool:
     return all(np.array_equal(a.answers[metric], b.answers[metric]) for metric in METRICS)
 
 
-@pytest.mark.parametrize("name", OPTIONS)
-def test_shared_contexts_answer_as_one_item_at_a_time(name: str) -> None:
-    model = tiny_model(**(OPTIONS[name] | {"block_size": 64, "vocab_size": 320})).eval()
-    items = many_items(12)
-    slow = score_one_at_a_time(model, BYTES, items, torch.float32, torch.device("cpu"))
-    fast = score(model, items)
-    assert fast.truncated == 0
-    assert same_answers(slow, fast)
+def text(tokens: list[int]) -> str:
+    return BYTES.decode(tokens)
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 5, 100])
-def test_batch_size_does_not_change_the_answers(batch_size: int) -> None:
-    model = tiny_model(block_size=64)
-    assert same_answers(score(model, many_items(15)), score(model, many_items(15), batch_size))
+# Requests, worked by hand after lm-evaluation-harness 0.4.13 and build-nanogpt.
+
+WIKIHOW = Item(
+    ind=24,
+    activity_label="Home and Garden",
+    ctx_a="[header] How to bake bread [title] Mix it. [step] Take flour.",
+    ctx_b="[step] THEN water",
+    ctx="[header] How to bake bread [title] Mix it. [step] Take flour. [step] THEN water",
+    endings=("[step] is poured [substeps] slowly.", "burns.", " boils. ", "[title] Wait."),
+    label=0,
+)
+
+
+def test_harness_request() -> None:
+    request = build_request(WIKIHOW, HARNESS, BYTES)
+    # "[step] THEN water" begins with a bracket, so capitalize() finds no letter to raise and lowers the rest.
+    assert text(request.context) == "Home and Garden: How to bake bread. Mix it. Take flour. then water"
+    # An ending is stripped before its brackets are removed: the first keeps the space that follows "[step]".
+    assert [text(ending) for ending in request.endings] == ["  is poured slowly.", " burns.", " boils.", "  Wait."]
+    # acc_norm counts characters without the space that joins the ending to its context.
+    assert request.characters == [len(" is poured slowly."), len("burns."), len("boils."), len(" Wait.")]
+
+
+def test_token_mean_request_has_the_raw_text() -> None:
+    request = build_request(WIKIHOW, TOKEN_MEAN, BYTES)
+    assert text(request.context) == WIKIHOW.ctx
+    assert [text(ending) for ending in request.endings] == [f" {ending}" for ending in WIKIHOW.endings]
+
+
+def test_activitynet_request() -> None:
+    activitynet = item(ctx_a="A man.", ctx_b="the Man", endings=("café", "b", "c", "d"))
+    assert text(build_request(activitynet, HARNESS, BYTES).context) == "Go: A man. The man"
+    assert text(build_request(activitynet, TOKEN_MEAN, BYTES).context) == "A man. the Man"
+    assert build_request(activitynet, HARNESS, BYTES).characters[0] == 4  # not bytes
+    assert text(build_request(item(ctx_b=""), HARNESS, BYTES).context) == "Go: A man."
+
+
+@pytest.mark.parametrize(
+    ("raw", "clean"),
+    [
+        ("a [title] b", "a. b"),
+        (" a ", "a"),
+        ("[header] a", " a"),  # stripped before the bracket is removed
+        ("a [x] b [y] c", "a b c"),
+        ("a [x", "a [x"),
+        ("a [x] [y] b", "a  b"),  # three spaces become two: replaced once, from the left
+        ("", ""),
+    ],
+)
+def test_preprocess(raw: str, clean: str) -> None:
+    assert preprocess(raw) == clean
+
+
+def test_trailing_spaces_of_the_context_move_to_the_continuation() -> None:
+    context, continuation = encode_pair("Go:  ", " on", BYTES)
+    assert (text(context), text(continuation)) == ("Go:", "   on")
+
+
+# Scores and answers.
 
 
 @torch.no_grad()
-def nats_alone(model: GPT, context: list[int], ending: list[int]) -> float:
-    """The definition: the sum over the ending's tokens, each given the newest block_size tokens before the last."""
-    text = (context + ending)[-(model.config.block_size + 1) :]
-    logits = model.logits(model.hidden(torch.tensor([text[:-1]])))[0].double()
-    nats = F.cross_entropy(logits, torch.tensor(text[1:]), reduction="none")
+def ending_nats(model: GPT, context: list[int], ending: list[int]) -> float:
+    """The definition: each of the ending's tokens, given at most block_size tokens in all before the last."""
+    tokens = (context + ending)[-(model.config.block_size + 1) :]
+    logits = model.logits(model.hidden(torch.tensor([tokens[:-1]])))[0].double()
+    nats = F.cross_entropy(logits, torch.tensor(tokens[1:]), reduction="none")
     return float(nats[-len(ending) :].sum())
 
 
 @pytest.mark.parametrize("block_size", [64, 12, 5])
-def test_scores_are_those_of_each_ending_alone_where_the_context_is_cut_too(block_size: int) -> None:
+def test_scores_match_the_definition_for_truncated_contexts_too(block_size: int) -> None:
     model = tiny_model(block_size=block_size).eval()
-    questions = [ask(one, protocol, BYTES) for protocol in PROTOCOLS for one in many_items(6)]
-    tasks = [
-        task
-        for number, question in enumerate(questions)
-        for task in tasks_of(question.context, question.endings, 4 * number, block_size)
-    ]
-    found = {
-        row: nats for batch in batches_of(tasks, 4) for row, nats in score_batch(model, batch, 4, torch.device("cpu"))
-    }
-    assert sorted(found) == list(range(4 * len(questions)))
-    for number, question in enumerate(questions):
-        for place, ending in enumerate(question.endings):
-            assert found[4 * number + place] == pytest.approx(nats_alone(model, question.context, ending), rel=1e-5)
+    requests = [build_request(one, protocol, BYTES) for protocol in PROTOCOLS for one in many_items(6)]
+    nats = score_requests(model, requests, batch_size=4, dtype=torch.float32, group=ALONE)
+    expected = [[ending_nats(model, request.context, ending) for ending in request.endings] for request in requests]
+    assert nats == pytest.approx(np.array(expected), rel=1e-5)
 
 
-def test_items_that_do_not_fit_the_context_are_counted() -> None:
+@pytest.mark.parametrize("name", OPTIONS)
+def test_answers_match_one_item_at_a_time(name: str) -> None:
+    model = tiny_model(**(OPTIONS[name] | {"block_size": 64, "vocab_size": 320})).eval()
+    items = many_items(12)
+    result = score(model, items)
+    assert same_answers(score_one_at_a_time(model, BYTES, items, torch.float32, torch.device("cpu")), result)
+    assert result.truncated == 0
+
+
+def test_batch_size_does_not_change_the_answers() -> None:
+    model, items = tiny_model(block_size=64), many_items(15)
+    expected = score(model, items)
+    assert all(same_answers(score(model, items, batch_size), expected) for batch_size in (1, 2, 5, 100))
+
+
+def _same_on_each_rank(group: Group, count: int, expected: HellaswagResult) -> None:
+    progress = Progress("items", total=8 * count, unit="endings")
+    items = many_items(count)
+    result = score_items(
+        tiny_model(block_size=64), BYTES, items, batch_size=4, dtype=torch.float32, group=group, progress=progress
+    )
+    assert not group.is_main or progress.done == progress.total
+    assert (result.items, result.truncated) == (expected.items, expected.truncated)
+    assert same_answers(result, expected)
+
+
+@pytest.mark.parametrize("count", [13, 1])  # 13 items: not divisible by the ranks; 1: a rank has no work
+def test_two_ranks_answer_as_one(count: int) -> None:
+    expected = score(tiny_model(block_size=64), many_items(count), batch_size=4)
+    on_ranks(2, _same_on_each_rank, count, expected)
+
+
+def test_truncated_items_are_counted() -> None:
     fits = item(ctx_a="A.", ctx_b="", endings=("b", "c", "d", "e"))
     long = item(ctx_a="A man in a hat.", endings=("walks a very long way home.", "b", "c", "d"))
     result = score(tiny_model(block_size=16), [fits, long, fits])
     assert (result.items, result.truncated) == (3, 1)
-    assert result.metrics("hellaswag")["hellaswag/truncated"] == 1
 
 
-def test_a_model_that_learnt_the_true_endings_finds_them() -> None:
+def test_a_trained_model_finds_the_endings_it_has_seen() -> None:
     endings = ["goes.", "rests.", "waits."]
     items = [item(endings=(*endings[:n], "sings.", *endings[n:]), label=n) for n in range(4)]
-    texts = [
-        torch.tensor(ask(one, protocol, BYTES).context + ask(one, protocol, BYTES).endings[one.label])
-        for one in items
-        for protocol in PROTOCOLS
-    ]
+    requests = [(build_request(one, protocol, BYTES), one.label) for one in items for protocol in PROTOCOLS]
+    texts = [torch.tensor(request.context + request.endings[label]) for request, label in requests]
     idx = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_value=-1)
     torch.manual_seed(1)
     model = GPT(tiny_model(block_size=64).config)
@@ -109,51 +188,51 @@ def test_a_model_that_learnt_the_true_endings_finds_them() -> None:
     assert [wrong.accuracy(metric) for metric in METRICS] == [0.0, 0.0, 0.0]
 
 
-def test_of_equal_endings_the_first_is_chosen() -> None:
-    same = item(endings=("sits.",) * 4, label=1)
-    result = score(tiny_model(block_size=64), [same])
-    assert {metric: int(answer[0]) for metric, answer in result.answers.items()} == dict.fromkeys(METRICS, 0)
+def test_the_first_of_equal_endings_wins() -> None:
+    result = score(tiny_model(block_size=64), [item(endings=("sits.",) * 4, label=1)])
+    assert [result.answers[metric].tolist() for metric in METRICS] == [[0], [0], [0]]
 
 
-def test_an_ending_without_characters_cannot_win_by_characters() -> None:
-    # A reader of files refuses empty endings; brackets alone become empty under the harness's rules.
-    result = score(tiny_model(block_size=64), [item(endings=("[step]", "[title]", "zzzzzzzzzzzz", "[x]"), label=2)])
-    assert int(result.answers["acc_norm"][0]) == 2
-    assert len(ask(item(endings=("[step]", "b", "c", "d")), HARNESS, BYTES).endings[0]) == 1  # the space alone
-    assert len(ask(item(endings=("", "b", "c", "d")), TOKEN_MEAN, BYTES).endings[0]) == 1
+def test_an_ending_without_characters_cannot_win_acc_norm() -> None:
+    brackets = item(endings=("[step]", "[title]", "zzzzzzzzzzzz", "[x]"), label=2)  # empty under the harness's rules
+    assert build_request(brackets, HARNESS, BYTES).characters == [0, 0, 12, 0]
+    assert score(tiny_model(block_size=64), [brackets]).answers["acc_norm"].tolist() == [2]
 
 
-def test_an_ending_without_tokens_has_no_loss_and_wins_only_where_all_are_so() -> None:
-    """As where an encoding joins all of an ending to its context's last token."""
-    model = tiny_model(block_size=64)
-    (task,) = tasks_of([1, 2], [[], [3, 4], [], [5]], 0, 64)
-    found = dict(score_batch(model, [task], 4, torch.device("cpu")))
-    assert sorted(found) == [1, 3]
-    nats = np.array([[found.get(row, 0.0) for row in range(4)], [0.0] * 4])
-    asked = [Question(task.context, task.endings, [3, 2, 1, 1]), Question([1], [[]] * 4, [2] * 4)]
-    answers = answers_of(dict.fromkeys(PROTOCOLS, nats), dict.fromkeys(PROTOCOLS, asked))
-    assert set(answers) == set(METRICS)
-    assert all(int(chosen[0]) in (1, 3) and int(chosen[1]) == 0 for chosen in answers.values())
+def test_an_ending_without_tokens_has_no_loss_and_wins_only_if_all_are_empty() -> None:
+    """As where a tokenizer joins the whole ending to the context's last token."""
+    endings: list[list[list[int]]] = [[[], [3, 4], [], [5]], [[], [], [], []]]
+    nats = score_requests(
+        tiny_model(block_size=64),
+        [Request([1, 2], four) for four in endings],
+        batch_size=4,
+        dtype=torch.float32,
+        group=ALONE,
+    )
+    assert (nats > 0).tolist() == [[False, True, False, True], [False] * 4]
+    requests = [ItemRequest([1, 2], four, protocol, [3, 2, 1, 1]) for protocol in PROTOCOLS for four in endings]
+    for first, second in answers_of(np.concatenate([nats, nats]), requests).values():
+        assert first in (1, 3)
+        assert second == 0
 
 
-def test_the_normalisations_are_by_characters_and_by_tokens() -> None:
+def test_normalization_by_characters_and_by_tokens() -> None:
     """A uniform model: every token costs ln(257), so the shortest wins in sum, and all are equal per token."""
-    model = tiny_model(block_size=64, tie_head=False)
+    model = tiny_model(block_size=64, tie_embeddings=False)
     with torch.no_grad():
         model.lm_head.weight.zero_()
     result = score(model, [item(endings=("goes home.", "sits.", "ééééé", "stands up now."))])
-    assert int(result.answers["acc"][0]) == 1  # 6 bytes with the space; the é's take 11
+    assert result.answers["acc"].tolist() == [1]  # 6 bytes with the space; the é's take 11
     # Per character: (n + 1) / n falls with the length n where a character is a byte.
-    assert int(result.answers["acc_norm"][0]) == 3
-    assert int(result.answers["acc_norm_token"][0]) == 0
+    assert result.answers["acc_norm"].tolist() == [3]
+    assert result.answers["acc_norm_token"].tolist() == [0]
 
 
-def test_the_standard_error_is_that_of_a_mean() -> None:
+def test_accuracy_and_its_standard_error() -> None:
     labels = np.zeros(10_042, np.int64)
     answers = (np.arange(10_042) % 10 >= 3).astype(np.int64)
     result = HellaswagResult(labels, {"acc": answers}, 0)
     assert result.accuracy("acc") == pytest.approx(0.3, abs=1e-3)
-    assert result.stderr("acc") == pytest.approx(0.0046, abs=5e-5)
     assert result.stderr("acc") == pytest.approx((answers == labels).std(ddof=1) / math.sqrt(10_042))
 
 
@@ -167,7 +246,7 @@ def test_a_subset_is_fixed_in_order_and_part_of_every_larger_one() -> None:
     assert subset(items, None) == subset(items, 1000) == items
 
 
-def test_the_model_and_the_random_state_are_left_alone() -> None:
+def test_scoring_leaves_the_model_and_the_random_state_alone() -> None:
     model = tiny_model(block_size=64, dropout=0.5).train()
     state = torch.get_rng_state()
     first = score(model, many_items(5))
@@ -176,8 +255,11 @@ def test_the_model_and_the_random_state_are_left_alone() -> None:
     assert all(module.training for module in model.modules())
 
 
+# Rescoring in float32.
+
+
 def untrained(name: str) -> GPT:
-    """A model that finds all tokens about equally likely, so that many calls are close."""
+    """A model that finds all tokens about equally likely, so that many answers are uncertain."""
     torch.manual_seed(7)
     return GPT(tiny_model(**(OPTIONS[name] | {"block_size": 64, "vocab_size": 320})).config)
 
@@ -189,64 +271,69 @@ def test_bfloat16_gives_the_answers_of_float32(name: str) -> None:
         assert same_answers(score(model, items), score(model, items, dtype=torch.bfloat16))
 
 
-def test_bfloat16_alone_would_have_changed_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So the test above has close calls to decide."""
-    monkeypatch.setattr(hellaswag, "ROUNDING", 0.0)
+def test_bfloat16_without_rescoring_changes_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hellaswag, "BFLOAT16_ERROR", 0.0)
     model, items = untrained("gpt2"), many_items(120)
     assert not same_answers(score(model, items), score(model, items, dtype=torch.bfloat16))
 
 
-def four(endings: list[list[int]], number: int = 0) -> Question:
-    return Question([number], endings, [len(ending) for ending in endings])
+def four_endings(endings: list[list[int]], protocol: str, number: int = 0) -> ItemRequest:
+    return ItemRequest([number], endings, protocol, [len(ending) for ending in endings])
 
 
-def test_an_error_larger_than_was_thought_possible_makes_more_calls_close() -> None:
-    gaps = [0.9, 3.0, 9.0] * 2  # of three questions under both protocols
-    questions = [four([[1], [2], [3], [4]], number) for number in range(6)]
-    nats = np.array([[20.0, 20.0 + gap, 90.0, 90.0] for gap in gaps])
-    exact = nats - [0.0, 1.0, 0.0, 0.0]  # every second ending is off by 1 nat, twice what was thought possible
-    asked: list[list[int]] = []
+def test_a_large_error_makes_more_answers_uncertain() -> None:
+    requests = [
+        four_endings([[1], [2], [3], [4]], protocol, 3 * place + number)
+        for place, protocol in enumerate(PROTOCOLS)
+        for number in range(3)
+    ]
+    nats = np.array([[20.0, 20.0 + gap, 90.0, 90.0] for gap in (0.9, 3.0, 9.0) * 2])
+    exact = nats - [0.0, 1.0, 0.0, 0.0]  # every second ending is off by 1 nat, twice BFLOAT16_ERROR
+    rescored: list[list[int]] = []
 
-    def in_float32(again: list[Question]) -> npt.NDArray[np.float64]:
-        asked.append([question.context[0] for question in again])
-        return exact[asked[-1]]
+    def in_float32(uncertain: list[ItemRequest]) -> Scores:
+        rescored.append([request.context[0] for request in uncertain])
+        return exact[rescored[-1]]
 
-    hellaswag._ask_close_calls_again(nats, {HARNESS: questions[:3], TOKEN_MEAN: questions[3:]}, in_float32)
-    assert asked == [[0, 3], [1, 4]]
+    hellaswag._rescore(nats, requests, in_float32)  # type: ignore[arg-type]
+    assert rescored == [[0, 3], [1, 4]]
     assert nats[:, 1].tolist() == [exact[0, 1], exact[1, 1], 29.0] * 2
 
 
-def test_an_ending_that_cannot_win_hides_no_close_call() -> None:
-    asked = {HARNESS: [four([[], [2], [3], [4]])], TOKEN_MEAN: [four([[1], [2], [3], [4]])]}
-    nats = {HARNESS: np.array([[0.0, 20.0, 20.1, 90.0]]), TOKEN_MEAN: np.array([[0.0, 20.0, 20.1, 90.0]])}
-    assert hellaswag._close_calls(nats, asked, error=0.5).tolist() == [True, False]
+def test_an_ending_that_cannot_win_hides_no_uncertain_answer() -> None:
+    requests = [four_endings([[], [2], [3], [4]], HARNESS), four_endings([[1], [2], [3], [4]], TOKEN_MEAN)]
+    nats = np.array([[0.0, 20.0, 20.1, 90.0]] * 2)
+    assert hellaswag._uncertain(nats, requests, error=0.5).tolist() == [True, False]
 
 
-def test_a_malformed_item_is_named_by_its_line(tmp_path: Path) -> None:
-    path = tmp_path / "items.jsonl"
-    good = item().__dict__ | {"endings": list(item().endings)}
-    path.write_text("\n".join(json.dumps(one) for one in (good, good, good | {"label": 4})))
-    with pytest.raises(ValueError, match=r"items.jsonl:3: label \(4\) must be 0 to 3"):
-        read_items(path)
+# Against lm-evaluation-harness itself.
 
-
-def _same_as_alone(group: Group, count: int, expected: HellaswagResult) -> None:
-    progress = Progress("items", total=8 * count, unit="endings")
-    result = score_items(
-        tiny_model(block_size=64),
-        BYTES,
-        many_items(count),
-        batch_size=4,
-        dtype=torch.float32,
-        group=group,
-        progress=progress,
+BRACKETED = [
+    item(
+        ctx_a=f"[header] How to tie {number} knots [title] Begin. [step] Take it.",
+        ctx_b="" if number % 2 else "[step] the Rope",
+        endings=("[step] over [substeps] under.", "[title] a.", f"goes round {number} times", "is – cut. "),
+        label=number % 4,
     )
-    assert not group.is_main or progress.done == progress.total
-    assert (result.items, result.truncated) == (expected.items, expected.truncated)
-    assert same_answers(result, expected)
+    for number in range(8)
+]
 
 
-@pytest.mark.parametrize("count", [13, 1])  # 13 items: no number of ranks divides it; 1: a rank has nothing to do
-def test_two_ranks_answer_as_one(count: int) -> None:
-    expected = score(tiny_model(block_size=64), many_items(count), batch_size=4)
-    on_ranks(2, _same_as_alone, count, expected)
+@pytest.mark.slow
+@pytest.mark.parametrize("block_size", [128, 24])  # 24: nearly every item is truncated
+def test_answers_match_lm_eval(tmp_path: Path, block_size: int) -> None:
+    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed (docs/evaluation.md says how)")
+    from benchmarks.harness import harness_is_right
+
+    items = [*many_items(24), *BRACKETED]
+    if block_size < 128:  # the harness accepts no ending that is longer than the context
+        items = [one for one in items if max(len(ending.encode()) for ending in one.endings) < 20]
+    assert len(items) >= 15
+    model = tiny_model(block_size=block_size)
+    save_tokenizer(BYTES, tmp_path / "tokenizer")
+    export_model(model, tmp_path / "tokenizer", tmp_path / "exported")
+    result = score_items(model, BYTES, items, batch_size=8, dtype=torch.float32, group=ALONE)
+    for metric, correct in harness_is_right(tmp_path / "exported", items).items():
+        ours: npt.NDArray[np.int64] = (result.answers[metric] == result.labels).astype(int)
+        assert np.array_equal(ours, correct), metric
+        assert 0 < ours.mean() < 1  # neither all right nor all wrong

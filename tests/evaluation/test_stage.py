@@ -1,20 +1,21 @@
 """The evaluate stage: files in, metrics out, the same from any number of processes."""
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+import torch
 
+from pipeline.artifacts import EvaluationMetrics
 from pipeline.config import read_sections
-from pipeline.corpus import encodings
-from pipeline.corpus.hellaswag_items import write_items
-from pipeline.log import Stop
-from pipeline.model.files import save_model
+from pipeline.corpus.hellaswag import write_items
+from pipeline.corpus.tokenizer import save_tokenizer
+from pipeline.evaluation import hellaswag
+from pipeline.log import UserError
 from pipeline.model.gpt import GPT
+from pipeline.model_directory import save_model
 from pipeline.probes import choice_columns, training_probes
 from pipeline.runtime import RuntimeParams
 from pipeline.training.params import TrainParams
@@ -25,94 +26,103 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory with all that the stage reads; the current one."""
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current directory, with the inputs of the stage."""
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
     write_val_split(tmp_path / "data/shards", documents())
-    save_model(tmp_path / "data/model", tiny_model(block_size=64), tmp_path / "data/shards/encoding")
+    save_model(tmp_path / "data/model", tiny_model(block_size=64), tmp_path / "data/shards/tokenizer")
     write_items(tmp_path / "data/hellaswag", many_items(13), "Next lines of the validation documents", False)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def metrics(workplace: Path) -> dict[str, Any]:
-    return json.loads((workplace / "reports/evaluate/metrics.json").read_text())
+def metrics() -> EvaluationMetrics:
+    """What the stage has written."""
+    return EvaluationMetrics.read(evaluate.METRICS)
 
 
-def run(processes: int) -> None:
-    launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}"] if processes > 1 else []
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    subprocess.run([sys.executable, *launcher, "-m", "stages.evaluate"], check=True, env=environment, timeout=120)
-
-
-def test_metrics_have_the_loss_and_name_the_items(workplace: Path) -> None:
+def evaluated() -> EvaluationMetrics:
+    """What the stage writes."""
     evaluate.main()
-    found = metrics(workplace)
-    assert set(found) == {"val", "next_lines"}
-    assert set(found["val"]) == {"loss", "perplexity", "bpb", "tokens"}
-    assert found["val"]["tokens"] == len(documents()) - 1
-    choices = found["next_lines"]
-    assert (choices["items"], choices["is_hellaswag"]) == (13, False)
-    for metric in ("acc", "acc_norm", "acc_norm_token"):
-        assert 0 <= choices[metric] <= 1
-        assert choices[f"{metric}_stderr"] >= 0
+    return metrics()
 
 
-def test_real_items_are_called_hellaswag(workplace: Path) -> None:
-    write_items(workplace / "data/hellaswag", many_items(2), "HellaSwag", True)
-    evaluate.main()
-    assert metrics(workplace)["hellaswag"]["items"] == 2
+@pytest.mark.usefixtures("workspace")
+def test_metrics_have_the_loss_and_the_accuracies() -> None:
+    written = evaluated()
+    assert written.val.tokens == len(documents()) - 1
+    assert written.hellaswag is None
+    assert written.next_lines is not None
+    assert (written.next_lines.items, written.next_lines.is_hellaswag) == (13, False)
+    for metric in hellaswag.METRICS:
+        assert 0 <= getattr(written.next_lines, metric) <= 1
+        assert getattr(written.next_lines, f"{metric}_stderr") >= 0
+
+
+def test_real_items_are_called_hellaswag(workspace: Path) -> None:
+    write_items(workspace / "data/hellaswag", many_items(2), "HellaSwag", True)
+    written = evaluated()
+    assert written.next_lines is None
+    assert written.hellaswag is not None
+    assert written.hellaswag.items == 2
 
 
 @pytest.mark.slow
-def test_two_processes_write_the_same_metrics_as_one(workplace: Path) -> None:
-    run(1)
-    alone = metrics(workplace)
-    (workplace / "reports/evaluate/metrics.json").unlink()
-    run(2)
-    assert metrics(workplace) == alone
+@pytest.mark.usefixtures("workspace")
+def test_two_processes_write_the_same_metrics_as_one() -> None:
+    alone = evaluated()
+    evaluate.METRICS.unlink()
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run([*command, "-m", "stages.evaluate"], check=True, env=environment, timeout=120)
+    assert metrics() == alone
 
 
-def test_a_model_of_another_encoding_is_refused_and_old_metrics_stay(workplace: Path) -> None:
-    evaluate.main()
-    before = metrics(workplace)
+def test_a_model_with_another_tokenizer_is_refused_and_old_metrics_stay(workspace: Path) -> None:
+    before = evaluated()
     ranks = {bytes([byte]): 255 - byte for byte in range(256)}
     other = type(BYTES)("other", pat_str=r"\S+|\s+", mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 256})
-    encodings.save(other, workplace / "other")
-    save_model(workplace / "data/model", tiny_model(), workplace / "other")
-    with pytest.raises(Stop, match=r"data/model/encoding: encoding other \(257 ids\) is not that of data/shards"):
+    save_tokenizer(other, workspace / "other")
+    save_model(workspace / "data/model", tiny_model(), workspace / "other")
+    with pytest.raises(UserError, match=r"data/model/tokenizer: tokenizer other \(257 ids\)"):
         evaluate.main()
-    assert metrics(workplace) == before
+    assert metrics() == before
 
 
-def test_an_imported_model_with_too_few_ids_is_refused(workplace: Path) -> None:
-    save_model(workplace / "data/model", GPT(tiny_model().config.changed(vocab_size=64, text_vocab_size=64)), None)
-    with pytest.raises(ValueError, match="exceeds the model's vocabulary"):
+def test_an_imported_model_with_too_few_ids_is_refused(workspace: Path) -> None:
+    save_model(workspace / "data/model", GPT(tiny_model().config.changed(vocab_size=64, text_vocab_size=64)), None)
+    with pytest.raises(ValueError, match=r"257 ids.*vocabulary \(64\)"):
         evaluate.main()
 
 
-def test_the_ids_of_an_imported_model_that_have_no_text_take_no_probability(workplace: Path) -> None:
-    evaluate.main()
-    before = metrics(workplace)
+def test_padded_ids_of_an_imported_model_take_no_probability(workspace: Path) -> None:
+    before = evaluated()
     model = tiny_model(block_size=64)
     assert model.config.vocab_size > model.config.text_vocab_size
     model.config = model.config.changed(text_vocab_size=model.config.vocab_size)  # as in Hugging Face's config
-    save_model(workplace / "data/model", model, None)
-    evaluate.main()
-    assert metrics(workplace) == before
+    save_model(workspace / "data/model", model, None)
+    assert evaluated() == before
 
 
-def test_the_probes_of_training_on_all_there_is_give_what_the_stage_gives(workplace: Path) -> None:
-    evaluate.main()
+def test_a_loss_that_is_not_finite_is_refused(workspace: Path) -> None:
+    model = tiny_model(block_size=64)
+    with torch.no_grad():
+        model.transformer.wte.weight[65] = torch.nan
+    save_model(workspace / "data/model", model, workspace / "data/shards/tokenizer")
+    with pytest.raises(UserError, match=r"data/model: validation loss \(nan\)"):
+        evaluate.main()
+    assert not evaluate.METRICS.exists()
+
+
+@pytest.mark.usefixtures("workspace")
+def test_probes_on_all_data_measure_the_same_as_the_stage() -> None:
+    written = evaluated()
     train, runtime = read_sections(TrainParams, RuntimeParams)
     train = train.model_copy(update={"eval_tokens": 10**6, "hellaswag_items": 13})
     runtime = runtime.model_copy(update={"dtype": "float32"})
-    probes = training_probes(train, runtime, ALONE, BYTES, Path("data/shards"), Path("data/hellaswag"))
     measured: dict[str, float] = {}
-    for probe in probes:
+    for probe in training_probes(train, runtime, ALONE, BYTES, Path("data/shards"), Path("data/hellaswag")):
         measured |= probe.measure(tiny_model(block_size=64), 1)
-    found = metrics(workplace)
-    assert measured["val/loss"] == found["val"]["loss"]
-    assert measured["val/bpb"] == found["val"]["bpb"]
-    shares = {f"next_lines/{metric}": found["next_lines"][metric] for metric in ("acc", "acc_norm", "acc_norm_token")}
-    assert {name: measured[name] for name in choice_columns(Path("data/hellaswag"))} == shares
+    assert (measured["val/loss"], measured["val/bpb"]) == (written.val.loss, written.val.bpb)
+    accuracies = {f"next_lines/{metric}": getattr(written.next_lines, metric) for metric in hellaswag.METRICS}
+    assert {name: measured[name] for name in choice_columns(Path("data/hellaswag"))} == accuracies

@@ -1,4 +1,4 @@
-"""Runs that several tests compare theirs with: made once."""
+"""Reference runs, made once, that tests compare their own with."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,7 +28,7 @@ def begin(data: Path, tmp_path: Path) -> Begin:
 
 @pytest.fixture(scope="session")
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
-    """A run that nothing has happened to."""
+    """A run without faults."""
     run = SmallRun(tmp_path_factory.mktemp("finished") / "run", data)
     run.train()
     return run
@@ -36,7 +36,7 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
 
 @pytest.fixture(scope="session")
 def whole(finished: SmallRun) -> dict[str, Any]:
-    """What that run has left."""
+    """Its result."""
     return finished.result()
 
 

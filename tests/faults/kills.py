@@ -18,7 +18,6 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.files import read_json
 from tests.faults.small import Process, SmallRun, same, write_data
 
 INTERVAL = 10  # steps between checkpoints
@@ -86,8 +85,8 @@ def time_to_first_step_and_rate(run: SmallRun) -> tuple[float, float]:
     """Seconds, and steps per second with their probes and checkpoints."""
     began = time.monotonic()
     run.train()
-    took, summary = time.monotonic() - began, read_json(run.path / "reports/train/summary.json")
-    return took - summary["wall_time_s"], summary["steps"] / summary["wall_time_s"]
+    took, summary = time.monotonic() - began, run.summary()
+    return took - summary.wall_time_s, summary.steps / summary.wall_time_s
 
 
 def main(arguments: list[str]) -> int:

@@ -1,9 +1,9 @@
-"""Saves a checkpoint and is killed on the way, at every point in turn: `python -m tests.faults.saves DIRECTORY`.
+"""Kills the saving of a checkpoint at every point in turn: `python -m tests.faults.saves DIRECTORY`.
 
-A point is each call that changes the disk: opening a file to write, the middle of writing it, flushing, renaming,
-removing. For each of them a child process begins with the checkpoints of steps 2 and 4, saves that of step 6 (which
-removes that of step 2) and kills itself there. Prints one line of JSON: for each kill the point and the step that is
-found afterwards.
+A point is each call that changes the disk: opening a file for writing, the middle of writing it, flushing, renaming,
+removing. For each point a child process starts with the checkpoints of steps 2 and 4, saves that of step 6 (which
+removes that of step 2) and kills itself there. Prints one line of JSON: for each kill the point, and the step of the
+newest valid checkpoint afterwards.
 """
 
 import io
@@ -18,9 +18,11 @@ from typing import Any, BinaryIO
 import torch
 
 from pipeline.training.checkpoint import CheckpointStore
+from pipeline.training.metrics import MetricsState, RunStats
 
 EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "shutil.rmtree"}
 SHAPE = (64, 64)
+METRICS = MetricsState(stats=RunStats(), recent_losses=[])
 
 
 def parts(step: int) -> dict[str, Any]:
@@ -74,7 +76,7 @@ def save_and_die(store: CheckpointStore, killer: Killer) -> None:
     """In a child process: the save of step 6, killed at its point, if it has so many."""
     torch.save, os.fsync = killer.save, killer.fsync  # type: ignore[assignment]
     sys.addaudithook(killer.audit)
-    store.save(6, parts(6), {})
+    store.save(6, parts(6), METRICS)
     store.wait()
     os._exit(0)
 
@@ -96,7 +98,7 @@ def main(folder: Path) -> None:
     begin = folder / "begin"
     store = CheckpointStore(begin, kept=2)
     for step in (2, 4):
-        store.save(step, parts(step), {})
+        store.save(step, parts(step), METRICS)
     store.wait()
     store._writer.shutdown()  # no thread of the parent's may be forked
     kills: list[tuple[str, int]] = []
@@ -107,7 +109,7 @@ def main(folder: Path) -> None:
         if child == 0:
             milestones = directory / "milestones"
             save_and_die(
-                CheckpointStore(directory, 2, milestones, milestone_interval=6),
+                CheckpointStore(directory, 2, milestones=milestones, milestone_interval=6),
                 Killer(len(kills) + 1, directory, log),
             )
         _, status = os.waitpid(child, 0)

@@ -1,4 +1,4 @@
-"""A training run so small that it takes seconds: the train stage as a process of its own, without DVC."""
+"""A tiny training run: the train stage as a process of its own, without DVC."""
 
 import csv
 import json
@@ -17,8 +17,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pipeline.artifacts import RunSummary
 from pipeline.config import load_yaml
-from pipeline.corpus.hellaswag_items import write_items
+from pipeline.corpus.hellaswag import write_items
 from pipeline.training.checkpoint import Checkpoint, CheckpointStore
 from tests.evaluation.small import many_items
 from tests.training.conftest import write_shards
@@ -68,7 +69,11 @@ class SmallRun:
         (path / "data").mkdir(parents=True)
         for name in ("shards", "hellaswag"):
             (path / "data" / name).symlink_to(data / name)
-        (path / "dvc.yaml").write_text('{"stages": {"train": {"deps": ["data/shards", "data/hellaswag"]}}}')
+        (path / "models").mkdir()
+        (path / "models/scratch").write_text("random weights\n")
+        (path / "stages").mkdir()
+        (path / "stages/code.py").write_text("version = 1\n")  # stands for the code of the stage
+        (path / "dvc.yaml").write_text('{"stages": {"train": {"deps": ["stages/code.py", "data/shards"]}}}')
         self.set(**changes)
         self.environment = {
             **os.environ,
@@ -107,7 +112,7 @@ class SmallRun:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
 
         return subprocess.Popen(
-            [*on, sys.executable, "-m", "pipeline.launch", module, *faults],
+            [*on, sys.executable, "-m", "pipeline", "launch", module, *faults],
             cwd=self.path,
             env={**self.environment, "NPROC_PER_NODE": str(ranks), **environment},
             stdout=subprocess.PIPE,
@@ -139,7 +144,7 @@ class SmallRun:
     @property
     def state(self) -> Path:
         """The directory of the unfinished run, of which there must be one."""
-        (state,) = (self.path / ".runs").glob("train-*")
+        (state,) = (self.path / ".runs").glob("train-*/")
         return state
 
     def checkpoints(self) -> list[str]:
@@ -159,6 +164,12 @@ class SmallRun:
             "step": newest.step,
             "curve": self.curve(),
         }
+
+    def summary(self) -> RunSummary:
+        return RunSummary.read(self.path / "reports/train/summary.json")
+
+    def resumed_at(self) -> list[int]:
+        return [resume.step for resume in self.summary().resumes]
 
     def curve(self) -> list[dict[str, str]]:
         with (self.path / "reports/train/curves.csv").open(newline="") as file:

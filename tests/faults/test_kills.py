@@ -1,31 +1,31 @@
-"""SIGKILL: the run goes on from its newest checkpoint and ends as one never killed, bit for bit."""
+"""SIGKILL, code that changes, and locks: a run resumes from its newest checkpoint and ends bit for bit the same."""
 
 import shutil
+import time
 from typing import Any
 
 import pytest
 
 from tests.faults import kills
 from tests.faults.conftest import Begin
-from tests.faults.small import same
+from tests.faults.small import corrupted_copy, same
 
 
 def test_a_killed_run_ends_with_the_weights_optimizer_and_curves_of_one_never_killed(
     begin: Begin, whole: dict[str, Any]
 ) -> None:
-    """Dropout is on, the optimizer is Muon beside AdamW, probes are taken; 12 steps, SIGKILL, 12 steps.
-
-    In between, a run of another configuration begins in the same directory, which takes up nothing of it.
-    """
+    """With dropout, Muon beside AdamW and probes. In between, another configuration runs in the same directory."""
     run = begin()
     assert run.train("kill@13", ok=False).code == -9
     run.set(train={"seed": 2})
-    assert "resuming" not in run.train().output
+    run.train()
+    assert run.resumed_at() == []
     assert not same(run.curve(), whole["curve"])
     (finished,) = run.path.glob(".runs/*/finished.json")
     shutil.rmtree(finished.parent)
     run.set()
-    assert "resuming after step 12 of 24" in run.train().output
+    run.train()
+    assert run.resumed_at() == [12]
     assert same(run.result(), whole)
     assert [row["step"] for row in run.curve()] == [str(step) for step in range(25)]
 
@@ -33,14 +33,39 @@ def test_a_killed_run_ends_with_the_weights_optimizer_and_curves_of_one_never_ki
 @pytest.mark.slow
 def test_a_compiled_run_that_was_killed_ends_as_one_never_killed(begin: Begin) -> None:
     compiled = {"compile": "on"}
-    never_killed = begin("never", runtime=compiled)
+    never_killed, run = begin("never", runtime=compiled), begin("killed", runtime=compiled)
     never_killed.train()
-    run = begin("killed", runtime=compiled)
     run.train("kill@13", ok=False)
-    output = run.train().output
-    assert "resuming after step 12 of 24" in output
-    assert "without torch.compile" not in output
+    run.train()
+    assert run.resumed_at() == [12]
+    assert run.summary().hardware.compile
     assert same(run.result(), never_killed.result())
+
+
+def test_a_run_resumes_although_its_code_has_changed_and_names_the_files(begin: Begin, whole: dict[str, Any]) -> None:
+    run = begin()
+    run.train("kill@13", ok=False)
+    (run.path / "stages/code.py").write_text("version = 2\n")
+    output = run.train().output
+    (resume,) = run.summary().resumes
+    assert (resume.step, resume.changed_files) == (12, ["stages/code.py"])
+    assert "stages/code.py" in output
+    assert same(run.result(), whole)
+
+
+@pytest.mark.parametrize(("resume", "changed", "resumed_at"), [("same-code", True, []), ("never", False, [])])
+def test_runtime_resume_starts_over_and_keeps_the_old_state(
+    begin: Begin, whole: dict[str, Any], resume: str, changed: bool, resumed_at: list[int]
+) -> None:
+    run = begin()
+    run.train("kill@13", ok=False)
+    if changed:
+        (run.path / "stages/code.py").write_text("version = 2\n")
+    run.set(runtime={"resume": resume})
+    run.train()
+    assert run.resumed_at() == resumed_at
+    assert same(run.result(), whole)
+    assert list(run.path.glob(".runs/old-train-*/checkpoints/step_00000012"))
 
 
 @pytest.mark.slow
@@ -48,3 +73,27 @@ def test_kills_at_random_times_change_nothing(capsys: pytest.CaptureFixture[str]
     """The script of docs/resilience.md, with fewer kills."""
     assert kills.main(["--kills", "2", "--seed", "2"]) == 0
     assert capsys.readouterr().out.count("| equal, bit for bit |") == 3
+
+
+def test_a_second_process_on_the_same_run_is_refused(begin: Begin) -> None:
+    run = begin()
+    first = run.start("hold@5")
+    while not (run.path / "held").exists():
+        assert first.poll() is None
+        time.sleep(0.02)
+    assert str(first.pid) in run.train(ok=False).output
+    (run.path / "go").touch()
+    output, _ = first.communicate(timeout=60)
+    assert first.returncode == 0, output
+
+
+def test_damaged_shards_are_named_with_file_and_offset(begin: Begin) -> None:
+    run = begin()
+    file = corrupted_copy(run, "train_000001.npy")
+    content = bytearray(file.read_bytes())
+    content[900:902] = b"\xff\xff"  # an id outside the vocabulary
+    file.write_bytes(content)
+    output = run.train(ok=False).output
+    assert "train_000001.npy: offset 900" in output
+    assert "Traceback" not in output
+    assert not (run.path / "data/model").exists()

@@ -1,4 +1,4 @@
-"""Two hosts: network namespaces joined by a cable, each with a name, an address and a directory of its own."""
+"""Two hosts: network namespaces joined by a veth pair, each with its own name, address and directory."""
 
 import os
 import shutil
@@ -60,6 +60,12 @@ def test_two_hosts_with_a_rank_each_train_as_two_ranks_on_one_host(
     ]
     outputs = [process.communicate(timeout=120)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
-    assert "on each of 2 rank(s)" in outputs[0]
+    assert runs[0].summary().hardware.world_size == 2
     assert same(runs[0].result(), whole_on_two)
-    assert sorted(path.name for path in runs[1].path.iterdir()) == ["data", "dvc.yaml", "params.yaml"]
+    assert sorted(path.name for path in runs[1].path.iterdir()) == [
+        "data",
+        "dvc.yaml",
+        "models",
+        "params.yaml",
+        "stages",
+    ]

@@ -1,6 +1,6 @@
-"""The sample stage and the command that writes to the terminal."""
+"""The sample stage and `python -m pipeline generate`."""
 
-import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,75 +9,101 @@ import pytest
 import tiktoken
 import torch
 
-from pipeline.corpus import encodings
-from pipeline.generation import __main__ as terminal
-from pipeline.generation import sampler
-from pipeline.model.export import export_model
-from pipeline.model.files import load_model, save_model
+from pipeline import markdown
+from pipeline.artifacts import PromptSamples, Samples, SampleSettings, Surprisal
+from pipeline.cli import generate
+from pipeline.corpus.tokenizer import bytes_tokenizer, save_tokenizer
+from pipeline.generation import sampling
+from pipeline.huggingface.export import export_model
+from pipeline.inference import for_inference
 from pipeline.model.gpt import GPT
-from pipeline.model.inference import for_inference
+from pipeline.model_directory import load_model, save_model
 from stages import sample
 from tests.model.configs import TINY
 
 ROOT = Path(__file__).parents[2]
-BYTES = encodings.bytes_encoding()
+BYTES = bytes_tokenizer()
 
 
 @pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory with a model and the default params, which ask for few tokens; the current one."""
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current directory, with a model and the default params for fewer tokens."""
     params = (ROOT / "params.yaml").read_text()
     assert "max_new_tokens: 200" in params
     (tmp_path / "params.yaml").write_text(params.replace("max_new_tokens: 200", "max_new_tokens: 20"))
-    encodings.save(BYTES, tmp_path / "encoding")
+    save_tokenizer(BYTES, tmp_path / "tokenizer")
     torch.manual_seed(1)
     model = GPT(TINY.changed(vocab_size=320, text_vocab_size=257))
-    save_model(tmp_path / "data/model", model, tmp_path / "encoding")
+    save_model(tmp_path / "data/model", model, tmp_path / "tokenizer")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def test_samples_have_every_prompt_and_the_same_texts_again(workplace: Path) -> None:
-    sample.main()
-    data, page = workplace / "reports/sample/samples.json", workplace / "reports/sample/samples.md"
-    found = json.loads(data.read_text())
-    assert [prompt["prompt"] for prompt in found["prompts"]] == [None, "ROMEO\n", "To be, or not to be"]
-    assert all(len(prompt["continuations"]) == 2 for prompt in found["prompts"])
-    assert found["settings"]["seed"] == 1
-    assert "".join(piece for piece, _ in found["surprise"]["tokens"]) == found["surprise"]["text"]
-    assert "## `To be, or not to be`" in page.read_text()
-    first = data.read_bytes(), page.read_bytes()
-    sample.main()
-    assert (data.read_bytes(), page.read_bytes()) == first
+# The stage.
 
 
-def test_samples_of_a_padded_model_have_a_text(workplace: Path) -> None:
+@pytest.mark.usefixtures("workspace")
+def test_samples_have_every_prompt_and_the_same_texts_again() -> None:
+    sample.main()
+    samples = Samples.read(sample.DATA)
+    assert [prompt.prompt for prompt in samples.prompts] == [None, "ROMEO\n", "To be, or not to be"]
+    assert all(len(prompt.continuations) == 2 for prompt in samples.prompts)
+    assert samples.settings.max_new_tokens == 20
+    assert "".join(token for token, _ in samples.surprisal.tokens) == samples.surprisal.text
+    first = sample.DATA.read_bytes(), sample.PAGE.read_bytes()
+    sample.main()
+    assert (sample.DATA.read_bytes(), sample.PAGE.read_bytes()) == first
+
+
+def test_a_padded_model_samples_only_ids_with_a_text(workspace: Path) -> None:
     model = GPT(TINY.changed(vocab_size=384, text_vocab_size=384))  # random: a third of the ids would have none
-    save_model(workplace / "data/model", model, workplace / "encoding")
+    save_model(workspace / "data/model", model, workspace / "tokenizer")
     sample.main()
-    found = json.loads((workplace / "reports/sample/samples.json").read_text())
-    assert all(text for prompt in found["prompts"] for text in prompt["continuations"])
+    assert all(text for prompt in Samples.read(sample.DATA).prompts for text in prompt.continuations)
 
 
-def write(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    monkeypatch.setattr(sys, "argv", ["generation", *arguments])
-    terminal.main()
+def test_the_page_shows_texts_literally() -> None:
+    samples = Samples(
+        settings=SampleSettings(temperature=0.8, top_k=5, top_p=1.0, max_new_tokens=9, seed=1),
+        prompts=[
+            PromptSamples(prompt=None, continuations=["one\n```\n# no title"]),
+            PromptSamples(prompt="KING\n", continuations=["two", "three"]),
+            PromptSamples(prompt="```python", continuations=["four"]),
+            PromptSamples(prompt=" \n", continuations=["five"]),
+            PromptSamples(prompt="a" * 99, continuations=["six"]),
+        ],
+        surprisal=Surprisal(text="a**|", tokens=[("a", 1.0), ("**", 5.0), ("|", 3.0), ("\n", 2.0)]),
+    )
+    page = markdown.render(sample.TEMPLATE, {"samples": samples})
+    assert "temperature 0.8, top_k 5, top_p 1.0, max_new_tokens 9, seed 1." in page
+    assert "````text\none\n```\n# no title\n````" in page
+    assert "```text\nKING\ntwo\n```" in page
+    titles = [line for line in page.splitlines() if line.startswith("## ")]
+    assert titles[1:5] == ["## `KING`", "## ```` ```python ````", "## (white space)", f"## `{'a' * 59}…`"]
+    assert "2.75 nats" in page
+    assert page.endswith("`**` (5.0),\n`\\|` (3.0),\n`'\\n'` (2.0),\n`a` (1.0).\n")
+
+
+# The command.
+
+
+def write(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What the command prints on standard output."""
+    generate.main(list(arguments))
     return capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("workplace")
-def test_the_terminal_shows_prompt_and_continuation(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.usefixtures("workspace")
+def test_generate_prints_prompt_and_continuation(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ("Once upon", "--max-new-tokens", "12", "--seed", "3", "--samples", "2")
-    text = write(monkeypatch, capsys, *arguments)
+    text = write(capsys, *arguments)
     assert text.startswith("Once upon")
     assert text.count("Once upon") == 2
-    assert write(monkeypatch, capsys, *arguments) == text
+    assert write(capsys, *arguments) == text
 
 
-@pytest.mark.usefixtures("workplace")
-def test_the_terminal_prepares_the_model_once_for_all_samples(
+@pytest.mark.usefixtures("workspace")
+def test_generate_prepares_the_model_once_for_all_samples(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prepared: list[torch.dtype] = []
@@ -86,99 +112,94 @@ def test_the_terminal_prepares_the_model_once_for_all_samples(
         prepared.append(dtype)
         return for_inference(model, dtype)
 
-    monkeypatch.setattr(terminal, "for_inference", spy)
-    monkeypatch.setattr(sampler, "for_inference", spy)
-    write(monkeypatch, capsys, "--max-new-tokens", "2", "--samples", "3", "--dtype", "float32")
+    monkeypatch.setattr(generate, "for_inference", spy)
+    monkeypatch.setattr(sampling, "for_inference", spy)
+    write(capsys, "--max-new-tokens", "2", "--samples", "3", "--dtype", "float32")
     assert prepared == [torch.float32]
 
 
-@pytest.mark.usefixtures("workplace")
-def test_the_terminal_shows_log_probabilities(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    lines = write(monkeypatch, capsys, "--max-new-tokens", "5", "--seed", "3", "--logprobs").splitlines()
+@pytest.mark.usefixtures("workspace")
+def test_generate_prints_log_probabilities(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = write(capsys, "--max-new-tokens", "5", "--seed", "3", "--logprobs").splitlines()
     assert len(lines) == 5
     assert all(float(line.split()[0]) < 0 for line in lines)
 
 
-def test_a_padded_hugging_face_directory_is_read_with_gpt2_s_encoding(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_padded_hugging_face_model_is_read_with_gpt2_s_tokenizer(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ours = load_model(workplace / "data/model")
-    ours.config = ours.config.changed(text_vocab_size=320)  # the padding is exported as if it were text
-    export_model(ours, None, workplace / "theirs")
-    asked: list[Path] = []
+    model = load_model(workspace / "data/model")
+    model.config = model.config.changed(text_vocab_size=320)  # the padding is exported as if it were text
+    export_model(model, None, workspace / "exported")
+    directories: list[Path] = []
 
-    def gpt2_encoding(directory: Path) -> tiktoken.Encoding:
-        asked.append(directory)
-        print("fetching")
-        return BYTES  # the real one would need its file
+    def gpt2_tokenizer(directory: Path) -> tiktoken.Encoding:
+        directories.append(directory)
+        print("fetching")  # belongs on standard error
+        return BYTES  # GPT-2's would need its file
 
-    monkeypatch.setattr(terminal, "gpt2_encoding", gpt2_encoding)
+    monkeypatch.setattr(generate, "gpt2_tokenizer", gpt2_tokenizer)
     arguments = ("Once", "--max-new-tokens", "300", "--seed", "3", "--dtype", "float32", "--temperature", "5")
-    text = write(monkeypatch, capsys, *arguments, "--model", "theirs")  # what is said goes to the other stream
-    assert text == write(monkeypatch, capsys, *arguments)
-    assert asked == [Path("theirs")]
+    assert write(capsys, *arguments, "--model", "exported") == write(capsys, *arguments)
+    assert directories == [Path("exported")]
 
 
-def test_a_hugging_face_directory_with_fewer_ids_than_gpt2_is_refused(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("eot_id", "sizes"), [(50256, r"50257 ids.*\(257\)"), (1, r"\(257\).*2 ids")])
+def test_a_hugging_face_model_whose_vocabulary_does_not_fit_gpt2_s_is_refused(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, eot_id: int, sizes: str
 ) -> None:
-    export_model(load_model(workplace / "data/model"), None, workplace / "theirs")
-    larger = tiktoken.Encoding("gpt2", pat_str=".", mergeable_ranks={b"a": 0}, special_tokens={"<|endoftext|>": 50256})
-    monkeypatch.setattr(terminal, "gpt2_encoding", lambda _: larger)
-    monkeypatch.setattr(sys, "argv", ["generation", "--model", "theirs"])
-    with pytest.raises(ValueError, match=r"theirs: encoding gpt2 \(50257 ids\) exceeds the model's vocabulary \(257\)"):
-        terminal.main()
+    export_model(load_model(workspace / "data/model"), None, workspace / "exported")
+    gpt2 = tiktoken.Encoding("gpt2", pat_str=".", mergeable_ranks={b"a": 0}, special_tokens={"<|endoftext|>": eot_id})
+    monkeypatch.setattr(generate, "gpt2_tokenizer", lambda _: gpt2)
+    with pytest.raises(ValueError, match=f"exported: .*{sizes}"):
+        generate.main(["--model", "exported"])
 
 
-def test_a_hugging_face_directory_with_more_ids_than_gpt2_s_and_padding_is_refused(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    export_model(load_model(workplace / "data/model"), None, workplace / "theirs")
-    smaller = tiktoken.Encoding("gpt2", pat_str=".", mergeable_ranks={b"a": 0}, special_tokens={"<|endoftext|>": 1})
-    monkeypatch.setattr(terminal, "gpt2_encoding", lambda _: smaller)
-    monkeypatch.setattr(sys, "argv", ["generation", "--model", "theirs"])
-    with pytest.raises(ValueError, match=r"theirs: the model's vocabulary \(257\) is more than the 2 ids of encoding"):
-        terminal.main()
+def test_weights_without_a_tokenizer_are_refused(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_model(workspace / "weights", load_model(workspace / "data/model"), None)
+    monkeypatch.setattr(generate, "gpt2_tokenizer", lambda _: BYTES)
+    with pytest.raises(ValueError, match="weights/tokenizer"):
+        generate.main(["--model", "weights"])
 
 
-def test_imported_weights_without_an_encoding_are_refused(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_model(workplace / "weights", load_model(workplace / "data/model"), None)
-    monkeypatch.setattr(terminal, "gpt2_encoding", lambda _: BYTES)
-    monkeypatch.setattr(sys, "argv", ["generation", "--model", "weights"])
-    with pytest.raises(ValueError, match="weights/encoding not found: what the model's ids mean is not known"):
-        terminal.main()
+def test_a_directory_without_a_model_is_named(workspace: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        generate.main(["--model", str(workspace / "nowhere")])
 
 
-@pytest.mark.parametrize(("samples", "wrong"), [("0", "0 must be at least 1"), ("few", "invalid count value: 'few'")])
-def test_a_number_of_samples_that_is_none_is_refused(
-    samples: str, wrong: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize("samples", ["0", "few"])
+def test_a_wrong_number_of_samples_is_refused(samples: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
-        write(monkeypatch, capsys, "--samples", samples)
-    assert f"argument --samples: {wrong}" in capsys.readouterr().err
+        generate.main(["--samples", samples])
+    assert "--samples" in capsys.readouterr().err
 
 
-def test_a_reader_that_has_seen_enough_ends_it_quietly(workplace: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "pipeline.generation",
-        "xxxxx",
-        "--samples=50",
-        f"--model={workplace / 'data/model'}",
-    ]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as writer:
-        assert writer.stdout is not None
-        assert writer.stderr is not None
-        assert writer.stdout.read(5) == "xxxxx"
-        writer.stdout.close()
-        assert writer.stderr.read() == ""
-    assert writer.returncode == 141
+def endless(workspace: Path) -> "subprocess.Popen[str]":
+    """The command, generating more than a test will read."""
+    command = [sys.executable, "-m", "pipeline", "generate", "xxxxx", "--samples=5000"]
+    return subprocess.Popen(
+        [*command, f"--model={workspace / 'data/model'}"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
-def test_a_directory_without_a_model_is_named(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["generation", "--model", str(workplace / "nowhere")])
-    with pytest.raises(FileNotFoundError, match="nowhere is no model directory"):
-        terminal.main()
+def test_a_closed_pipe_ends_generation_quietly(workspace: Path) -> None:
+    with endless(workspace) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.read(5) == "xxxxx"
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
+
+
+def test_ctrl_c_ends_generation_quietly(workspace: Path) -> None:
+    with endless(workspace) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(5) == "xxxxx"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (130, "\n")

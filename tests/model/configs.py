@@ -1,4 +1,4 @@
-"""Small models for the tests, and every choice beside GPT-2's."""
+"""Small configs for the tests: GPT-2's architecture, every other choice, and combinations."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from pipeline.model.config import GPTConfig, gpt2_config
 
 TINY = gpt2_config("gpt2").changed(n_layer=2, n_head=4, n_embd=32, block_size=16, vocab_size=64, text_vocab_size=61)
 
-# Each option by itself, and a few that meet in code.
+# Each choice by itself, and combinations that interact.
 OPTIONS: dict[str, dict[str, Any]] = {
     "gpt2": {},
     "sinusoidal": {"position": "sinusoidal"},
@@ -23,11 +23,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "multi-query": {"n_kv_head": 1},
     "qk_norm": {"qk_norm": True},
     "no bias": {"bias": False},
-    "untied": {"tie_head": False},
-    "flat init": {"init": "flat"},
+    "untied": {"tie_embeddings": False},
+    "normal init": {"init": "normal"},
     "zero init": {"init": "zero"},
     "dropout": {"dropout": 0.1},
-    "manual": {"attention": "manual"},
+    "eager": {"attention": "eager"},
     "no padding": {"vocab_size": 61},
     "llama": {
         "position": "rope",
@@ -36,7 +36,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "mlp_expansion": 2.667,
         "n_kv_head": 2,
         "bias": False,
-        "tie_head": False,
+        "tie_embeddings": False,
     },
     "nanochat": {
         "position": "rope",
@@ -44,7 +44,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "mlp": "relu_squared",
         "qk_norm": True,
         "bias": False,
-        "tie_head": False,
+        "tie_embeddings": False,
         "init": "zero",
     },
     "alibi, gqa, qk_norm": {"position": "alibi", "n_kv_head": 2, "qk_norm": True},

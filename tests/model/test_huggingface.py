@@ -1,4 +1,4 @@
-"""GPT-2 as Hugging Face keeps it: in and out, with the same logits and the same ids."""
+"""Import from and export to Hugging Face: the same logits, the same token ids, and what is refused."""
 
 import json
 from pathlib import Path
@@ -10,14 +10,16 @@ import tiktoken
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.corpus import encodings
-from pipeline.corpus.vocabularies import gpt2_encoding
-from pipeline.log import Stop
-from pipeline.model.config import GPTConfig, gpt2_config
-from pipeline.model.export import export_model
-from pipeline.model.files import load_model, save_model
+from pipeline.cli import export_model as export_command
+from pipeline.cli import import_model as import_command
+from pipeline.corpus.tokenizer import END_OF_TEXT, bytes_tokenizer, fingerprint, load_tokenizer, save_tokenizer
+from pipeline.corpus.vocabularies import gpt2_tokenizer
+from pipeline.huggingface.export import export_model
+from pipeline.huggingface.tokenizer_json import merges, tokenizer_config, tokenizer_json
+from pipeline.log import UserError
+from pipeline.model.config import GPTConfig
 from pipeline.model.gpt import GPT
-from pipeline.model.tokenizer_json import merges, tokenizer_config, tokenizer_json
+from pipeline.model_directory import load_model, save_model
 from tests.model.configs import OPTIONS, TINY, option
 
 transformers = pytest.importorskip("transformers", reason="transformers is a development dependency")
@@ -31,7 +33,7 @@ SIZES = {
 
 
 def randomize(model: torch.nn.Module) -> None:
-    """Weights far from their initial values, biases and gains included, so that no mistake hides behind a zero."""
+    """Weights, biases and gains far from zero and one, so that every mistake changes the logits."""
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -54,13 +56,13 @@ def tokens(config: GPTConfig) -> torch.Tensor:
 def assert_same_logits(ours: GPT, theirs: Any) -> None:
     idx = tokens(ours.config)
     expected = theirs(idx).logits
-    found = ours.logits(ours.hidden(idx))[..., : ours.config.text_vocab_size]
-    assert expected.abs().max() > 0.5, "logits too small to compare"
-    assert (found - expected).abs().max() <= TOLERANCE
+    logits = ours.logits(ours.hidden(idx))[..., : ours.config.text_vocab_size]
+    assert expected.abs().max() > 0.5
+    assert (logits - expected).abs().max() <= TOLERANCE
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_random_gpt2_of_transformers_gives_the_same_logits_here(size: str, tmp_path: Path) -> None:
+def test_imported_logits_are_those_of_transformers(size: str, tmp_path: Path) -> None:
     values = dict(SIZES[size])
     values["n_positions"] = values.pop("block_size")
     theirs = hf_model(**values)
@@ -69,25 +71,25 @@ def test_a_random_gpt2_of_transformers_gives_the_same_logits_here(size: str, tmp
 
 
 @pytest.mark.parametrize("activation", ["gelu_new", "gelu", "relu", "gelu_pytorch_tanh", "relu2"])
-def test_each_activation_of_transformers_means_the_same_here(activation: str, tmp_path: Path) -> None:
+def test_imported_activations(activation: str, tmp_path: Path) -> None:
     theirs = hf_model(activation_function=activation, n_inner=40)
     theirs.save_pretrained(tmp_path)
     assert_same_logits(load_model(tmp_path), theirs)
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_random_model_of_ours_gives_the_same_logits_in_transformers(size: str, tmp_path: Path) -> None:
+def test_exported_logits_are_the_same_in_transformers(size: str, tmp_path: Path) -> None:
     ours = GPT(TINY.changed(**SIZES[size])).eval()
     randomize(ours)
     export_model(ours, None, tmp_path / "out")
     assert_same_logits(ours, transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval())
 
 
-EXPRESSIBLE = ["gpt2", "gelu", "relu", "relu_squared", "no bias", "untied", "no padding", "manual"]
+EXPRESSIBLE = ["gpt2", "gelu", "relu", "relu_squared", "no bias", "untied", "no padding", "eager"]
 
 
 @pytest.mark.parametrize("name", EXPRESSIBLE)
-def test_what_gpt2_can_express_is_exported_and_comes_back_the_same(name: str, tmp_path: Path) -> None:
+def test_expressible_options_round_trip(name: str, tmp_path: Path) -> None:
     ours = GPT(option(name)).eval()
     randomize(ours)
     export_model(ours, None, tmp_path / "out")
@@ -108,8 +110,8 @@ def test_what_gpt2_can_express_is_exported_and_comes_back_the_same(name: str, tm
         ("qk_norm", "model.qk_norm (True)"),
     ],
 )
-def test_what_gpt2_cannot_express_is_refused_by_name(name: str, key: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="cannot express") as error:
+def test_inexpressible_options_are_refused_by_key(name: str, key: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
         export_model(GPT(option(name)), None, tmp_path / "out")
     assert key in str(error.value)
     assert not (tmp_path / "out").exists()
@@ -119,14 +121,14 @@ def test_every_option_is_either_exported_or_refused(tmp_path: Path) -> None:
     exported = []
     for name in OPTIONS:
         try:
-            export_model(GPT(option(name)), None, tmp_path / "out")
-        except ValueError:
+            export_model(GPT(option(name)), None, tmp_path / name)
+        except UserError:
             continue
         exported.append(name)
-    assert sorted(exported) == sorted([*EXPRESSIBLE, "flat init", "zero init", "dropout"])
+    assert sorted(exported) == sorted([*EXPRESSIBLE, "normal init", "zero init", "dropout"])
 
 
-def test_masks_of_old_files_are_ignored_and_the_prefix_may_be_missing(tmp_path: Path) -> None:
+def test_old_files_with_masks_and_without_prefix(tmp_path: Path) -> None:
     theirs = hf_model()
     theirs.save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
@@ -146,11 +148,11 @@ def test_masks_of_old_files_are_ignored_and_the_prefix_may_be_missing(tmp_path: 
         ("scale_attn_by_inverse_layer_idx", True),
     ],
 )
-def test_a_config_that_is_computed_otherwise_is_refused(key: str, value: object, tmp_path: Path) -> None:
+def test_configs_that_compute_something_else_are_refused(key: str, value: object, tmp_path: Path) -> None:
     hf_model().save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
-    with pytest.raises(ValueError, match=key) as error:
+    with pytest.raises(UserError, match=key) as error:
         load_model(tmp_path)
     assert str(path) in str(error.value)
 
@@ -175,7 +177,7 @@ def random_texts(count: int) -> list[str]:
 
 
 def small_bpe() -> tiktoken.Encoding:
-    """A byte-pair encoding with GPT-4's split pattern and merges that overlap."""
+    """A byte-pair encoding with GPT-4's split pattern and overlapping merges."""
     ranks = {bytes([byte]): byte for byte in range(256)}
     for token in (
         b"th",
@@ -197,32 +199,32 @@ def small_bpe() -> tiktoken.Encoding:
     pattern = (
         r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
     )
-    special = {encodings.END_OF_TEXT: len(ranks)}
+    special = {END_OF_TEXT: len(ranks)}
     return tiktoken.Encoding("small", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
 
 
-@pytest.mark.parametrize("make", [small_bpe, encodings.bytes_encoding])
+@pytest.mark.parametrize("make", [small_bpe, bytes_tokenizer])
 def test_the_exported_tokenizer_gives_the_same_ids(make: Any, tmp_path: Path) -> None:
-    encoding = make()
-    encodings.save(encoding, tmp_path / "encoding")
-    model = GPT(TINY.changed(vocab_size=encoding.n_vocab, text_vocab_size=encoding.n_vocab))
-    export_model(model, tmp_path / "encoding", tmp_path / "out")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    ours = make()
+    save_tokenizer(ours, tmp_path / "tokenizer")
+    model = GPT(TINY.changed(vocab_size=ours.n_vocab, text_vocab_size=ours.n_vocab))
+    export_model(model, tmp_path / "tokenizer", tmp_path / "out")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     for text in TEXTS + random_texts(300):
-        ids = encoding.encode_ordinary(text)
-        assert tokenizer(text)["input_ids"] == ids, repr(text)
-        assert tokenizer.decode(ids) == text
-    assert tokenizer(encodings.END_OF_TEXT)["input_ids"] == [encoding.eot_token]
-    assert tokenizer.eos_token_id == encoding.eot_token
-    assert len(tokenizer) == encoding.n_vocab
-    assert encodings.load(tmp_path / "out" / "encoding")._mergeable_ranks == encoding._mergeable_ranks
+        ids = ours.encode_ordinary(text)
+        assert theirs(text)["input_ids"] == ids, repr(text)
+        assert theirs.decode(ids) == text
+    assert theirs(END_OF_TEXT)["input_ids"] == [ours.eot_token]
+    assert theirs.eos_token_id == ours.eot_token
+    assert len(theirs) == ours.n_vocab
+    assert load_tokenizer(tmp_path / "out/tokenizer")._mergeable_ranks == ours._mergeable_ranks
 
 
-def test_transformers_generates_from_an_exported_directory_as_its_files_say(tmp_path: Path) -> None:
-    encoding = encodings.bytes_encoding()
-    encodings.save(encoding, tmp_path / "encoding")
+def test_transformers_generates_from_an_exported_directory(tmp_path: Path) -> None:
+    tokenizer = bytes_tokenizer()
+    save_tokenizer(tokenizer, tmp_path / "tokenizer")
     ours = GPT(TINY.changed(vocab_size=320, text_vocab_size=257)).eval()
-    export_model(ours, tmp_path / "encoding", tmp_path / "out")
+    export_model(ours, tmp_path / "tokenizer", tmp_path / "out")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     prompt = tokenizer("Hi", return_tensors="pt")
@@ -233,34 +235,106 @@ def test_transformers_generates_from_an_exported_directory_as_its_files_say(tmp_
     assert idx.tolist() == out.tolist()
 
 
-def test_the_released_sizes_have_their_known_configs() -> None:
-    config = gpt2_config("gpt2-xl")
-    assert (config.n_layer, config.n_head, config.n_embd) == (48, 25, 1600)
-    assert (config.block_size, config.vocab_size, config.bias, config.mlp) == (1024, 50257, True, "gelu_tanh")
-
-
-def test_our_directory_comes_back_bit_for_bit(tmp_path: Path) -> None:
-    model = GPT(option("llama")).eval()
-    save_model(tmp_path / "a", model, None)
-    back = load_model(tmp_path / "a")
-    assert back.config == model.config
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), back.parameters(), strict=True))
-    save_model(tmp_path / "b", back, None)
-    for name in ("model.safetensors", "config.json"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-
-
-def test_gpt2s_own_encoding_is_exported_with_its_own_merges(tmp_path: Path) -> None:
+def test_gpt2_merges_are_recovered(tmp_path: Path) -> None:
     try:
-        encoding = gpt2_encoding()
-    except (OSError, ValueError, Stop) as error:
-        pytest.skip(f"GPT-2's encoding cannot be had here: {error}")
-    found = merges(encoding._mergeable_ranks)
-    assert len(found) == 50_000
-    assert found[:4] == [(b" ", b"t"), (b" ", b"a"), (b"h", b"e"), (b"i", b"n")]  # as GPT-2's merges.txt begins
-    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer_json(encoding)))
+        tokenizer = gpt2_tokenizer()
+    except (OSError, ValueError, UserError) as error:
+        pytest.skip(f"GPT-2's vocabulary is not available: {error}")
+    pairs = merges(tokenizer._mergeable_ranks)
+    assert len(pairs) == 50_000
+    assert pairs[:4] == [(b" ", b"t"), (b" ", b"a"), (b"h", b"e"), (b"i", b"n")]  # as GPT-2's merges.txt begins
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer_json(tokenizer)))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokenizer_config(1024)))
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    assert tokenizer.eos_token_id == 50256
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs.eos_token_id == 50256
     for text in TEXTS + random_texts(300):
-        assert tokenizer(text)["input_ids"] == encoding.encode_ordinary(text), repr(text)
+        assert theirs(text)["input_ids"] == tokenizer.encode_ordinary(text), repr(text)
+
+
+@pytest.fixture
+def gpt2_is_bytes(monkeypatch: pytest.MonkeyPatch) -> tiktoken.Encoding:
+    """Replaces GPT-2's tokenizer, which would need its vocabulary file and large models, by the bytes tokenizer."""
+    tokenizer = bytes_tokenizer()
+
+    def gpt2_tokenizer(directory: Path) -> tiktoken.Encoding:
+        if (directory / "vocab.json").exists():
+            raise UserError(f"{directory / 'vocab.json'}: not GPT-2's")
+        return tokenizer
+
+    monkeypatch.setattr(import_command, "gpt2_tokenizer", gpt2_tokenizer)
+    monkeypatch.setattr(import_command, "GPT2_VOCAB_SIZE", tokenizer.n_vocab)
+    return tokenizer
+
+
+def imported(ids: int, directory: Path, own_tokenizer: bool = False) -> GPT:
+    """A model of `ids` ids, exported to `directory`/theirs and imported to `directory`/ours."""
+    export_model(GPT(TINY.changed(vocab_size=ids, text_vocab_size=ids)), None, directory / "theirs")
+    if own_tokenizer:
+        (directory / "theirs/vocab.json").write_text(json.dumps({"a": 0}))
+    import_command.main([str(directory / "theirs"), str(directory / "ours")])
+    return load_model(directory / "ours")
+
+
+@pytest.mark.parametrize("ids", [257, 320, 384])
+def test_a_vocabulary_of_gpt2_size_padded_or_not_gets_gpt2_tokenizer(
+    ids: int, gpt2_is_bytes: tiktoken.Encoding, tmp_path: Path
+) -> None:
+    model = imported(ids, tmp_path)
+    assert (model.config.vocab_size, model.config.text_vocab_size) == (ids, 257)
+    assert fingerprint(load_tokenizer(tmp_path / "ours/tokenizer")) == fingerprint(gpt2_is_bytes)
+    logits, _ = model(torch.tensor([[1, 2]]))
+    assert bool(logits[..., :257].isfinite().all())
+    assert bool((logits[..., 257:] == -torch.inf).all())
+
+
+@pytest.mark.usefixtures("gpt2_is_bytes")
+@pytest.mark.parametrize(("ids", "own_tokenizer"), [(256, False), (258, False), (385, False), (320, True)])
+def test_other_vocabularies_are_imported_without_a_tokenizer(ids: int, own_tokenizer: bool, tmp_path: Path) -> None:
+    model = imported(ids, tmp_path, own_tokenizer)
+    assert model.config.text_vocab_size == ids
+    assert not (tmp_path / "ours/tokenizer").exists()
+
+
+@pytest.mark.parametrize("name", ["spiece.model", "vocab.txt"])
+def test_a_tokenizer_of_another_kind_is_unknown(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("")
+    assert import_command.find_tokenizer(tmp_path, 50_304) is None
+
+
+@pytest.mark.parametrize("target", ["..", "ours"])
+def test_import_and_export_never_overwrite_a_directory(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_model(GPT(TINY), None, tmp_path / "theirs")
+    (tmp_path / "ours").mkdir()
+    monkeypatch.chdir(tmp_path / "ours")
+    thesis = tmp_path / "ours/thesis.tex"
+    thesis.write_text("years of work")
+    path = Path("..") if target == ".." else tmp_path / target
+    with pytest.raises(FileExistsError):
+        import_command.import_model(str(tmp_path / "theirs"), path)
+    with pytest.raises(FileExistsError):
+        export_model(GPT(TINY), None, path)
+    assert thesis.read_text() == "years of work"
+    assert (tmp_path / "theirs/config.json").exists()
+
+
+def test_the_export_and_import_commands_round_trip(tmp_path: Path) -> None:
+    save_tokenizer(bytes_tokenizer(), tmp_path / "tokenizer")
+    model = GPT(TINY.changed(vocab_size=257, text_vocab_size=257))
+    save_model(tmp_path / "model", model, tmp_path / "tokenizer")
+    export_command.main([str(tmp_path / "model"), str(tmp_path / "hf")])
+    import_command.main([str(tmp_path / "hf"), str(tmp_path / "back")])
+    back = load_model(tmp_path / "back")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), back.parameters(), strict=True))
+    assert fingerprint(load_tokenizer(tmp_path / "back/tokenizer")) == fingerprint(bytes_tokenizer())
+
+
+def test_a_hub_entry_of_models_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export_model(GPT(TINY), None, tmp_path / "download")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/gpt2").write_text(f"owner/gpt2@{'0' * 40}\n")
+    monkeypatch.setattr("pipeline.model_directory.download", lambda hub_id: tmp_path / "download")
+    monkeypatch.chdir(tmp_path)
+    import_command.main(["gpt2", "models/mine"])
+    assert load_model(tmp_path / "models/mine").config.n_layer == TINY.n_layer

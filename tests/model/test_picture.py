@@ -1,7 +1,8 @@
-"""The picture of the model says what the accounting says, wherever its sliders stand."""
+"""docs/model.html shows the figures of pipeline/model/accounting.py for every position of its sliders."""
 
 import json
 import re
+import runpy
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,21 +12,21 @@ import pytest
 
 from pipeline.model import accounting
 from pipeline.model.config import gpt2_config
-from pipeline.model_picture.__main__ import page, presets
 
 ROOT = Path(__file__).parents[2]
+BUILD = runpy.run_path(str(ROOT / "docs/model_picture/build.py"))
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
 
-# Slider or choice -> the position it is moved to (an index into its values), in this order, from GPT-2 on.
+# Slider or choice -> index of the value that it is moved to; one after the other, starting at GPT-2.
 MOVES: list[dict[str, int]] = [
     {},
     {"n_layer": 5},  # 6 layers
     {"n_embd": 4, "block_size": 2, "vocab_size": 4, "batch": 5},  # width 320; heads must follow
-    {"position": 2, "norm": 1, "mlp": 4, "mlp_expansion": 1, "bias": 1, "tie_head": 1},
+    {"position": 2, "norm": 1, "mlp": 4, "mlp_expansion": 1, "bias": 1, "tie_embeddings": 1},
     {"n_kv_head": 1},
-    {"position": 3, "n_embd": 15, "mlp": 0, "mlp_expansion": 2, "tie_head": 0},
+    {"position": 3, "n_embd": 15, "mlp": 0, "mlp_expansion": 2, "tie_embeddings": 0},
 ]
 
 SCRIPT = """
@@ -52,25 +53,25 @@ document.getElementById("result").textContent = JSON.stringify(states);
 
 @pytest.fixture(scope="module")
 def states(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What the page holds after each of MOVES, and then after each preset's button."""
+    """The page's state after each of MOVES, and then after each preset's button."""
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine: apt-get install chromium")
     folder = tmp_path_factory.mktemp("picture")
     script = SCRIPT.replace("MOVES", json.dumps(MOVES))
-    moved = page().replace("</body>", f"<script>{script}</script></body>")
+    moved = BUILD["page"]().replace("</body>", f"<script>{script}</script></body>")
     (folder / "page.html").write_text(moved, encoding="utf-8")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}", "--dump-dom"]
     command = [CHROMIUM, *flags, f"file://{folder / 'page.html'}"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    found = re.search(r'<pre id="result">(.*?)</pre>', result.stdout, re.DOTALL)
-    assert found, f"the page did not run: {result.stdout[-500:]} {result.stderr[-500:]}"
-    text = found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
+    result_text = re.search(r'<pre id="result">(.*?)</pre>', result.stdout, re.DOTALL)
+    assert result_text, f"the page did not run: {result.stdout[-500:]} {result.stderr[-500:]}"
+    text = result_text[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
     values: list[dict[str, Any]] = json.loads(text)
     return values
 
 
 def expected(values: dict[str, Any]) -> dict[str, int]:
-    """The accounting's figures for a state of the page."""
+    """The figures of the accounting for a state of the page."""
     batch = values.pop("batch")
     config = gpt2_config("gpt2").changed(**{**values, "text_vocab_size": values["vocab_size"]})
     counts, need = accounting.parameters(config), accounting.memory(config, batch, True, "adamw")
@@ -101,17 +102,17 @@ def expected(values: dict[str, Any]) -> dict[str, int]:
     }
 
 
-def test_moved_sliders_change_the_figures_as_the_accounting_says(states: list[dict[str, Any]]) -> None:
+def test_figures_equal_the_accounting(states: list[dict[str, Any]]) -> None:
     totals = []
     for state in states[: len(MOVES)]:
         figures = {name: int(value) for name, value in state["figures"].items() if not name.startswith("shape ")}
         assert figures == expected(state["config"])
         assert state["shown"] == f"{figures['parameters.total']:,}"
         totals.append(figures["parameters.total"])
-    assert len(set(totals)) == len(MOVES), "a slider did nothing"
+    assert len(set(totals)) == len(MOVES)
 
 
-def test_shapes_along_the_forward_pass_follow_the_sliders(states: list[dict[str, Any]]) -> None:
+def test_shapes_of_the_forward_pass(states: list[dict[str, Any]]) -> None:
     assert states[0]["figures"]["shape mlp.c_fc"] == "8×1024×3072"
     shapes = states[3]["figures"]  # swiglu of width 320 x 2.667, context 128, batch 32
     config = states[3]["config"]
@@ -125,22 +126,15 @@ def test_shapes_along_the_forward_pass_follow_the_sliders(states: list[dict[str,
     assert states[4]["figures"]["shape keys"].split("×")[1] == str(states[4]["config"]["n_kv_head"])
 
 
-def test_every_preset_is_the_configuration_of_its_name(states: list[dict[str, Any]]) -> None:
-    found = [int(state["figures"]["parameters.total"]) for state in states[len(MOVES) :]]
-    assert found == [accounting.parameters(config).total for config in presets().values()]
+def test_presets(states: list[dict[str, Any]]) -> None:
+    totals = [int(state["figures"]["parameters.total"]) for state in states[len(MOVES) :]]
+    assert totals == [accounting.parameters(config).total for config in BUILD["presets"]().values()]
 
 
-def test_the_committed_page_is_the_one_that_the_command_writes() -> None:
+def test_the_committed_page_is_up_to_date() -> None:
     written = (ROOT / "docs" / "model.html").read_text(encoding="utf-8")
-    assert written == page(), "run: python -m pipeline.model_picture"
+    assert written == BUILD["page"](), "run: python docs/model_picture/build.py"
 
 
 def test_the_page_is_self_contained() -> None:
-    assert not re.findall(r'(?:src|href)="|url\(|@import|https?://', page())
-
-
-def test_no_stage_imports_the_picture() -> None:
-    files = [*(ROOT / "stages").rglob("*.py"), *(ROOT / "pipeline").rglob("*.py")]
-    assert len(files) > 20
-    importing = [f for f in files if "model_picture" in f.read_text() and f.parent.name != "model_picture"]
-    assert importing == []
+    assert not re.findall(r'(?:src|href)="|url\(|@import|https?://', BUILD["page"]())

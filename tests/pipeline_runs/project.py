@@ -165,7 +165,7 @@ class Project:
         raise AssertionError(f"{out} is not in dvc.lock")
 
     def unfinished_runs(self) -> list[Path]:
-        return sorted((self.path / ".runs").glob("train-*"))
+        return sorted((self.path / ".runs").glob("train-*/"))
 
     def wait_for_step(self, process: subprocess.Popen[str], step: int, timeout: float = 90) -> None:
         """Until an unfinished run's curves have reached a step."""

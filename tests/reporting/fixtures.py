@@ -1,6 +1,5 @@
-"""A run as the stages leave it, made up but of the right shape, and ways to damage it."""
+"""A finished run, made up: its records, curves, params and dvc.lock, and a directory with all of them."""
 
-import json
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -9,10 +8,28 @@ import numpy as np
 import pandas as pd
 from ruamel.yaml import YAML
 
+from pipeline.artifacts import (
+    ChoiceMetrics,
+    CodeRevision,
+    EvaluationMetrics,
+    Hardware,
+    Manifest,
+    ParameterCounts,
+    PromptSamples,
+    RunSummary,
+    Samples,
+    SampleSettings,
+    Split,
+    Surprisal,
+    TokenizerInfo,
+    TrackedRun,
+    ValidationMetrics,
+)
+
 STEPS = 1200
 TOKENS_PER_STEP = 8192
 
-PARAMS: dict[str, Any] = {
+PARAMS: dict[str, dict[str, Any]] = {
     "data": {"source": "shakespeare", "hub_path": "HuggingFaceFW/fineweb-edu"},
     "tokenizer": {"encoding": "bpe", "vocab_size": 4096},
     "model": {
@@ -35,6 +52,8 @@ PARAMS: dict[str, Any] = {
         "max_lr": 1e-3,
         "betas": [0.9, 0.95],
         "eval_interval": 200,
+        "eval_tokens": 32_768,
+        "hellaswag_items": 100,
     },
     "evaluate": {"hellaswag_items": None},
     "sample": {"prompts": [None, "ROMEO\n", "To be, or not to be"], "temperature": 0.8, "seed": 1},
@@ -51,7 +70,7 @@ Ay me.
 
 
 def curves(steps: int = STEPS, seed: int = 1, floor: float = 3.4, accuracy: str = "next_lines") -> pd.DataFrame:
-    """Curves of a run that goes well: one row per step, validation every sixth of it."""
+    """Curves of a run without problems: one row per step, validation every sixth of it."""
     random = np.random.default_rng(seed)
     step = np.arange(steps)
     loss = floor + 4.9 * np.exp(-step / (steps * 0.07 + 1)) + 0.5 * np.exp(-step / (steps * 0.5 + 1))
@@ -80,41 +99,55 @@ def curves(steps: int = STEPS, seed: int = 1, floor: float = 3.4, accuracy: str 
     return frame
 
 
-def summary(steps: int = STEPS) -> dict[str, Any]:
-    return {
-        "params": {"model": PARAMS["model"], "train": PARAMS["train"]},
-        "runtime": {"micro_batch_size": 64},
-        "parameters": {"total": 4_242_432, "without_embeddings": 3_161_088},
-        "steps": steps,
-        "tokens": steps * TOKENS_PER_STEP,
-        "flops": 2.62e14,
+def run_summary(**changes: Any) -> RunSummary:
+    """summary.json; `changes` replace fields."""
+    fields: dict[str, Any] = {
+        "final_train_loss": 3.51,
+        "tokens": STEPS * TOKENS_PER_STEP,
+        "flops": 262_000_000_000_000,
         "train_time_s": 161.3,
-        "wall_time_s": 173.9,
         "tokens_per_sec": 60_950.0,
         "mfu": 0.412,
-        "final_train_loss": 3.51,
-        "hardware": {
-            "device": "cpu",
-            "device_name": "Intel Xeon Platinum 8481C",
-            "world_size": 1,
-            "cores": 2,
-            "dtype": "bfloat16",
-            "compile": True,
-            "torch": "2.13.0",
-            "python": "3.11.9",
-        },
-        "git": {"revision": None, "dirty": False},
-        "wandb": {"mode": "offline", "id": "a1b2c3d4", "name": "brave-otter", "url": None},
-        "resumes": 0,
+        "params": {"model": PARAMS["model"], "train": PARAMS["train"]},
+        "parameters": ParameterCounts(total=4_242_432, without_embeddings=3_161_088),
+        "steps": STEPS,
+        "wall_time_s": 173.9,
+        "resumes": [],
         "skipped_steps": 0,
+        "spikes": 0,
+        "hardware": hardware(),
+        "tokenizer": TokenizerInfo(name="bpe-4096", vocab_size=4096),
+        "data": {name: split.size for name, split in manifest().splits.items()},
+        "git": CodeRevision(revision=None, dirty=False),
+        "wandb": TrackedRun(id="a1b2c3d4", name="brave-otter", mode="offline"),
     }
+    return RunSummary(**fields | changes)
 
 
-def metrics(is_hellaswag: bool = False) -> dict[str, Any]:
-    scores = {
+def hardware(**changes: Any) -> Hardware:
+    """Where the run was computed."""
+    fields: dict[str, Any] = {
+        "device": "cpu",
+        "device_name": "Intel Xeon Platinum 8481C",
+        "world_size": 1,
+        "cores": 2,
+        "dtype": "bfloat16",
+        "compile": True,
+        "micro_batch_size": 64,
+        "torch": "2.13.0",
+        "python": "3.11.9",
+    }
+    return Hardware(**fields | changes)
+
+
+def evaluation_metrics(is_hellaswag: bool = False, **changes: Any) -> EvaluationMetrics:
+    """evaluate's metrics.json; `changes` replace fields of the multiple-choice result, or `val`."""
+    val = ValidationMetrics(loss=3.587, perplexity=36.13, bpb=2.3142, tokens=61_299)
+    fields: dict[str, Any] = {
         "name": "HellaSwag" if is_hellaswag else "Next lines of the validation documents",
         "is_hellaswag": is_hellaswag,
         "items": 10_042 if is_hellaswag else 400,
+        "truncated": 0,
         "acc": 0.2861,
         "acc_stderr": 0.0045 if is_hellaswag else 0.0226,
         "acc_norm": 0.3021 if is_hellaswag else 0.3425,
@@ -122,39 +155,48 @@ def metrics(is_hellaswag: bool = False) -> dict[str, Any]:
         "acc_norm_token": 0.2944 if is_hellaswag else 0.3350,
         "acc_norm_token_stderr": 0.0046 if is_hellaswag else 0.0236,
     }
-    val = {"loss": 3.587, "perplexity": 36.13, "bpb": 2.3142, "tokens": 61_299}
-    return {"val": val, "hellaswag" if is_hellaswag else "next_lines": scores}
+    val = changes.pop("val", val)
+    choice = ChoiceMetrics(**fields | changes)
+    return EvaluationMetrics(val=val, **{"hellaswag" if is_hellaswag else "next_lines": choice})
 
 
-def samples() -> dict[str, Any]:
-    return {
-        "settings": {"temperature": 0.8, "top_k": 50, "top_p": 1.0, "seed": 1, "max_new_tokens": 200},
+def samples(**changes: Any) -> Samples:
+    """samples.json; `changes` replace fields."""
+    fields: dict[str, Any] = {
+        "settings": SampleSettings(temperature=0.8, top_k=50, top_p=1.0, seed=1, max_new_tokens=200),
         "prompts": [
-            {"prompt": None, "continuations": [PLAY, "Act II, Scene 2\n" + PLAY]},
-            {"prompt": "ROMEO\n", "continuations": ["What, ho!\nApothecary!\n", "I dreamt a dream to-night.\n"]},
-            {"prompt": "To be, or not to be", "continuations": [", that is the question:\nWhether 'tis nobler\n"]},
+            PromptSamples(prompt=None, continuations=[PLAY, "Act II, Scene 2\n" + PLAY]),
+            PromptSamples(prompt="ROMEO\n", continuations=["What, ho!\nApothecary!\n", "I dreamt a dream to-night.\n"]),
+            PromptSamples(
+                prompt="To be, or not to be", continuations=[", that is the question:\nWhether 'tis nobler\n"]
+            ),
         ],
-        "surprise": {
-            "text": "KING\nThe telephone",
-            "tokens": [["KING", 6.0], ["\n", 3.5], ["The", 2.25], [" telephone", 11.2]],
-        },
+        "surprisal": Surprisal(
+            text="KING\nThe telephone", tokens=[("KING", 6.0), ("\n", 3.5), ("The", 2.25), (" telephone", 11.2)]
+        ),
     }
+    return Samples(**fields | changes)
 
 
-def manifest() -> dict[str, Any]:
-    return {
-        "format_version": 1,
-        "encoding_name": "bpe4096",
-        "vocab_size": 4096,
-        "splits": {
-            "train": {"tokens": 1_362_511, "documents": 742, "utf8_bytes": 4_600_000, "shards": []},
-            "val": {"tokens": 61_300, "documents": 33, "utf8_bytes": 205_000, "shards": []},
+def manifest() -> Manifest:
+    """data/shards/manifest.json."""
+    return Manifest(
+        format_version=2,
+        tokenizer_name="bpe-4096",
+        tokenizer_sha256="0" * 64,
+        vocab_size=4096,
+        eot_id=4095,
+        dtype="uint16",
+        shard_tokens=100_000_000,
+        splits={
+            "train": Split(tokens=1_362_511, documents=742, utf8_bytes=4_600_000, shards=[]),
+            "val": Split(tokens=61_300, documents=33, utf8_bytes=205_000, shards=[]),
         },
-    }
+    )
 
 
 def lock(params: dict[str, Any], code: str = "1" * 32) -> dict[str, Any]:
-    """A dvc.lock of the line of stages; `code` is the hash of the model's code."""
+    """The content of a dvc.lock; `code` is the hash of the model's code."""
 
     def stage(sections: list[str], deps: dict[str, str], outs: dict[str, int]) -> dict[str, Any]:
         return {
@@ -179,25 +221,25 @@ def lock(params: dict[str, Any], code: str = "1" * 32) -> dict[str, Any]:
     }
 
 
-def write_json(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value), encoding="utf-8")
-
-
 def write_yaml(path: Path, value: Any) -> None:
     with path.open("w", encoding="utf-8") as file:
         YAML().dump(value, file)
 
 
-def write_run(root: Path, frame: pd.DataFrame | None = None, is_hellaswag: bool = False) -> Path:
-    """A whole run under `root`, outside Git; returns `root`."""
+def write_run(
+    root: Path,
+    frame: pd.DataFrame | None = None,
+    summary: RunSummary | None = None,
+    metrics: EvaluationMetrics | None = None,
+    drawn: Samples | None = None,
+) -> Path:
+    """A whole run under `root`, outside Git; returns `root`. What is None is this module's."""
     frame = curves() if frame is None else frame
     (root / "reports/train").mkdir(parents=True)
     frame.to_csv(root / "reports/train/curves.csv", index=False, float_format="%.8g")
-    write_json(root / "reports/train/summary.json", summary(len(frame)))
-    write_json(root / "reports/evaluate/metrics.json", metrics(is_hellaswag))
-    write_json(root / "reports/sample/samples.json", samples())
-    write_json(root / "data/shards/manifest.json", manifest())
+    (summary or run_summary()).write(root / "reports/train/summary.json")
+    (metrics or evaluation_metrics()).write(root / "reports/evaluate/metrics.json")
+    (drawn or samples()).write(root / "reports/sample/samples.json")
     write_yaml(root / "params.yaml", PARAMS)
     write_yaml(root / "dvc.lock", lock(PARAMS))
     return root

@@ -1,132 +1,135 @@
-"""The HTML pages in a real browser: nothing in the console, every figure drawn, values under the mouse."""
+"""The HTML pages in a real browser: a silent console, every chart drawn, values under the mouse, both schemes."""
 
+import base64
+import hashlib
 import json
 import re
 import shutil
 import subprocess
 from html import unescape
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pipeline.reporting.compare import write_comparison
+from pipeline.charts.pages import DARK, LIGHT
 from pipeline.reporting.report import write_report
 
 from . import fixtures
-from .test_compare import seeds, sizes
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")]
 
 
-OVERLAPPING = """
-const found = [];
-for (const figure of document.querySelectorAll(".figure")) {
-  const words = [...figure.querySelectorAll(".infolayer text")].filter(text => text.textContent);
-  const boxes = [...words, figure.querySelector(".modebar")].map(part => [part, part.getBoundingClientRect()]);
-  for (const [place, [part, one]] of boxes.entries())
-    for (const [other, two] of boxes.slice(place + 1))
-      if (one.left < two.right && two.left < one.right && one.top < two.bottom && two.top < one.bottom)
-        found.push([part.textContent, other.textContent || "buttons"]);
-}
-const buttons = [...document.querySelectorAll(".modebar-btn")].map(button => button.dataset.title);
-document.title = JSON.stringify({ overlapping: found, buttons: [...new Set(buttons)].sort() });
-"""
-"""Sets the page's title to the pairs of words and buttons, in one figure, that cover each other, and to all buttons."""
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    frame = fixtures.curves(200, accuracy="hellaswag")
+    frame.loc[[0, 100, 199], "hellaswag/acc_norm"] = [0.25, 0.28, 0.3]
+    metrics = fixtures.evaluation_metrics(is_hellaswag=True)
+    root = fixtures.write_run(tmp_path_factory.mktemp("run"), frame, metrics=metrics)
+    return root / write_report(root, "A model", 0.9).with_suffix(".html")
 
 
-def browse(page: Path, profile: Path, width: int = 1200) -> tuple[str, list[str]]:
-    """Opens a page from disk in a window so wide; (the document as it stands then, the console's lines)."""
-    done = subprocess.run(
+def browse(page: Path, script: str = "", style: str = "", dark: bool = False) -> tuple[Any, list[str]]:
+    """Opens a page from disk. Returns (what `script`, the body of an async function, returns, the console's lines).
+
+    The script waits until every chart is drawn. `style`: more CSS.
+    """
+    text = page.read_text(encoding="utf-8")
+    script = (
+        "(async () => { const drawn = () => document.querySelectorAll('.chart svg.marks').length === "
+        "document.querySelectorAll('.chart').length; while (!drawn()) await new Promise(r => setTimeout(r, 50));"
+        f"const run = async () => {{ {script} }}; document.title = JSON.stringify((await run()) ?? null); }})();"
+    )
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    text = text.replace("script-src", f"script-src 'sha256-{digest}'", 1).replace("</style>", f"{style}</style>", 1)
+    start, _, end = text.rpartition("</body>")
+    copy = page.with_name("scripted.html")
+    copy.write_text(f"{start}<script>{script}</script></body>{end}", encoding="utf-8")
+    result = subprocess.run(
         [
             str(CHROMIUM),
             *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
-            *("--enable-logging=stderr", "--virtual-time-budget=5000", f"--user-data-dir={profile}", "--dump-dom"),
-            f"--window-size={width},900",
-            page.as_uri(),
+            *("--enable-logging=stderr", "--virtual-time-budget=10000", "--dump-dom", "--window-size=1200,900"),
+            f"--user-data-dir={page.parent / 'profile'}",
+            f"--blink-settings=preferredColorScheme={0 if dark else 1}",
+            copy.as_uri(),
         ],
         capture_output=True,
         text=True,
         timeout=120,
         check=True,
     )
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    title = unescape(result.stdout.partition("<title>")[2].partition("</title>")[0])
+    return json.loads(title), [line for line in result.stderr.splitlines() if "CONSOLE" in line]
 
 
-def with_script(page: Path, script: str) -> Path:
-    """A copy of the page that runs one more script at its end."""
-    copy = page.with_name(f"scripted-{page.name}")
-    copy.write_text(page.read_text(encoding="utf-8").replace("</body>", f"<script>{script}</script></body>"))
-    return copy
-
-
-def test_the_report_opens_from_disk_with_every_figure_drawn_and_a_silent_console(tmp_path: Path) -> None:
-    root = fixtures.write_run(tmp_path / "run", fixtures.curves(200))
-    write_report(root, "A model", 0.9)
-    page = root / "reports/report.html"
-    hover = "Plotly.Fx.hover('figure-loss', [{curveNumber: 1, pointNumber: 100}]);"
-    document, console = browse(with_script(page, hover), tmp_path / "profile")
-    assert console == []
-    body = document[document.rindex("<main>") :]
-    assert body.count('class="main-svg"') >= 2 * body.count('class="figure') > 0
-    hovered = re.sub(r"<[^>]*>", "", body[body.index('class="hoverlayer"') :])
-    assert re.search(r"training, smoothed[ :]*\d\.\d\d", hovered), hovered[:300]
-    assert "http" not in "".join(part.split('"')[0] for part in body.split('src="')[1:])
-
-
-@pytest.mark.parametrize("width", [1200, 500])
-def test_in_a_wide_and_a_narrow_window_nothing_in_a_figure_covers_its_words(tmp_path: Path, width: int) -> None:
-    root = fixtures.write_run(tmp_path / "run", fixtures.curves(200))
-    write_report(root, "A model", 0.9)
-    document, _ = browse(with_script(root / "reports/report.html", OVERLAPPING), tmp_path / "profile", width)
-    found = json.loads(unescape(document[document.index("<title>") + 7 : document.index("</title>")]))
-    assert found == {"overlapping": [], "buttons": ["Download plot as a PNG", "Pan", "Reset axes", "Zoom"]}
-
-
-def test_in_a_narrow_window_a_number_stays_on_one_line_with_its_unit(tmp_path: Path) -> None:
-    root = fixtures.write_run(tmp_path / "run", fixtures.curves(20, accuracy="hellaswag"), is_hellaswag=True)
-    write_report(root, "A model", 0.9)
-    broken = """
-        const texts = document.evaluate('//td[contains(@style, "right")]//text()', document, null, 7);
-        const broken = [];
-        for (let place = 0; place < texts.snapshotLength; place++) {
-          const range = new Range();
-          range.selectNode(texts.snapshotItem(place));
-          if (range.getClientRects().length > 1) broken.push(range.toString());
-        }
-        document.title = `${texts.snapshotLength} texts, broken: ${broken}`;
+def test_every_chart_is_drawn_and_shows_values_under_the_mouse(page: Path) -> None:
+    hover = """
+        const box = document.querySelector("#chart-loss svg.marks").getBoundingClientRect();
+        const place = { clientX: box.left + box.width / 2, clientY: box.top + box.height / 2, bubbles: true };
+        const element = document.elementFromPoint(place.clientX, place.clientY);
+        for (const type of ["pointerover", "pointermove", "mouseover", "mousemove"])
+          element.dispatchEvent(new PointerEvent(type, place));
+        await new Promise(resolve => setTimeout(resolve, 300));
+        const tooltip = document.querySelector("#vg-tooltip-element");
+        return [document.querySelectorAll(".chart svg.marks").length, tooltip?.textContent];
     """
-    document, _ = browse(with_script(root / "reports/report.html", broken), tmp_path / "profile", width=500)
-    title = document[document.index("<title>") + 7 : document.index("</title>")]
-    assert re.fullmatch(r"\d\d texts, broken: ", title), title
+    (charts, tooltip), console = browse(page, hover)
+    assert console == []
+    assert charts == 4
+    assert re.fullmatch(r"series(training|validation.*)tokens[\d.]+[kM]loss\d\.\d+", tooltip)
 
 
-def test_the_coloured_text_is_selected_as_it_is(tmp_path: Path) -> None:
-    root = fixtures.write_run(tmp_path / "run", fixtures.curves(20))
-    write_report(root, "A model", 0.9)
-    select = "const text = document.querySelector('.surprise .text'); getSelection().selectAllChildren(text);"
-    shown = (
-        "document.title = JSON.stringify([getSelection().toString(), getComputedStyle(text.lastChild).backgroundColor])"
+@pytest.mark.parametrize(("dark", "theme"), [(False, LIGHT), (True, DARK)], ids=["light", "dark"])
+def test_the_colours_are_those_of_the_readers_scheme(page: Path, dark: bool, theme: dict[str, Any]) -> None:
+    colours = """
+        const color = document.querySelector("#chart-loss svg.marks").style.backgroundColor;
+        return "#" + color.match(/\\d+/g).map(part => Number(part).toString(16).padStart(2, "0")).join("");
+    """
+    background, _ = browse(page, colours, dark=dark)
+    assert background == theme["background"]
+
+
+@pytest.mark.parametrize("width", [1100, 420])
+def test_nothing_overlaps_or_is_cut_off(page: Path, width: int) -> None:
+    overlaps = """
+        const pairs = [];
+        for (const chart of document.querySelectorAll(".chart")) {
+          const boxes = [...chart.querySelectorAll("svg.marks text"), chart.querySelector("summary")]
+            .filter(part => part.tagName === "SUMMARY" || part.textContent.trim())
+            .filter(part => part.getAttribute("opacity") !== "0")
+            .map(part => [part.textContent.trim(), part.getBoundingClientRect()]);
+          const frame = chart.getBoundingClientRect();
+          for (const [index, [text, a]] of boxes.entries()) {
+            if (a.right > frame.right + 1) pairs.push([text, "edge"]);
+            for (const [other, b] of boxes.slice(index + 1))
+              if (a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom)
+                pairs.push([text, other]);
+          }
+        }
+        return [pairs, document.documentElement.scrollWidth];
+    """
+    (pairs, scroll_width), console = browse(page, overlaps, style=f"body {{ width: {width}px !important; }}")
+    assert console == []
+    assert pairs == []
+    assert scroll_width <= 1200
+
+
+def test_the_coloured_text_can_be_copied_as_it_is(page: Path) -> None:
+    select = """
+        const text = document.querySelector(".surprisal .text");
+        getSelection().selectAllChildren(text);
+        return getSelection().toString();
+    """
+    assert browse(page, select)[0] == "KING\nThe telephone"
+
+
+def test_foreign_scripts_do_not_run(page: Path) -> None:
+    script = (
+        "const s = document.createElement('script'); s.textContent = 'window.foreign = 1'; document.body.append(s);"
     )
-    page = with_script(root / "reports/report.html", select + shown)
-    document, console = browse(page, tmp_path / "profile")
-    assert console == []
-    assert '<title>["KING\\nThe telephone","rgb(130, 30, 0)"]</title>' in document
-
-
-def test_a_broken_page_is_noticed(tmp_path: Path) -> None:
-    page = tmp_path / "page.html"
-    page.write_text("<body><script>throw new Error('broken')</script></body>")
-    _, console = browse(page, tmp_path / "profile")
-    assert any("broken" in line for line in console)
-
-
-@pytest.mark.parametrize("kind", ["seeds", "sizes"])
-def test_the_comparison_opens_from_disk_with_a_silent_console(tmp_path: Path, kind: str) -> None:
-    found = seeds("rope", [3.5, 3.51]) + seeds("learned", [3.6, 3.61]) if kind == "seeds" else sizes(1, 2, 4, 8)
-    write_comparison(tmp_path, found, "A question", 0.9, html=True)
-    document, console = browse(tmp_path / "compare.html", tmp_path / "profile")
-    assert console == []
-    body = document[document.rindex("<main>") :]
-    assert body.count('class="main-svg"') >= 2 * body.count('class="figure')
+    ran, console = browse(page, f"{script} return window.foreign ?? 0;")
+    assert ran == 0
+    assert len(console) == 1, "a broken page is noticed"

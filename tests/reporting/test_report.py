@@ -1,312 +1,232 @@
-"""The report of a run: what it says, that it says no more than the numbers, and that nothing missing stops it."""
+"""The report of a run: its charts, the values of its template, and the pages, also where files are missing."""
 
 import copy
-import json
+import itertools
 import math
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from pipeline.reporting.figures import accuracy_curve, loss_figure
-from pipeline.reporting.report import write_report
-from pipeline.reporting.run import read_run
-from pipeline.reporting.summary import summary
+from pipeline.artifacts import CodeRevision, PromptSamples, Resume, Samples, Surprisal, TokenizerInfo, TrackedRun
+from pipeline.charts.specs import Chart
+from pipeline.log import UserError
+from pipeline.reporting.figures import accuracy_chart, accuracy_curve, loss_chart, run_charts
+from pipeline.reporting.provenance import commands, commit_link, differences, uncommitted
+from pipeline.reporting.report import context, describe_hardware, tracked, versus_chance, write_report
+from pipeline.reporting.run import Run, read_run
 
 from . import fixtures
+from .test_charts import layers
 
 ROOT = Path(__file__).parents[2]
 
 
-def report(root: Path, title: str = "A model", smoothing: float = 0.9) -> str:
-    return (root / write_report(root, title, smoothing)).read_text(encoding="utf-8")
+def report(root: Path, title: str = "A model") -> str:
+    return (root / write_report(root, title, 0.9)).read_text(encoding="utf-8")
 
 
-def edit(path: Path, **changes: object) -> None:
-    fixtures.write_json(path, json.loads(path.read_text()) | changes)
+def rows(chart: Chart | None, mark: str) -> list[dict[str, Any]]:
+    """The data of a chart's layers with this kind of mark."""
+    assert chart is not None
+    units = layers(chart.to_dict())
+    return list(itertools.chain(*(unit["values"] for unit in units if unit["mark"]["type"] == mark)))
 
 
-def test_the_summary_is_three_sentences_with_the_numbers(tmp_path: Path) -> None:
-    text = summary(read_run(fixtures.write_run(tmp_path)))
-    assert len(re.findall(r"[.](?: |$)", text)) == 3
-    for words in ("4.24 M parameters", "9.83 M tokens", "7.2 passes", "2 min 41 s", "3.587", "2.314 bits per byte"):
-        assert words in text
-    assert "34.2 % ± 2.4 %" in text
-    assert "3.9 standard errors above chance (25 %)" in text
+def with_settings(**settings: Any) -> dict[str, dict[str, Any]]:
+    return {"model": fixtures.PARAMS["model"], "train": fixtures.PARAMS["train"] | settings}
 
 
-def test_the_items_are_said_to_be_cut_from_the_validation_text_not_from_what_the_model_wrote(tmp_path: Path) -> None:
-    root = fixtures.write_run(tmp_path)
-    assert 'On 400 four-way items cut from the validation text ("Next lines", not HellaSwag)' in summary(read_run(root))
-    assert "\n\n400 items, each a passage of the validation text with four continuations" in report(root)
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return read_run(fixtures.write_run(tmp_path))
 
 
-def test_an_accuracy_within_two_standard_errors_is_not_told_from_chance(tmp_path: Path) -> None:
-    root = fixtures.write_run(tmp_path)
-    scores = fixtures.metrics()["next_lines"] | {"acc_norm": 0.28}
-    edit(root / "reports/evaluate/metrics.json", next_lines=scores)
-    assert "which cannot be told from chance (25 %)" in summary(read_run(root))
+# charts
 
 
-def test_items_cut_from_the_documents_are_never_called_hellaswag(tmp_path: Path) -> None:
-    text = report(fixtures.write_run(tmp_path))
-    told = [line for line in text.splitlines() if "HellaSwag" in line]
-    assert told, "the page says that its items are not HellaSwag's"
-    assert all("not HellaSwag" in line for line in told)
-    assert "GPT-2" not in text
-    figure = json.dumps(text)
-    assert "1558M" not in figure
+def test_the_loss_chart_has_training_raw_and_smoothed_and_validation(run: Run) -> None:
+    chart = loss_chart(run, 0.9)
+    assert chart is not None
+    raw, smooth, val = (unit for unit in layers(chart.to_dict()) if unit["mark"]["type"] == "line")
+    assert raw["mark"]["opacity"] < 1
+    assert np.std([row["y"] for row in smooth["values"]][-300:]) < 0.05
+    assert [row["x"] for row in val["values"]][-1] == fixtures.STEPS * fixtures.TOKENS_PER_STEP
+    assert chart.series == ["training", "validation (first 32,768 tokens)"]
+    assert {row["label"] for row in rows(chart, "text")} == {
+        f"{smooth['values'][-1]['y']:.3f}",
+        f"{val['values'][-1]['y']:.3f}",
+    }
+    assert layers(loss_chart(run, 0.0).to_dict())[0]["mark"].get("opacity") is None  # type: ignore[union-attr]
 
 
-def test_hellaswag_stands_beside_its_references_each_under_its_protocol(tmp_path: Path) -> None:
-    text = report(fixtures.write_run(tmp_path, fixtures.curves(accuracy="hellaswag"), is_hellaswag=True))
-    rows = {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| `acc")}
-    assert "GPT-2 124M 28.92 %" in rows["acc"]
-    assert "GPT-2 124M 31.14 %" in rows["acc_norm"]
-    assert "GPT-2 124M 29.55 %" in rows["acc_norm_token"]
-
-
-def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
-    root = fixtures.write_run(tmp_path)
-    written = []
-    for _ in range(2):
-        report(root)
-        files = sorted(path for path in (root / "reports").rglob("*") if path.is_file())
-        written.append({path: path.read_bytes() for path in files})
-    assert written[0] == written[1]
-    assert sum(path.suffix == ".svg" for path in written[0]) >= 6
-
-
-def test_every_picture_of_the_page_is_there_in_both_colour_schemes(tmp_path: Path) -> None:
-    root = fixtures.write_run(tmp_path)
-    named = set(re.findall(r'"(figures/[^"]+\.svg)"', report(root)))
-    assert len(named) >= 6
-    assert named == {f"figures/{path.name}" for path in (root / "reports/figures").iterdir()}
-    assert sum(1 for name in named if name.endswith("-dark.svg")) * 2 == len(named)
-    assert all((root / "reports" / name).stat().st_size < 150_000 for name in named)
-
-
-def test_the_report_of_a_long_run_is_no_larger_than_that_of_a_short_one(tmp_path: Path) -> None:
-    root = fixtures.write_run(tmp_path, fixtures.curves(steps=19_073))
-    report(root)
-    assert (root / "reports/figures/loss.svg").stat().st_size < 150_000
-    assert (root / "reports/report.html").stat().st_size < 5_300_000
-
-
-@pytest.mark.parametrize(
-    ("missing", "says"),
-    [
-        ("reports/evaluate/metrics.json", "This run has not been evaluated"),
-        ("reports/sample/samples.json", "No samples were drawn."),
-        ("data/shards/manifest.json", "9.83 M tokens in 2 min 41 s"),
-        ("dvc.lock", "There is no `dvc.lock`"),
-    ],
-)
-def test_a_missing_file_becomes_a_sentence(tmp_path: Path, missing: str, says: str) -> None:
-    root = fixtures.write_run(tmp_path)
-    (root / missing).unlink()
-    assert says in report(root)
-
-
-def test_a_run_with_nothing_but_its_training_loss_still_has_a_report(tmp_path: Path) -> None:
-    root = fixtures.write_run(tmp_path, fixtures.curves(steps=300)[["step", "tokens", "train/loss"]])
-    fixtures.write_json(root / "reports/train/summary.json", {})
-    fixtures.write_json(root / "reports/evaluate/metrics.json", {})
-    fixtures.write_json(root / "reports/sample/samples.json", {})
-    text = report(root)
-    assert "It has not been evaluated on validation text. No multiple-choice items were scored." in text
-    assert "Validation loss was not measured during training" in text
-    assert "unknown hardware" in text
-
-
-def test_a_run_of_one_step_has_a_report(tmp_path: Path) -> None:
-    frame = fixtures.curves(steps=2)
-    frame.loc[0, "train/loss"] = np.nan  # before the step, only the validation loss is measured
-    text = report(fixtures.write_run(tmp_path, frame))
-    assert "A run of one step has no curve" in text
-
-
-def test_losses_that_are_no_numbers_leave_a_gap_and_a_sentence(tmp_path: Path) -> None:
-    frame = fixtures.curves()
-    frame.loc[[400, 401, 402], "train/loss"] = [np.nan, np.inf, np.nan]
-    frame.loc[[400, 401, 402], "event"] = "skipped"
-    root = fixtures.write_run(tmp_path, frame)
-    edit(root / "reports/train/summary.json", skipped_steps=3, resumes=2, resumed_at=[300, 600])
-    metrics = fixtures.metrics()
-    metrics["val"] = {"loss": float("nan"), "perplexity": None, "bpb": None, "tokens": 61_234}
-    metrics["next_lines"] |= {"acc_norm_stderr": None}
-    fixtures.write_json(root / "reports/evaluate/metrics.json", metrics)
-    text = report(root)
-    assert "not a finite number" in text
-    assert "3 step(s) with a loss or gradient that was no finite number were skipped" in text
-    assert "interrupted and resumed twice" in text
-    assert "nan" not in re.sub(r"[\w-]*nanogpt", "", text.lower())
-
-
-def test_spikes_skipped_steps_and_restarts_are_marked_inside_the_picture(tmp_path: Path) -> None:
+def test_spikes_skipped_steps_and_resumes_are_marked_inside_the_chart(tmp_path: Path) -> None:
     frame = fixtures.curves()
     frame.loc[0, "train/loss"] = np.nan  # the loss before the first step is measured on validation text alone
     frame.loc[500, ["train/loss", "event"]] = [60.0, "spike"]
     frame.loc[700, ["train/loss", "event"]] = [np.nan, "skipped"]
-    frame.loc[900, "event"] = "resumed"
-    root = fixtures.write_run(tmp_path, frame)
-    edit(root / "reports/train/summary.json", resumed_at=[300])
-    figure = loss_figure(read_run(root), 0.9)
-    assert figure is not None
-    (panel,) = figure.panels
-    assert panel.y.high is not None
-    assert panel.y.low is not None
-    room = 0.02 * (panel.y.high - panel.y.low)  # for half a mark, so that all of it is seen
-    marks = {series.name: series for series in panel.series if series.style == "spikes"}
-    assert set(marks) == {"spikes", "skipped steps"}
-    assert marks["spikes"].x.tolist() == [501 * 8192 / 1e6]
-    assert all((series.y <= panel.y.high - room).all() for series in marks.values())
-    assert [rule.at for rule in panel.rules] == [301 * 8192 / 1e6, 901 * 8192 / 1e6]
-
-
-@pytest.mark.parametrize(("tokens", "told"), [(32_768, True), (61_299, False), (100_000, False)])
-def test_a_validation_curve_over_part_of_the_split_is_told_from_the_result(
-    tmp_path: Path, tokens: int, told: bool
-) -> None:
-    root = fixtures.write_run(tmp_path)
-    train = fixtures.PARAMS["train"] | {"eval_tokens": tokens}
-    edit(root / "reports/train/summary.json", params={"train": train})
-    text = report(root)
-    sentences = (
-        "Validation during training is over the first 32,768 tokens of the validation split; "
-        "the result below is over all 61,299. The two are not the same number. The first steps, from a loss of"
-    )
-    assert (sentences in text) == told
-    figure = loss_figure(read_run(root), 0.9)
-    assert figure is not None
-    name = "validation (first 32,768 tokens)" if told else "validation"
-    assert name in [series.name for series in figure.panels[0].series]
-    assert f"{name.capitalize()} ends at" in figure.alt
-    (root / "reports/evaluate/metrics.json").unlink()
-    assert ("first 32,768 tokens of the validation split." in report(root)) == told
+    summary = fixtures.run_summary(resumes=[Resume(step=300, changed_files=[]), Resume(step=900, changed_files=[])])
+    chart = loss_chart(read_run(fixtures.write_run(tmp_path, frame, summary)), 0.9)
+    assert chart is not None
+    (marks,) = (unit for unit in layers(chart.to_dict()) if unit["mark"].get("shape") == "triangle-up")
+    assert [(row["series"], row["x"]) for row in marks["values"]] == [
+        ("spikes", pytest.approx(501 * 8192, rel=1e-5)),
+        ("skipped steps", pytest.approx(701 * 8192, rel=1e-5)),
+    ]
+    limits = marks["encoding"]["y"]["scale"]
+    assert limits["domainMax"] < 10
+    assert all(limits["domainMin"] < row["y"] < limits["domainMax"] for row in marks["values"])
+    assert [(row["at"], row["label"]) for row in rows(chart, "rule")] == [
+        (pytest.approx(301 * 8192, rel=1e-5), "resumed"),
+        (pytest.approx(901 * 8192, rel=1e-5), "resumed"),
+    ]
 
 
 @pytest.mark.parametrize(
-    ("asked", "whole", "told"),
-    [
-        (100, 400, "During training, on 100 of the items (± 4 to 5 points, one standard error):"),
-        (5_000, 400, "During training, on the same items (± 2 points, one standard error):"),
-        (1_000, 10_042, "During training, on 1,000 of the items (± 1.3 to 1.5 points, one standard error):"),
-        (None, 400, "During training:"),
-    ],
+    ("tokens", "part"), [(32_768, 32_768), (61_299, None), (100_000, None)], ids=["part", "all", "more"]
 )
-def test_the_accuracy_during_training_has_the_error_of_its_few_items(
-    tmp_path: Path, asked: int | None, whole: int, told: str
-) -> None:
+def test_a_validation_curve_over_part_of_the_split_says_so(tmp_path: Path, tokens: int, part: int | None) -> None:
+    summary = fixtures.run_summary(params=with_settings(eval_tokens=tokens))
+    run = read_run(fixtures.write_run(tmp_path, summary=summary))
+    assert run.validation_in_training == part
+    chart = loss_chart(run, 0.9)
+    assert chart is not None
+    assert chart.series[1] == ("validation" if part is None else "validation (first 32,768 tokens)")
+
+
+def test_gpt2s_loss_is_drawn_only_on_its_own_text_and_tokenizer(tmp_path: Path) -> None:
+    params = copy.deepcopy(fixtures.PARAMS)
+    params["data"]["source"] = "hub"
+    for tokenizer, references in (("bpe", []), ("gpt2", [3.2924])):
+        params["tokenizer"]["encoding"] = tokenizer
+        root = fixtures.write_run(tmp_path / tokenizer)
+        lock = fixtures.lock(params)
+        lock["stages"]["tokenize"]["params"]["params.yaml"]["data"] = params["data"]
+        fixtures.write_yaml(root / "dvc.lock", lock)
+        assert [row["at"] for row in rows(loss_chart(read_run(root), 0.9), "rule")] == references
+
+
+def test_accuracy_has_its_error_and_on_hellaswag_gpt2(tmp_path: Path) -> None:
+    ours = read_run(fixtures.write_run(tmp_path / "ours"))
+    bars = [row for row in rows(accuracy_chart(ours), "rule") if "low" in row]
+    assert [row["y"] for row in bars] == ["acc", "acc_norm", "acc_norm_token"]
+    assert (bars[1]["low"], bars[1]["high"]) == pytest.approx((100 * (0.3425 - 0.0238), 100 * (0.3425 + 0.0238)))
+    assert rows(accuracy_chart(ours), "tick") == []
+    metrics = fixtures.evaluation_metrics(is_hellaswag=True)
+    hellaswag = read_run(fixtures.write_run(tmp_path / "hellaswag", metrics=metrics))
+    references = {(row["y"], row["label"]): row["x"] for row in rows(accuracy_chart(hellaswag), "tick")}
+    assert references["acc_norm", "GPT-2 124M"] == 31.14
+    assert references["acc_norm_token", "GPT-2 124M"] == 29.55
+
+
+@pytest.mark.parametrize(("asked", "evaluated"), [(100, 400), (5_000, 400), (1_000, 10_042), (None, 400)])
+def test_accuracy_during_training_has_the_error_of_its_items(tmp_path: Path, asked: int | None, evaluated: int) -> None:
     frame = fixtures.curves()
     frame.loc[[0, 600, 1199], "next_lines/acc_norm"] = [0.21, 0.32, 0.39]
-    root = fixtures.write_run(tmp_path, frame)
-    train = fixtures.PARAMS["train"] | {"hellaswag_items": asked}
-    edit(root / "reports/train/summary.json", params={"train": train})
-    edit(root / "reports/evaluate/metrics.json", next_lines=fixtures.metrics()["next_lines"] | {"items": whole})
-    assert told in report(root)
-    figure = accuracy_curve(read_run(root))
-    assert figure is not None
-    (points,) = figure.panels[0].series
-    if asked is None:
-        assert points.error is None
-    else:
-        items = min(asked, whole)
-        expected = [100 * math.sqrt(share * (1 - share) / (items - 1)) for share in (0.21, 0.32, 0.39)]
-        assert points.error == pytest.approx(expected)
+    summary = fixtures.run_summary(params=with_settings(hellaswag_items=asked))
+    root = fixtures.write_run(tmp_path, frame, summary, fixtures.evaluation_metrics(items=evaluated))
+    bars = [row for row in rows(accuracy_curve(read_run(root)), "rule") if "low" in row]
+    items = min(asked, evaluated) if asked else None
+    expected = [100 * math.sqrt(share * (1 - share) / (items - 1)) for share in (0.21, 0.32, 0.39)] if items else []
+    assert [row["y"] - row["low"] for row in bars] == pytest.approx(expected, rel=1e-4)
 
 
-def test_no_items_scored_is_said(tmp_path: Path) -> None:
-    root = fixtures.write_run(tmp_path)
-    edit(root / "reports/evaluate/metrics.json", next_lines=fixtures.metrics()["next_lines"] | {"items": 0})
-    assert "No multiple-choice items were scored." in report(root)
+def test_charts_without_data_are_left_out(tmp_path: Path) -> None:
+    root = fixtures.write_run(tmp_path, fixtures.curves(steps=300)[["step", "tokens", "train/loss"]])
+    (root / "reports/evaluate/metrics.json").unlink()
+    assert [chart.name for chart in run_charts(read_run(root), 0.9)] == ["loss"]
+    frame = fixtures.curves(steps=300)[["step", "tokens"]]
+    assert run_charts(read_run(fixtures.write_run(tmp_path / "empty", frame)), 0.9)[0].name == "accuracy"
 
 
-def test_the_page_is_safe_from_what_a_model_or_a_title_says(tmp_path: Path) -> None:
-    root = fixtures.write_run(tmp_path)
-    wild = "```\n<script>alert(1)</script> | a | b |\n````\n\x00\x1b[31m"
-    fixtures.write_json(
-        root / "reports/sample/samples.json", {"prompts": [{"prompt": "`a` | <b>", "continuations": [wild]}]}
-    )
-    text = report(root, title="A <script>alert(2)</script> | *title*")
-    html = (root / "reports/report.html").read_text(encoding="utf-8")
-    assert "\x00" not in text
-    assert "`````text" in text
-    body = html[html.index("<body>") :]
-    assert "<script>alert" not in body
-    assert "&lt;script&gt;alert(1)" in body
+# the values of the template
 
 
-def test_settings_that_differ_from_the_last_committed_run_are_a_table(tmp_path: Path) -> None:
-    root = fixtures.write_run(tmp_path)
-    fixtures.commit(root)
-    assert "Nothing: settings and code are the same." in report(root)
-
-    params = copy.deepcopy(fixtures.PARAMS)
-    params["train"] |= {"max_lr": 2e-3, "betas": [0.9, 0.99], "seed": 1}
-    params["sample"]["prompts"] = ["Two\nlines"]
-    fixtures.write_yaml(root / "dvc.lock", fixtures.lock(params, code="9" * 32))
-    text = report(root)
-    assert "| `train.max_lr` | `0.001` | `0.002` |" in text
-    assert "`train.seed`" not in text
-    assert "<summary>One code file differs</summary>\n\n`pipeline/model/gpt.py`\n" in text
-    assert "-S train.max_lr=0.002 \\\n  -S 'train.betas=[0.9,0.99]'" in text
-    assert 'sample.prompts: ["Two\\nlines"]' in text, "what -S cannot say is said in words"
-
-
-def test_of_many_code_files_that_differ_from_the_last_committed_run_a_few_are_named_and_folded(tmp_path: Path) -> None:
-    root = fixtures.write_run(tmp_path)
-    fixtures.commit(root)
-    lock = fixtures.lock(fixtures.PARAMS)
-    lock["stages"]["train"]["deps"] += [{"path": f"code_{number}.py", "md5": "5" * 32} for number in range(31)]
-    fixtures.write_yaml(root / "dvc.lock", lock)
-    text = report(root)
-    told = text[text.index("## What differs from the run committed before") : text.index("## Where it comes from")]
-    assert "The settings are the same.\n\n<details>\n<summary>31 code files differ</summary>" in told
-    assert "`code_7.py` and 23 more\n\n</details>" in told
-    assert "code_8" not in text
-
-
-def test_without_a_commit_or_a_committed_run_there_is_nothing_to_compare_with(tmp_path: Path) -> None:
-    root = fixtures.write_run(tmp_path)
-    assert "Nothing is committed yet" in report(root)
-    fixtures.commit(root, "params.yaml")
-    text = report(root)
-    assert "this is the first" in text
-    assert f"git checkout {fixtures.git(root, 'rev-parse', 'HEAD').strip()}" in text
-
-
-def test_changed_inputs_are_named_and_what_the_pipeline_writes_is_not(tmp_path: Path) -> None:
-    root = fixtures.write_run(tmp_path)
-    code = root / "pipeline/model/gpt.py"
-    fixtures.commit(root)
-    assert "| Working tree | as committed |" in report(root)
-    code.parent.mkdir(parents=True)
-    code.write_text("a = 1\n")
-    assert "| Working tree | inputs changed or new: `pipeline/` |" in report(root), "as Git names a new folder"
-    fixtures.commit(root)
-    code.write_text("a = 2\n")
-    text = report(root)
-    assert "| Working tree | inputs changed or new: `pipeline/model/gpt.py` |" in text
-    assert "the revision alone does not repeat the run: `pipeline/model/gpt.py`." in text
-
-
-def test_changed_files_that_no_stage_reads_leave_the_revision_enough(tmp_path: Path) -> None:
-    root = fixtures.write_run(tmp_path)
-    fixtures.commit(root)
-    (root / "notes.md").write_text("Think of it.\n")
-    text = report(root)
-    assert "| Working tree | changed or new, but read by no stage: `notes.md` |" in text
-    assert "does not repeat" not in text
-    (root / "dvc.lock").unlink()
-    assert "does not repeat the run: `notes.md`." in report(root), "which files stages run by hand read is not known"
+def test_the_values_of_the_page(run: Run) -> None:
+    values = context(run, "A model", 0.9)
+    assert values["versus_chance"] == "3.9 standard errors above chance (25 %)"
+    assert [(protocol.name, share, error) for protocol, share, error in values["protocols"]] == [
+        ("acc", 0.2861, 0.0226),
+        ("acc_norm", 0.3425, 0.0238),
+        ("acc_norm_token", 0.3350, 0.0236),
+    ]
+    assert values["choice_name"] == "Next lines"
+    assert values["mean_surprisal"] == pytest.approx((6.0 + 3.5 + 2.25 + 11.2) / 4)
+    assert values["hardest"][:2] == [("telephone", 11.2), ("KING", 6.0)]
+    assert values["cut_off"] == pytest.approx(8.8, abs=0.3)
+    assert run.epochs == pytest.approx(fixtures.STEPS * fixtures.TOKENS_PER_STEP / 1_362_511)
+    assert run.validation_tokens == 61_299
 
 
 @pytest.mark.parametrize(
-    ("remote", "told"),
+    ("share", "error", "words"),
+    [(0.28, 0.02, "not significantly"), (0.2, 0.02, "2.5 standard errors below"), (0.3, 0.0, "chance is 25 %")],
+)
+def test_an_accuracy_is_compared_with_chance(share: float, error: float, words: str) -> None:
+    assert words in versus_chance(share, error)
+
+
+def test_hardware_in_words() -> None:
+    assert describe_hardware(fixtures.hardware()) == "2 cores (Intel Xeon Platinum 8481C)"
+    assert describe_hardware(fixtures.hardware(cores=1, device_name="cpu")) == "1 core of a CPU"
+    gpus = fixtures.hardware(device="cuda", device_name="NVIDIA H100", world_size=8)
+    assert describe_hardware(gpus) == "8 × NVIDIA H100"
+
+
+def test_the_tracked_run_is_linked() -> None:
+    run = TrackedRun(id="a1", name="a [name]", mode="online", url="https://wandb.ai/a/b c)<script>")
+    assert tracked(run) == r"[a \[name\]](https://wandb.ai/a/b%20c%29%3Cscript%3E)"
+    assert "`a1`" in tracked(TrackedRun(id="a1", name="a", mode="offline"))
+    assert "off" in tracked(TrackedRun(id="a1", name="a", mode="disabled"))
+
+
+# changes, provenance, reproduction
+
+
+def test_what_differs_from_the_committed_run(tmp_path: Path) -> None:
+    root = fixtures.write_run(tmp_path)
+    assert differences(read_run(root)) is None
+    fixtures.commit(root, "params.yaml")
+    assert differences(read_run(root)) is None, "no committed dvc.lock"
+    fixtures.commit(root)
+    assert differences(read_run(root)) == {"settings": [], "code": []}
+    params = copy.deepcopy(fixtures.PARAMS)
+    params["train"] |= {"max_lr": 2e-3, "betas": [0.9, 0.99], "seed": 1}
+    fixtures.write_yaml(root / "dvc.lock", fixtures.lock(params, code="9" * 32))
+    assert differences(read_run(root)) == {
+        "settings": [("train.max_lr", 1e-3, 2e-3), ("train.betas", [0.9, 0.95], [0.9, 0.99])],
+        "code": ["pipeline/model/gpt.py"],
+    }
+    assert "| `train.max_lr` | `0.001` | `0.002` |" in report(root)
+
+
+def test_the_commands_set_what_differs_from_the_committed_params(tmp_path: Path) -> None:
+    root = fixtures.write_run(tmp_path)
+    assert commands(read_run(root))[-1] == "dvc repro"
+    fixtures.commit(root)
+    params = copy.deepcopy(fixtures.PARAMS)
+    new = {"max_lr": 1e-8, "betas": [0.9, 0.99], "schedule": "it's é", "optimizer": "NULL", "seed": True}
+    params["train"] |= new
+    params["sample"]["prompts"] = [None, "Two\nlines", "$HOME 'q' \"q\""]
+    fixtures.write_yaml(root / "dvc.lock", fixtures.lock(params))
+    checkout, _, run = commands(read_run(root))
+    assert checkout == f"git checkout {fixtures.git(root, 'rev-parse', 'HEAD').strip()}"
+    words = shlex.split(run.replace("\\\n", ""))
+    assert words[:3] == ["dvc", "exp", "run"]
+    parser = OverridesParser.create()
+    overrides = {(parsed := parser.parse_override(word)).key_or_group: parsed.value() for word in words[4::2]}
+    expected = {f"train.{key}": value for key, value in new.items()} | {"sample.prompts": params["sample"]["prompts"]}
+    assert overrides == expected
+
+
+@pytest.mark.parametrize(
+    ("remote", "clone"),
     [
         ("https://user:secret@github.com/a/b.git", "git clone https://github.com/a/b.git && cd b"),
         ("git@github.com:a/b.git", "git clone git@github.com:a/b.git && cd b"),
@@ -314,40 +234,141 @@ def test_changed_files_that_no_stage_reads_leave_the_revision_enough(tmp_path: P
         ("file:///home/someone/folder", None),
     ],
 )
-def test_the_commands_begin_at_a_remote_that_others_can_reach(tmp_path: Path, remote: str, told: str | None) -> None:
+def test_the_commands_clone_a_remote_that_others_can_reach(tmp_path: Path, remote: str, clone: str | None) -> None:
     root = fixtures.write_run(tmp_path)
     fixtures.commit(root)
     fixtures.git(root, "remote", "add", "origin", remote)
-    text = report(root)
-    assert "secret" not in text
-    assert "/home/someone" not in text
-    assert (told in text) if told else ("git clone" not in text)
+    run = read_run(root)
+    assert (commands(run)[0] == clone) if clone else not commands(run)[0].startswith("git clone")
+    link = commit_link(run, "0123456789abcdef")
+    expected = "[`0123456789`](https://github.com/a/b/commit/0123456789abcdef)"
+    assert link == (expected if clone else "`0123456789abcdef`")
 
 
-def test_a_file_of_another_form_is_named_with_what_is_wrong(tmp_path: Path) -> None:
+def test_uncommitted_files_are_inputs_or_not(tmp_path: Path) -> None:
     root = fixtures.write_run(tmp_path)
-    edit(root / "reports/evaluate/metrics.json", val={"loss": "low"})
-    with pytest.raises(ValueError, match=r"metrics\.json.*val\.loss"):
-        report(root)
-    (root / "reports/train/curves.csv").write_text("step\n1\n")
-    with pytest.raises(ValueError, match=r"curves\.csv lacks the column"):
+    code = root / "pipeline/model/gpt.py"
+    fixtures.commit(root)
+    assert uncommitted(read_run(root)) == ([], [])
+    code.parent.mkdir(parents=True)
+    code.write_text("a = 1\n")
+    assert uncommitted(read_run(root)) == (["pipeline/"], []), "as Git names a new directory"
+    fixtures.commit(root)
+    code.write_text("a = 2\n")
+    (root / "notes.md").write_text("Think of it.\n")
+    assert uncommitted(read_run(root)) == (["pipeline/model/gpt.py"], ["notes.md"])
+    (root / "dvc.lock").unlink()
+    inputs, others = uncommitted(read_run(root))
+    assert "notes.md" in inputs, "without dvc.lock, any file may be an input"
+    assert others == []
+
+
+# the pages
+
+
+def test_the_same_run_gives_the_same_bytes_with_every_picture_in_both_schemes(tmp_path: Path) -> None:
+    root = fixtures.write_run(tmp_path, fixtures.curves(steps=19_073))
+    written = []
+    for _ in range(2):
+        page = report(root)
+        files = sorted(path for path in (root / "reports").rglob("*") if path.is_file())
+        written.append({path: path.read_bytes() for path in files})
+    assert written[0] == written[1]
+    named = set(re.findall(r'"(figures/[^"]+\.svg)"', page))
+    assert named == {f"figures/{path.name}" for path in (root / "reports/figures").iterdir()}
+    assert {name for name in named if "-dark" not in name} == {
+        "figures/loss.svg",
+        "figures/training.svg",
+        "figures/accuracy.svg",
+    }
+    assert all((root / "reports" / name).stat().st_size < 150_000 for name in named)
+    assert (root / "reports/report.html").stat().st_size < 2_000_000
+
+
+def test_items_cut_from_the_documents_are_not_compared_with_hellaswag(tmp_path: Path) -> None:
+    assert "GPT-2" not in report(fixtures.write_run(tmp_path))
+
+
+@pytest.mark.parametrize("missing", ["reports/evaluate/metrics.json", "reports/sample/samples.json", "dvc.lock"])
+def test_a_report_without_the_file_of_another_stage(tmp_path: Path, missing: str) -> None:
+    root = fixtures.write_run(tmp_path)
+    (root / missing).unlink()
+    page = report(root)
+    assert "None" not in page.replace("None: settings", "")
+    assert page.count("\n## ") == (7 if missing.endswith("samples.json") else 8)
+
+
+def test_a_report_of_the_shortest_run(tmp_path: Path) -> None:
+    frame = fixtures.curves(steps=2)
+    frame.loc[0, "train/loss"] = np.nan  # before the step, only the validation loss is measured
+    root = fixtures.write_run(tmp_path, frame, fixtures.run_summary(params={}, data={}))
+    (root / "reports/evaluate/metrics.json").unlink()
+    (root / "reports/sample/samples.json").unlink()
+    (root / "dvc.lock").unlink()
+    assert report(root).startswith("# A model\n")
+    assert [len(rows(loss_chart(read_run(root), 0.9), mark)) > 0 for mark in ("line", "point")] == [True, True]
+
+
+def test_resumes_with_changed_code_are_listed(tmp_path: Path) -> None:
+    resumes = [Resume(step=300, changed_files=[]), Resume(step=1_600, changed_files=[f"a_{n}.py" for n in range(31)])]
+    page = report(fixtures.write_run(tmp_path, summary=fixtures.run_summary(resumes=resumes)))
+    lines = [line for line in page.splitlines() if line.startswith("- at step")]
+    assert [line.split(",")[0] for line in lines] == ["- at step 300", "- at step 1"]
+    assert "`a_7.py` and 23 more" in lines[1]
+
+
+WILD = (
+    "`<script>alert(1)</script>` | *a* [b](javascript:c) ``` \x00\x1b[31m </details> {{ 7 * 7 }}\n\n# h\n<b onclick=''>"
+)
+
+
+def test_no_text_from_elsewhere_becomes_markup(tmp_path: Path) -> None:
+    samples = Samples(
+        settings=fixtures.samples().settings,
+        prompts=[PromptSamples(prompt=WILD, continuations=[WILD, "```\n" + WILD])],
+        surprisal=Surprisal(text=WILD, tokens=[(WILD, 3.0), ("\n\n<i>", 4.0)]),
+    )
+    metrics = fixtures.evaluation_metrics(is_hellaswag=True, name=WILD)
+    settings = {"init_from": WILD, "position": WILD, "mlp": WILD, "norm": WILD, "norm_placement": WILD}
+    summary = fixtures.run_summary(
+        params={
+            "model": fixtures.PARAMS["model"] | settings,
+            "train": with_settings(optimizer=WILD, schedule=WILD)["train"],
+        },
+        hardware=fixtures.hardware(device_name=WILD, dtype=WILD, torch=WILD, python=WILD),
+        tokenizer=TokenizerInfo(name=WILD, vocab_size=1),
+        wandb=TrackedRun(id="a1", name=WILD, mode="online", url=f"https://wandb.ai/{WILD}"),
+        git=CodeRevision(revision="0" * 40, dirty=True),
+        resumes=[Resume(step=1, changed_files=[WILD])],
+    )
+    root = fixtures.write_run(tmp_path, None, summary, metrics, samples)
+    fixtures.commit(root)
+    params = copy.deepcopy(fixtures.PARAMS)
+    params["train"]["optimizer"] = WILD
+    fixtures.write_yaml(root / "dvc.lock", fixtures.lock(params, code="9" * 32))
+    (root / "<script>`|.py").write_text("")
+    page = report(root, title=WILD.replace("\n", " "))
+    assert "\x00" not in page
+    assert "49" not in [word for line in page.splitlines() for word in line.split()]
+    html = (root / "reports/report.html").read_text(encoding="utf-8")
+    body = html[html.index("<main>") : html.index("</main>")]
+    for markup in ("<script", "<b onclick", 'href="javascript', "<h1>h"):
+        assert markup not in body
+    assert body.count("<details>") == body.count("</details>") == 2
+    assert body.count("<h2>") == 8
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    root = fixtures.write_run(tmp_path)
+    (root / "reports/evaluate/metrics.json").write_text('{"val": {"loss": "low"}}')
+    with pytest.raises(UserError, match=r"metrics\.json.*val\.loss"):
         report(root)
     (root / "reports/train/summary.json").unlink()
-    with pytest.raises(FileNotFoundError, match="run the train stage"):
+    with pytest.raises(FileNotFoundError, match=r"summary\.json.*dvc repro train"):
         report(root)
 
 
-def test_the_report_needs_no_torch_and_matplotlib_waits_until_something_is_drawn() -> None:
-    code = (
-        "import sys, stages.report; print([m for m in ('torch', 'matplotlib', 'plotly', 'wandb') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-
-
-def test_matplotlib_and_plotly_are_each_named_in_one_module() -> None:
-    modules = sorted((ROOT / "pipeline").rglob("*.py"))
-    assert len(modules) > 10
-    importing = [path.name for path in modules if re.search(r"^\s*(import|from) matplotlib", path.read_text(), re.M)]
-    assert importing == ["svg.py"]
-    assert [path.name for path in modules if 'files("plotly")' in path.read_text()] == ["interactive.py"]
+def test_the_stage_starts_without_torch_and_draws_with_lazily_imported_libraries() -> None:
+    code = "import sys, stages.report; print({'torch', 'altair', 'vl_convert', 'wandb'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"

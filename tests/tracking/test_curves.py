@@ -1,11 +1,11 @@
-"""curves.csv survives kills: whole rows only, none twice, none missing."""
+"""curves.csv survives kills: only whole rows, each step once."""
 
 import csv
 from pathlib import Path
 
 import pytest
 
-from pipeline.tracking.curves import Curves, typed
+from pipeline.curves import Curves, typed
 
 
 def row(step: int, **cells: object) -> dict[str, object]:
@@ -41,7 +41,7 @@ def test_a_resumed_run_writes_no_step_twice(curves: Curves) -> None:
     assert steps(curves.path) == list(range(1, 9))
 
 
-def test_a_resumed_run_publishes_what_it_has_though_nothing_is_left_to_record(curves: Curves) -> None:
+def test_a_resumed_run_without_steps_left_publishes_its_rows(curves: Curves) -> None:
     curves.record([row(1), row(2)])
     curves.flush()
     curves.published.unlink()  # as DVC does before it runs the stage
@@ -49,7 +49,7 @@ def test_a_resumed_run_publishes_what_it_has_though_nothing_is_left_to_record(cu
     assert steps(curves.published) == [1, 2]
 
 
-def test_a_row_that_a_kill_cut_short_is_dropped(curves: Curves) -> None:
+def test_an_incomplete_row_is_dropped(curves: Curves) -> None:
     curves.record([row(1), row(2)])
     content = curves.path.read_bytes()
     curves.path.write_bytes(content + b"3,24,4.")
@@ -58,16 +58,14 @@ def test_a_row_that_a_kill_cut_short_is_dropped(curves: Curves) -> None:
     assert curves.path.read_bytes() == content
 
 
-def test_a_fresh_start_begins_an_empty_file(curves: Curves) -> None:
+def test_a_new_run_begins_an_empty_file(curves: Curves) -> None:
     curves.record([row(1)])
     curves.rewind(0)
     assert steps(curves.path) == []
 
 
-def test_rows_come_back_as_they_were_recorded(curves: Curves) -> None:
+def test_typed_rows_equal_the_recorded_ones(curves: Curves) -> None:
     recorded = row(1, **{"val/loss": 4.25, "train/mfu": None, "event": "spike"})
     curves.record([recorded])
-    (found,) = (typed(found) for found in curves.rows())
-    assert {name: value for name, value in found.items() if value is not None} == {
-        name: value for name, value in recorded.items() if value is not None
-    }
+    (read,) = (typed(cells) for cells in curves.rows())
+    assert read == dict.fromkeys(curves.columns) | recorded

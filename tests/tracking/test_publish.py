@@ -1,52 +1,56 @@
-"""What the stages after training leave is read as W&B is told of it."""
+"""What the report stage adds to a training's W&B run."""
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
-from pipeline.tracking.publish import evaluation_numbers, last_cells, recorded_model, samples_table
-from tests.reporting import fixtures
+import pytest
+
+from pipeline.artifacts import TrackedRun
+from pipeline.curves import Curves
+from pipeline.dvc_lock import Lock, Output
+from pipeline.tracking.publish import (
+    MODEL,
+    SUMMARY,
+    evaluation_values,
+    last_values,
+    recorded_model,
+    samples_table,
+    summary_values,
+)
+from tests.tracking.records import METRICS, SAMPLES, summary
 
 
-def lock(summary_md5: str) -> dict[str, Any]:
-    """A dvc.lock of a training."""
-    model = {"path": "data/model", "hash": "md5", "md5": "0a1b.dir", "size": 30, "nfiles": 3}
-    summary = {"path": "reports/train/summary.json", "hash": "md5", "md5": summary_md5, "size": 2}
-    return {"schema": "2.0", "stages": {"train": {"cmd": "", "outs": [model, summary]}}}
-
-
-def test_the_model_is_named_by_dvc_s_hash_of_this_training_and_never_by_another_s(
-    tmp_path: Path, monkeypatch: Any
+def test_the_model_is_referenced_only_where_the_lock_records_this_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    summary = Path("reports/train/summary.json")
-    summary.parent.mkdir(parents=True)
-    summary.write_text('{"tokens": 1}')
-    assert recorded_model(Path("dvc.lock"), summary) is None
-    fixtures.write_yaml(Path("dvc.lock"), lock(hashlib.md5(summary.read_bytes()).hexdigest()))
-    assert recorded_model(Path("dvc.lock"), summary) == {
-        "path": "data/model",
-        "md5": "0a1b.dir",
-        "size": 30,
-        "files": 3,
-    }
-    summary.write_text('{"tokens": 2}')
-    assert recorded_model(Path("dvc.lock"), summary) is None
+    identity = TrackedRun(id="abc123", name="a-run", mode="offline")
+    summary(identity, steps=3).write(SUMMARY)
+    md5 = hashlib.md5(SUMMARY.read_bytes()).hexdigest()
+    model = Output("train", MODEL, "0a1b.dir", 30, 3)
+    lock = Lock({}, {}, (model, Output("train", SUMMARY.as_posix(), md5, 2, None)))
+    assert recorded_model(None, SUMMARY) is None
+    assert recorded_model(lock, SUMMARY) == model
+    summary(identity, steps=4).write(SUMMARY)
+    assert recorded_model(lock, SUMMARY) is None
 
 
-def test_the_last_value_of_each_curve_is_told(tmp_path: Path) -> None:
-    file = tmp_path / "curves.csv"
-    file.write_text("step,tokens,train/loss,val/loss,event\n1,8,5.0,4.5,\n2,16,4.0,,spike\n3,24,nan,,\n")
-    found = last_cells(file)
-    assert (found["tokens"], found["val/loss"]) == (24, 4.5)
-    assert list(found) == ["tokens", "train/loss", "val/loss"]
+def test_values_have_the_names_that_panels_use() -> None:
+    values = summary_values(summary(TrackedRun(id="abc123", name="a-run", mode="offline"), steps=3))
+    assert (values["tokens"], values["flops"], values["wall_time_s"]) == (24, 10**9, 2.0)
+    assert not {"mfu", "params", "git", "wandb"} & values.keys()
+    values = evaluation_values(METRICS)
+    assert (values["evaluate/val/loss"], values["evaluate/next_lines/acc_norm"]) == (2.5, 0.5)
+    assert not {"evaluate/next_lines/name", "evaluate/next_lines/is_hellaswag"} & values.keys()
 
 
-def test_numbers_and_samples_have_the_names_that_panels_use() -> None:
-    metrics: dict[str, dict[str, Any]] = {
-        "val": {"loss": 2.5},
-        "next_lines": {"name": "lines", "is_hellaswag": False, "acc": 0.5},
-    }
-    assert evaluation_numbers(metrics) == {"evaluate/val/loss": 2.5, "evaluate/next_lines/acc": 0.5}
-    samples = {"prompts": [{"prompt": None, "continuations": ["a", "b"]}, {"prompt": "To be", "continuations": ["c"]}]}
-    assert samples_table(samples) == (("prompt", "continuation"), [("", "a"), ("", "b"), ("To be", "c")])
+def test_the_summary_has_the_last_value_of_each_column(tmp_path: Path) -> None:
+    curves = Curves(tmp_path / "curves.csv", tmp_path / "published.csv")
+    curves.rewind(0)
+    curves.record([{"step": 1, "tokens": 8, "train/loss": 5.0, "val/loss": 4.5}])
+    curves.record([{"step": 2, "tokens": 16, "train/loss": 4.0, "event": "spike"}])
+    assert last_values(curves) == {"tokens": 16, "train/loss": 4.0, "val/loss": 4.5}
+
+
+def test_the_samples_table_has_a_row_per_continuation() -> None:
+    assert samples_table(SAMPLES) == (("prompt", "continuation"), [("", "a"), ("", "b"), ("To be", "c")])

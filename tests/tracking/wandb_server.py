@@ -1,6 +1,6 @@
-"""A W&B server as far as wandb's client needs one: it takes runs, and can be asked what it was told of them.
+"""A W&B server with just what wandb's client needs: it takes runs, and tests read what it received.
 
-The client is the real one, `wandb.init` online as well as `wandb sync`: what arrives here is what a page would show.
+The client is the real one, both `wandb.init` online and `wandb sync`: what arrives here is what W&B would show.
 """
 
 import gzip
@@ -24,13 +24,13 @@ Json = dict[str, Any]
 
 @dataclass
 class Run:
-    """What the server holds of a run."""
+    """What the server has of a run."""
 
     about: Json = field(default_factory=dict)
-    """displayName, groupName, jobType, tags, notes: the last that was said of each."""
+    """displayName, groupName, jobType, tags, notes: the newest values."""
     config: Json = field(default_factory=dict)
     lines: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    """Of the files that are sent line by line."""
+    """Files that are sent line by line: name to lines."""
     files: dict[str, bytes] = field(default_factory=dict)
     artifacts: list[Json] = field(default_factory=list)
     exit_codes: list[int] = field(default_factory=list)
@@ -41,8 +41,8 @@ class Run:
 
     @property
     def summary(self) -> Json:
-        found: Json = json.loads(self.lines[SUMMARY][-1]) if self.lines[SUMMARY] else {}
-        return found
+        summary: Json = json.loads(self.lines[SUMMARY][-1]) if self.lines[SUMMARY] else {}
+        return summary
 
 
 class Server(ThreadingHTTPServer):
@@ -53,10 +53,8 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.runs: dict[str, Run] = defaultdict(Run)
-        self.views: list[Json] = []
-        """The reports."""
         self.silent = False
-        """Whether what a run sends after its beginning gets no answer."""
+        """Whether to answer nothing after a run has begun."""
 
     @property
     def url(self) -> str:
@@ -64,24 +62,17 @@ class Server(ThreadingHTTPServer):
 
     @property
     def environment(self) -> dict[str, str]:
-        """What sends the runs of a process here."""
+        """Variables with which a process logs to this server."""
         return {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": "a" * 40}
 
     def answer(self, operation: str, given: Json) -> Json:
-        """The data of a GraphQL operation; empty for those that ask for what an old server does not have."""
+        """The data of a GraphQL operation; empty for operations that an old server does not have."""
         match operation:
             case "Viewer" | "GetDefaultEntity":
                 return {"viewer": {"id": "1", "entity": "tester", "username": "tester", "flags": "{}", "teams": None}}
             case "UpsertBucket":
                 inserted = given["name"] not in self.runs
                 return {"upsertBucket": {"bucket": self._upsert(given), "inserted": inserted}}
-            case "GetProjects":
-                return {"models": {"edges": [], "pageInfo": {"endCursor": None, "hasNextPage": False}}}
-            case "upsertView":
-                self.views.append(given)
-                view = {"id": "1", "type": given["type"], "name": given["name"], "displayName": given["displayName"]}
-                place = {"project": {"id": "1", "name": given["projectName"], "entityName": given["entityName"]}}
-                return {"upsertView": {"view": {**view, **place, "spec": given["spec"], "description": ""}}}
             case "RunResumeStatus":
                 known = given["name"] in self.runs
                 return {"model": {**PROJECT, "bucket": self._resume_status(given["name"]) if known else None}}
@@ -106,7 +97,7 @@ class Server(ThreadingHTTPServer):
         return {}
 
     def handle_error(self, *_: Any) -> None:
-        """Nothing: the client leaves its connections open when it ends."""
+        """Ignores errors: the client leaves its connections open when it exits."""
 
     def _upsert(self, given: Json) -> Json:
         run = self.runs[given["name"]]
@@ -170,7 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         _, _, run, name = self.path.split("/", 3)
         content = self._body()
-        if run in self.server.runs:  # and not the content of an artifact
+        if run in self.server.runs:  # else it is the content of an artifact
             self.server.runs[run].files[unquote(name)] = content
         self._reply({})
 
@@ -187,12 +178,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: Any) -> None:
-        """Says nothing."""
+        """Prints nothing."""
 
 
 @contextmanager
 def wandb_server() -> Iterator[Server]:
-    """A server that runs as long as the block."""
+    """A server that runs for the duration of the block."""
     with Server() as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server

@@ -1,5 +1,7 @@
 """Small shards, params and runs for the tests of training."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -7,21 +9,25 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.corpus import encodings
-from pipeline.corpus.shards import MANIFEST_FILE, Manifest, Shard, Split, TokenStream, open_split
+from pipeline.artifacts import MANIFEST_FILE, Manifest, Shard, Split
+from pipeline.corpus.shards import TokenStream, open_split
+from pipeline.corpus.tokenizer import bytes_tokenizer, fingerprint, save_tokenizer
 from pipeline.distributed import Group
 from pipeline.files import sha256_of
 from pipeline.model.config import GPTConfig
 from pipeline.model.gpt import GPT
 from pipeline.runtime import RuntimeParams
+from pipeline.training import trainer as trainer_module
 from pipeline.training.checkpoint import CheckpointStore
 from pipeline.training.metrics import Row
+from pipeline.training.optim import learning_rate
+from pipeline.training.parallel import to_local
 from pipeline.training.params import TrainParams
 from pipeline.training.trainer import Probe, Trainer
 
 TRAIN = {
     "seed": 1,
-    "order": "shuffled",
+    "shuffle": True,
     "total_batch_size": 128,
     "max_steps": 12,
     "optimizer": "adamw",
@@ -46,6 +52,7 @@ RUNTIME = {
     "dtype": "float32",
     "compile": "off",
     "deterministic": True,
+    "resume": "auto",
     "sharding": "ddp",
     "activation_checkpointing": False,
     "checkpoint_interval": 5,
@@ -69,7 +76,7 @@ CONFIG = {
     "mlp": "gelu_tanh",
     "mlp_expansion": 4.0,
     "attention": "sdpa",
-    "tie_head": True,
+    "tie_embeddings": True,
     "init": "scaled",
     "vocab_size": 320,
     "text_vocab_size": 257,
@@ -78,30 +85,30 @@ ONE_RANK = Group(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
 
 
 def write_shards(directory: Path, tokens: int = 2000, shard_tokens: int = 700) -> Path:
-    """Shards of the bytes encoding that hold a learnable stream: each token is a function of the one before."""
-    encoding = encodings.bytes_encoding()
-    encodings.save(encoding, directory / "encoding")
+    """Shards of the bytes tokenizer with a learnable stream: each token mostly follows from the one before."""
+    tokenizer = bytes_tokenizer()
+    save_tokenizer(tokenizer, directory / "tokenizer")
     rng = np.random.default_rng(0)
     table = rng.integers(0, 256, 257)
     splits = {}
     for split, length in (("train", tokens), ("val", tokens // 4)):
         stream = np.empty(length, dtype=np.uint16)
-        stream[0] = encoding.eot_token
+        stream[0] = tokenizer.eot_token
         for i in range(1, length):
             stream[i] = table[stream[i - 1]] if rng.random() < 0.8 else rng.integers(0, 256)
         shards = []
         for number, start in enumerate(range(0, length, shard_tokens)):
             file = directory / f"{split}_{number:06d}.npy"
-            piece = stream[start : start + shard_tokens]
-            np.save(file, piece)
-            shards.append(Shard(file=file.name, tokens=len(piece), sha256=sha256_of(file)))
+            ids = stream[start : start + shard_tokens]
+            np.save(file, ids)
+            shards.append(Shard(file=file.name, tokens=len(ids), sha256=sha256_of(file)))
         splits[split] = Split(tokens=length, documents=1, utf8_bytes=length - 1, shards=shards)
     Manifest(
-        format_version=1,
-        encoding_name=encoding.name,
-        encoding_sha256=encodings.identity(encoding),
-        vocab_size=encoding.n_vocab,
-        eot_id=encoding.eot_token,
+        format_version=Manifest.version,
+        tokenizer_name=tokenizer.name,
+        tokenizer_sha256=fingerprint(tokenizer),
+        vocab_size=tokenizer.n_vocab,
+        eot_id=tokenizer.eot_token,
         dtype="uint16",
         shard_tokens=shard_tokens,
         splits=splits,
@@ -109,8 +116,8 @@ def write_shards(directory: Path, tokens: int = 2000, shard_tokens: int = 700) -
     return directory
 
 
-class MemoryRecorder:
-    """Keeps the rows that a trainer records, as the files would."""
+class MemoryLogger:
+    """Keeps the rows that a trainer logs, as curves.csv would."""
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
@@ -132,25 +139,46 @@ class MemoryRecorder:
 def trainer(
     shards: Path,
     state: Path,
-    recorder: MemoryRecorder | None = None,
+    log: MemoryLogger | None = None,
     group: Group = ONE_RANK,
     train: dict[str, Any] | None = None,
     runtime: dict[str, Any] | None = None,
     config: dict[str, Any] | None = None,
     probes: tuple[Probe, ...] = (),
+    code: dict[str, str] | None = None,
 ) -> Trainer:
     """A trainer of the small model, with some params changed."""
     params = TrainParams.model_validate({**TRAIN, **(train or {})})
     torch.manual_seed(params.seed)
     model = GPT(GPTConfig.model_validate({**CONFIG, **(config or {})}))
-    how = RuntimeParams.model_validate({**RUNTIME, **(runtime or {})})
-    store = CheckpointStore(state, how.checkpoints_kept)
-    recorders = [recorder] if recorder is not None else []
-    return Trainer(model, open_split(shards, "train"), params, how, group, store, recorders, probes)
+    execution = RuntimeParams.model_validate({**RUNTIME, **(runtime or {})})
+    store = CheckpointStore(state, execution.checkpoints_kept, code or {})
+    loggers = [log] if log is not None else []
+    return Trainer(model, open_split(shards, "train"), params, execution, group, store, loggers, probes)
+
+
+@contextmanager
+def before_each_step(hook: Callable[[int], None]) -> Iterator[None]:
+    """Calls `hook(step)` at the start of every training step, in this process."""
+
+    def hooked(step: int, train: TrainParams) -> float:
+        hook(step)
+        return learning_rate(step, train)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer_module, "learning_rate", hooked)
+        yield
 
 
 def weights_of(trained: Trainer) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in trained.model.state_dict().items()}
+
+
+def state_of(trained: Trainer) -> list[torch.Tensor]:
+    """Copies of this rank's weights and moments."""
+    moments = [state["state"].values() for state in trained.optimizer.state_dict()]
+    tensors = [*trained.model.state_dict().values(), *(t for states in moments for s in states for t in s.values())]
+    return [to_local(tensor).clone() for tensor in tensors]
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

@@ -1,4 +1,4 @@
-"""Computing activations again in the backward pass changes what is kept, and no number."""
+"""Recomputing activations in the backward pass changes what is kept, and no number."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 from pipeline.distributed import Group
 from pipeline.model.gpt import Block
 from tests.ranks import on_ranks
-from tests.training.conftest import ONE_RANK, MemoryRecorder, same, trainer, weights_of
+from tests.training.conftest import ONE_RANK, MemoryLogger, same, trainer, weights_of
 
 ON: dict[str, Any] = {"activation_checkpointing": True}
 STEPS = {"max_steps": 4, "warmup_steps": 1}
@@ -17,11 +17,11 @@ STEPS = {"max_steps": 4, "warmup_steps": 1}
 
 def trained(
     shards: Path, state: Path, config: dict[str, Any], group: Group = ONE_RANK, **runtime: Any
-) -> tuple[dict[str, torch.Tensor], MemoryRecorder]:
-    recorder = MemoryRecorder()
-    run = trainer(shards, state, recorder, group, train=STEPS, runtime=runtime, config=config)
+) -> tuple[dict[str, torch.Tensor], MemoryLogger]:
+    log = MemoryLogger()
+    run = trainer(shards, state, log, group, train=STEPS, runtime=runtime, config=config)
     run.run()
-    return weights_of(run), recorder
+    return weights_of(run), log
 
 
 @pytest.mark.parametrize(
@@ -29,11 +29,11 @@ def trained(
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_weights_are_the_same_bit_for_bit(shards: Path, tmp_path: Path, config: dict[str, Any], dtype: str) -> None:
-    """Dropout is on: what is computed again drops the same."""
-    kept, curve = trained(shards, tmp_path / "kept", config, dtype=dtype)
-    again, other_curve = trained(shards, tmp_path / "again", config, dtype=dtype, **ON)
+    """With dropout: recomputing drops the same activations."""
+    kept, log = trained(shards, tmp_path / "kept", config, dtype=dtype)
+    again, other_log = trained(shards, tmp_path / "again", config, dtype=dtype, **ON)
     assert same(kept, again)
-    assert curve.curve() == other_curve.curve()
+    assert log.curve() == other_log.curve()
 
 
 @pytest.mark.slow
@@ -54,7 +54,7 @@ def test_two_ranks_have_the_same_weights_bit_for_bit(shards: Path, tmp_path: Pat
     on_ranks(2, compare_on_this_rank, shards, tmp_path)
 
 
-def test_each_block_is_computed_once_more_for_each_backward_pass(
+def test_each_block_is_recomputed_once_per_backward_pass(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = 0

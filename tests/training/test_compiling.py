@@ -1,4 +1,4 @@
-"""Training of compiled models on several ranks, and what happens where compiling fails."""
+"""Compiled training on several ranks, and what happens where compiling fails."""
 
 import weakref
 from collections.abc import Callable
@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from pipeline.distributed import Group
 from pipeline.model.gpt import GPT
-from pipeline.training.parallel import Averaged
+from pipeline.training import trainer as trainer_module
+from pipeline.training.parallel import data_parallel
 from tests.ranks import on_ranks
 from tests.training.conftest import same, trainer, weights_of
 
 
 class Breaks(nn.Module):
-    """A compiled model whose compiler fails when it comes to the head."""
+    """A compiled model whose compiler fails at the head."""
 
     error: type[Exception] = ZeroDivisionError
 
@@ -28,7 +29,7 @@ class Breaks(nn.Module):
 
     def forward(self, idx: Tensor, targets: Tensor) -> None:
         def fail(*_: Any) -> None:
-            raise self.error("no luck")
+            raise self.error("no compiler")
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(GPT, "logits", fail)
@@ -50,41 +51,41 @@ def fail_to_compile(group: Group, shards: Path, states: Path, sharding: str) -> 
 
 
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
-def test_where_compiling_fails_two_ranks_train_without(shards: Path, tmp_path: Path, sharding: str) -> None:
+def test_where_compiling_fails_two_ranks_train_eagerly(shards: Path, tmp_path: Path, sharding: str) -> None:
     on_ranks(2, fail_to_compile, shards, tmp_path, sharding)
 
 
-def test_want_of_memory_is_not_blamed_on_the_compiler(
+def test_out_of_memory_is_not_taken_for_a_compiler_error(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "compile", RunsOutOfMemory)
-    with pytest.raises(torch.OutOfMemoryError, match="no luck"):
+    with pytest.raises(torch.OutOfMemoryError, match="no compiler"):
         trainer(shards, tmp_path, runtime={"compile": "on"}).run()
 
 
-def let_go(group: Group, shards: Path, state: Path) -> None:
+def free_ddp(group: Group, shards: Path, state: Path) -> None:
     wrapped = []
-    init = Averaged.__init__
 
-    def noted(self: Averaged, module: nn.Module, group: Group) -> None:
-        init(self, module, group)
-        wrapped.append(weakref.ref(self.module))
+    def record(module: nn.Module, group: Group) -> nn.Module:
+        ddp = data_parallel(module, group)
+        wrapped.append(weakref.ref(ddp))
+        return ddp
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Averaged, "__init__", noted)
+        patch.setattr(trainer_module, "data_parallel", record)
         patch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
         for choice in ("off", "on"):
             trainer(shards, state / choice, None, group, runtime={"compile": choice}).run()
-    assert [kept() for kept in wrapped] == [None, None]
+    assert [reference() for reference in wrapped] == [None, None]
 
 
 def test_nothing_of_ddp_outlives_a_run(shards: Path, tmp_path: Path) -> None:
-    """Else the process may hang as it ends, until torchrun kills it half a minute later."""
-    on_ranks(2, let_go, shards, tmp_path)
+    """Otherwise the process may hang as it exits, until torchrun kills it 30 s later."""
+    on_ranks(2, free_ddp, shards, tmp_path)
 
 
 def compile_and_count(group: Group, shards: Path, state: Path) -> None:
-    """With a compiler that only counts the graphs it is given."""
+    """With a compiler that only counts its graphs."""
     graphs = []
 
     def count(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
@@ -93,14 +94,14 @@ def compile_and_count(group: Group, shards: Path, state: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "compile", partial(torch.compile, backend=count))
-        large = {"n_embd": 192, "n_layer": 2, "dropout": 0.0}  # more than the megabyte of gradients that go first
+        large = {"n_embd": 192, "n_layer": 2, "dropout": 0.0}  # more than DDP's first bucket of 1 MB
         run = trainer(shards, state, None, group, config=large, train={"max_steps": 3}, runtime={"compile": "on"})
         assert run.run().compiled
     assert (len(graphs) > 1) == (group.world_size > 1)
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_a_compiled_model_is_cut_only_where_gradients_travel_while_others_are_computed(
+def test_the_graph_is_split_only_where_ddp_overlaps_gradients_with_the_backward_pass(
     shards: Path, tmp_path: Path, world: int
 ) -> None:
     on_ranks(world, compile_and_count, shards, tmp_path)

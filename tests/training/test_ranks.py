@@ -1,7 +1,6 @@
 """Training on several ranks over gloo: the same run as on one, and the same decisions on all."""
 
 import os
-import re
 import signal
 import time
 from pathlib import Path
@@ -9,66 +8,52 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.distributed import Group
-from pipeline.model.gpt import GPT
+from pipeline import distributed
+from pipeline.distributed import Group, check_first_machine
+from pipeline.log import UserError
+from pipeline.model.gpt import GPT, Block
 from pipeline.training.checkpoint import CheckpointStore
-from pipeline.training.interruption import Interrupted
 from pipeline.training.metrics import Row
+from pipeline.training.signals import Interrupted
 from tests.ranks import on_ranks
-from tests.training.conftest import MemoryRecorder, same, trainer, weights_of
+from tests.training.conftest import MemoryLogger, before_each_step, same, state_of, trainer, weights_of
 
 NO_DROPOUT = {"dropout": 0.0}
 
 
-def train_and_keep(group: Group, shards: Path, out: Path, state: Path, options: dict[str, Any]) -> None:
+def train_and_save(group: Group, shards: Path, out: Path, state: Path, options: dict[str, Any]) -> None:
     """Trains, and writes the curve and each rank's weights to `out`."""
-    recorder = MemoryRecorder() if group.is_main else None
-    run = trainer(shards, state, recorder, group, config=NO_DROPOUT, **options)
+    log = MemoryLogger() if group.is_main else None
+    run = trainer(shards, state, log, group, config=NO_DROPOUT, **options)
     run.run()
     torch.save(weights_of(run), out / f"rank{group.rank}.pt")
-    if recorder is not None:
-        torch.save(recorder.curve(), out / "curve.pt")
+    if log is not None:
+        torch.save(log.curve(), out / "curve.pt")
 
 
 def on_one_rank(shards: Path, state: Path, **options: Any) -> tuple[dict[str, torch.Tensor], list[tuple[Any, ...]]]:
-    recorder = MemoryRecorder()
-    run = trainer(shards, state, recorder, config=NO_DROPOUT, **options)
+    log = MemoryLogger()
+    run = trainer(shards, state, log, config=NO_DROPOUT, **options)
     run.run()
-    return weights_of(run), recorder.curve()
+    return weights_of(run), log.curve()
 
 
 @pytest.mark.parametrize(("world", "micro"), [(2, 4), (2, 1), (4, 2)])
 def test_several_ranks_train_as_one_does(shards: Path, tmp_path: Path, world: int, micro: int) -> None:
-    on_ranks(world, train_and_keep, shards, tmp_path, tmp_path / "many", {"runtime": {"micro_batch_size": micro}})
+    on_ranks(world, train_and_save, shards, tmp_path, tmp_path / "many", {"runtime": {"micro_batch_size": micro}})
     weights, curve = on_one_rank(shards, tmp_path / "one")
     ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(world)]
     assert all(same(ranks[0], other) for other in ranks[1:])
     for name, weight in weights.items():
         torch.testing.assert_close(ranks[0][name], weight, rtol=1e-4, atol=2e-5)
-    for mine, other in zip(torch.load(tmp_path / "curve.pt"), curve, strict=True):
-        assert mine == pytest.approx(other, rel=1e-4)
-
-
-def train_twice_and_compare(group: Group, shards: Path, states: Path) -> None:
-    """With DDP's own averaging, and with ours, which looks at the gradients first."""
-    how: dict[str, Any] = {"runtime": {"micro_batch_size": 1}, "train": {"total_batch_size": 192}}
-    theirs = trainer(shards, states / "theirs", None, group, **how)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DistributedDataParallel, "register_comm_hook", lambda *_: None)
-        theirs.run()
-    ours = trainer(shards, states / "ours", None, group, **how)
-    ours.run()
-    assert same(weights_of(ours), weights_of(theirs))
-
-
-def test_looking_at_the_gradients_changes_no_bit(shards: Path, tmp_path: Path) -> None:
-    """Three ranks: a third is no binary number, and a division rounds otherwise than a product."""
-    on_ranks(3, train_twice_and_compare, shards, tmp_path)
+    for row, expected in zip(torch.load(tmp_path / "curve.pt"), curve, strict=True):
+        assert row == pytest.approx(expected, rel=1e-4)
 
 
 def stop_on_a_signal_to_rank_1(group: Group, shards: Path, state: Path) -> None:
+    """The checkpoint takes so long to write that a rank which did not wait for it would leave early."""
+
     class Send:
         interval = 1
 
@@ -77,80 +62,127 @@ def stop_on_a_signal_to_rank_1(group: Group, shards: Path, state: Path) -> None:
                 os.kill(os.getpid(), signal.SIGTERM)
             return {}
 
-    with pytest.raises(Interrupted, match="SIGTERM: stopped after step 4 of 12"):
-        trainer(shards, state, None, group, config=NO_DROPOUT, probes=(Send(),)).run()
-
-
-def test_a_signal_to_one_rank_stops_all_after_the_same_step_and_another_world_size_goes_on(
-    shards: Path, tmp_path: Path
-) -> None:
-    state = tmp_path / "state"
-    on_ranks(2, stop_on_a_signal_to_rank_1, shards, state)
-    assert [path.name for path in state.iterdir()] == ["step_00000004"]
-    resumed, curve = on_one_rank(shards, state)
-    whole, whole_curve = on_one_rank(shards, tmp_path / "whole")
-    assert [row[0] for row in curve] == list(range(5, 13))
-    for mine, other in zip(curve, whole_curve[4:], strict=True):
-        assert mine == pytest.approx(other, rel=1e-4)
-    for name, weight in whole.items():
-        torch.testing.assert_close(resumed[name], weight, rtol=1e-4, atol=2e-5)
-
-
-def save_slowly_after_a_signal(group: Group, shards: Path, state: Path) -> None:
     write = CheckpointStore._write
 
     def slowly(*arguments: Any) -> None:
-        time.sleep(3)
+        time.sleep(2)
         write(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CheckpointStore, "_write", slowly)
-        stop_on_a_signal_to_rank_1(group, shards, state)
+        with pytest.raises(Interrupted):
+            trainer(shards, state, None, group, config=NO_DROPOUT, probes=(Send(),)).run()
     assert [path.name for path in state.iterdir()] == ["step_00000004"]
 
 
-def test_no_rank_leaves_before_the_checkpoint_is_written(shards: Path, tmp_path: Path) -> None:
-    """For torchrun ends the others half a minute after the first has left."""
-    on_ranks(2, save_slowly_after_a_signal, shards, tmp_path / "state")
+def test_a_signal_to_one_rank_stops_all_after_the_same_step_and_one_rank_resumes(shards: Path, tmp_path: Path) -> None:
+    """No rank exits before the checkpoint is written: torchrun kills the others 30 s after the first has exited."""
+    state = tmp_path / "state"
+    on_ranks(2, stop_on_a_signal_to_rank_1, shards, state)
+    weights, curve = on_one_rank(shards, state)
+    expected_weights, expected_curve = on_one_rank(shards, tmp_path / "uninterrupted")
+    assert [row[0] for row in curve] == list(range(5, 13))
+    for row, expected in zip(curve, expected_curve[4:], strict=True):
+        assert row == pytest.approx(expected, rel=1e-4)
+    for name, weight in expected_weights.items():
+        torch.testing.assert_close(weights[name], weight, rtol=1e-4, atol=2e-5)
 
 
-def lose_a_number_on_rank_1(group: Group, shards: Path, state: Path, out: Path, where: str) -> None:
-    """At step 3 the loss, or a gradient, of rank 1 alone is not finite."""
-    recorder = MemoryRecorder()
-    sick = trainer(shards, state, recorder, group, config=NO_DROPOUT, runtime={"micro_batch_size": 1})
-    step, seen = sick._step, []
-
-    def watched(number: int) -> None:
-        if number == 3:
-            seen.append(weights_of(sick))
-            if group.rank == 1 and where == "loss":
-                forward = sick.model.forward
-                sick.model.forward = lambda *args: (None, forward(*args)[1] * torch.inf)  # type: ignore[assignment, operator, method-assign]
-                step(number)
-                sick.model.forward = forward  # type: ignore[method-assign]
-            elif group.rank == 1:
-                hook = sick.model.lm_head.weight.register_hook(lambda grad: grad * torch.inf)
-                step(number)
-                hook.remove()
-            else:
-                step(number)
-            seen.append(weights_of(sick))
-        else:
-            step(number)
-
-    sick._step = watched  # type: ignore[method-assign]
-    sick.run()
-    assert all(torch.equal(seen[0][name], seen[1][name]) for name in seen[0])
-    assert [row["step"] for row in recorder.rows if row["event"] == "skipped"] == [3]
-    assert sick.journal.last_skipped is not None
-    assert re.fullmatch(f"{where}( norm)? (inf|nan) on rank 1", sick.journal.last_skipped.what_is_wrong())
-    torch.save(weights_of(sick), out / f"rank{group.rank}.pt")
-
-
-@pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_a_number_gone_bad_on_one_rank_is_skipped_by_all_and_the_rank_named(
-    shards: Path, tmp_path: Path, where: str
+def diverge_on_rank_1(
+    group: Group, shards: Path, state: Path, what: str, sharding: str, optimizer: str, on_host: bool
 ) -> None:
-    on_ranks(2, lose_a_number_on_rank_1, shards, tmp_path / "state", tmp_path, where)
-    ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
-    assert all(torch.equal(ranks[0][name], ranks[1][name]) for name in ranks[0])
+    """At step 3 the loss, or a gradient, is not finite on rank 1 alone."""
+    log, states = MemoryLogger(), {}
+    runtime = {"micro_batch_size": 1, "sharding": sharding}
+    run = trainer(shards, state, log, group, runtime=runtime, train={"optimizer": optimizer})
+    run.optimizer.skips_on_host = on_host
+    forward, block = run.model.forward, Block.forward
+
+    def no_loss(*arguments: Any) -> tuple[None, torch.Tensor]:
+        return None, forward(*arguments)[1] * torch.inf  # type: ignore[operator]
+
+    def no_gradient(*arguments: Any) -> torch.Tensor:
+        x = block(*arguments)
+        x.register_hook(lambda gradient: gradient * torch.inf)
+        return x
+
+    with pytest.MonkeyPatch.context() as patch:
+
+        def before(step: int) -> None:
+            states[step] = state_of(run)
+            patch.undo()
+            if step == 3 and group.rank == 1:
+                if what == "loss":
+                    patch.setattr(run.model, "forward", no_loss)
+                else:
+                    patch.setattr(Block, "forward", no_gradient)
+
+        with before_each_step(before):
+            run.run()
+    for step in range(2, 12):
+        assert all(map(torch.equal, states[step], states[step + 1])) == (step == 3)
+    assert [row["step"] for row in log.rows if row["event"] == "skipped"] == [3]
+    assert run.metrics.last_skipped is not None
+    problem = run.metrics.last_skipped.problem()
+    if what == "loss":
+        assert problem in ("loss inf on rank 1", "loss nan on rank 1")
+    else:
+        assert problem.startswith("gradient norm ")
+
+
+@pytest.mark.parametrize(
+    ("what", "sharding", "optimizer", "on_host"),
+    [
+        ("loss", "ddp", "adamw", True),
+        ("gradient", "ddp", "adamw", True),
+        ("gradient", "fsdp", "adamw", True),
+        ("gradient", "fsdp", "adamw", False),
+        ("gradient", "fsdp", "muon", False),
+    ],
+)
+def test_a_step_that_is_not_finite_on_one_rank_is_skipped_by_all(
+    shards: Path, tmp_path: Path, what: str, sharding: str, optimizer: str, on_host: bool
+) -> None:
+    on_ranks(2, diverge_on_rank_1, shards, tmp_path, what, sharding, optimizer, on_host)
+
+
+def hang_at_step_3(group: Group, shards: Path, state: Path, sleeper: int, sharding: str) -> None:
+    run = trainer(shards, state, None, group, train={"total_batch_size": 192}, runtime={"sharding": sharding})
+
+    def before(step: int) -> None:
+        if step == 3 and group.rank == sleeper:
+            time.sleep(group.timeout_s + 3.0)
+
+    with pytest.MonkeyPatch.context() as patch, before_each_step(before):
+        patch.setattr(distributed, "REPORT_S", 1.5)
+        with pytest.raises(UserError) as stopped:
+            run.run()
+    if group.rank != sleeper:
+        assert str(stopped.value).startswith(f"rank {sleeper} did not join step 3")
+        assert "runtime.collective_timeout" in str(stopped.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sleeper", "sharding"), [(2, "ddp"), (0, "fsdp")])
+def test_a_rank_that_hangs_ends_the_run_and_is_named(shards: Path, tmp_path: Path, sleeper: int, sharding: str) -> None:
+    on_ranks(3, hang_at_step_3, shards, tmp_path, sleeper, sharding, timeout_s=2.0)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"GROUP_RANK": "0"},
+        {"NODE_RANK": "0", "GROUP_RANK": "0", "GROUP_WORLD_SIZE": "2"},
+        {"NODE_RANK": "1", "GROUP_RANK": "2", "GROUP_WORLD_SIZE": "3"},
+        {"NODE_RANK": "1", "GROUP_RANK": "0", "GROUP_WORLD_SIZE": "1"},  # set for earlier runs: there is one machine
+    ],
+)
+def test_dvc_may_run_where_rank_0_is(environment: dict[str, str]) -> None:
+    check_first_machine(environment)
+
+
+@pytest.mark.parametrize(("node", "group"), [("0", "1"), ("1", "0")])
+def test_dvc_on_another_machine_than_rank_0_is_refused(node: str, group: str) -> None:
+    with pytest.raises(UserError, match=rf"NODE_RANK \({node}\).* has number {group}"):
+        check_first_machine({"NODE_RANK": node, "GROUP_RANK": group, "GROUP_WORLD_SIZE": "2"})

@@ -1,22 +1,94 @@
-"""The end of a run's state: kept until dvc.lock records the run, then gone."""
+"""The key of a run, and its directory: kept until dvc.lock records the run, then removed."""
 
 import hashlib
 from pathlib import Path
 
 import pytest
 
-from pipeline.log import Stop
-from pipeline.training.run_state import finish, locked, remove_recorded
+from pipeline.run_state import changed_files, code_hashes, finish, remove_recorded, run_key, set_aside
+from pipeline.runtime import RuntimeParams
+from pipeline.training.checkpoint import CheckpointStore
+from pipeline.training.metrics import MetricsState
+from stages.train import starts_over
+from tests.training.conftest import RUNTIME
+from tests.training.test_checkpoint import parts
+
+
+def test_the_key_depends_on_params_data_weights_and_format(tmp_path: Path) -> None:
+    (manifest := tmp_path / "manifest.json").write_text("data")
+    (other := tmp_path / "other.json").write_text("other data")
+    params = {"model": {"n_layer": 2}, "train": {"seed": 1}}
+    keys = [
+        run_key(params, manifest, "weights", 3),
+        run_key({**params, "train": {"seed": 2}}, manifest, "weights", 3),
+        run_key(params, other, "weights", 3),
+        run_key(params, manifest, "other weights", 3),
+        run_key(params, manifest, "weights", 4),
+    ]
+    assert len(set(keys)) == len(keys)
+    assert run_key(dict(reversed(params.items())), manifest, "weights", 3) == keys[0]
+
+
+def test_the_code_of_a_stage_is_its_python_deps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in (
+        "stages/train.py",
+        "pipeline/files.py",
+        "pipeline/model/gpt.py",
+        "pipeline/model/notes.md",
+        "data/a.py",
+    ):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(name)
+    deps = "[stages/train.py, pipeline/files.py, pipeline/model, data, 'models/${model.init_from}']"
+    Path("dvc.yaml").write_text(f"stages: {{train: {{deps: {deps}}}}}")
+    before = code_hashes("train")
+    assert sorted(before) == ["pipeline/files.py", "pipeline/model/gpt.py", "stages/train.py"]
+    Path("pipeline/model/gpt.py").write_text("edited")
+    Path("pipeline/files.py").unlink()
+    Path("dvc.yaml").write_text("stages: {train: {deps: [stages/train.py, pipeline/model]}}")
+    assert changed_files(before, code_hashes("train")) == ["pipeline/files.py", "pipeline/model/gpt.py"]
+
+
+@pytest.mark.parametrize(
+    ("resume", "code", "expected"),
+    [
+        ("auto", {"a.py": "2"}, False),
+        ("same-code", {"a.py": "1"}, False),
+        ("same-code", {"a.py": "2"}, True),
+        ("never", {"a.py": "1"}, True),
+    ],
+)
+def test_runtime_resume_says_when_to_start_over(
+    tmp_path: Path, resume: str, code: dict[str, str], expected: bool
+) -> None:
+    before = CheckpointStore(tmp_path / "train-abc" / "checkpoints", 1, {"a.py": "1"})
+    before.save(5, parts(5), MetricsState())
+    before.wait()
+    now = CheckpointStore(before.directory, 1, code)
+    runtime = RuntimeParams.model_validate({**RUNTIME, "resume": resume})
+    assert starts_over(runtime, now) == expected
+
+
+def test_starting_over_keeps_the_earlier_states(tmp_path: Path) -> None:
+    state = tmp_path / "train-abc"
+    set_aside(state)  # nothing there yet
+    for content in ("first", "second"):
+        state.mkdir()
+        (state / "file").write_text(content)
+        set_aside(state)
+    assert not state.exists()
+    assert sorted(file.read_text() for file in tmp_path.glob("old-train-abc-*/file")) == ["first", "second"]
 
 
 @pytest.fixture
 def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The state of a run that has ended under DVC, in the current directory."""
+    """The state of a run that has finished under DVC, in the current directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DVC_STAGE", "train")
     state = tmp_path / ".runs" / "train-abc"
     (state / "checkpoints").mkdir(parents=True)
-    Path("summary.json").write_text("a run like no other")
+    Path("summary.json").write_text("this run")
     finish(state, Path("summary.json"))
     return state
 
@@ -24,59 +96,45 @@ def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def record(content: bytes) -> None:
     """dvc.lock as DVC writes it for an output with this content."""
     md5 = hashlib.md5(content).hexdigest()
-    Path("dvc.lock").write_text(f"stages:\n  train:\n    outs:\n    - path: summary.json\n      md5: {md5}\n")
+    Path("dvc.lock").write_text(
+        f"schema: '2.0'\nstages:\n  train:\n    cmd: train\n    outs:\n    - path: summary.json\n      md5: {md5}\n"
+    )
 
 
-def test_a_finished_run_that_dvc_has_not_recorded_can_be_taken_up(finished: Path) -> None:
+def test_a_finished_run_is_kept_until_dvc_records_it(finished: Path) -> None:
     remove_recorded(finished.parent)
     record(b"an earlier run")
     remove_recorded(finished.parent)
     assert (finished / "checkpoints").is_dir()
-
-
-def test_a_finished_run_that_dvc_has_recorded_is_removed(finished: Path) -> None:
-    record(b"a run like no other")
+    record(b"this run")
     remove_recorded(finished.parent)
     assert list(finished.parent.iterdir()) == []
 
 
 def test_an_unfinished_run_is_never_removed(finished: Path) -> None:
-    record(b"a run like no other")
+    record(b"this run")
     unfinished = finished.with_name("train-def")
     unfinished.mkdir()
     remove_recorded(finished.parent)
     assert list(finished.parent.iterdir()) == [unfinished]
 
 
-def test_without_dvc_nothing_is_waited_for(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_dvc_a_finished_run_is_removed_at_once(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DVC_STAGE")
     finish(finished, Path("summary.json"))
     assert not finished.exists()
 
 
-def test_a_removal_that_was_killed_leaves_nothing_that_could_be_taken_up(
-    finished: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    record(b"a run like no other")
+def test_a_killed_removal_leaves_nothing_to_resume(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record(b"this run")
 
     def killed(_: Path, ignore_errors: bool = False) -> None:
         if not ignore_errors:
-            raise OSError("no time left")
+            raise OSError("killed")
 
-    with monkeypatch.context() as patched:
-        patched.setattr("shutil.rmtree", killed)
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", killed)
         remove_recorded(finished.parent)
     assert not finished.exists()
     remove_recorded(finished.parent)
     assert list(finished.parent.iterdir()) == []
-
-
-def test_a_run_directory_is_held_by_one_process(tmp_path: Path) -> None:
-    with (
-        locked(tmp_path / "run"),
-        pytest.raises(Stop, match="the same configuration is being trained already"),
-        locked(tmp_path / "run"),
-    ):
-        pass
-    with locked(tmp_path / "run"):
-        pass

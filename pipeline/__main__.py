@@ -1,0 +1,42 @@
+"""The command line: `python -m pipeline` lists the commands, `python -m pipeline COMMAND --help` explains one."""
+
+import importlib
+import sys
+from collections.abc import Callable
+
+from pipeline.log import cli_errors
+
+# Command -> (module that runs it, what it does). A module is imported only when its command runs.
+COMMANDS = {
+    "plan": ("pipeline.cli.plan", "what params.yaml or a recipe will cost: parameters, FLOPs, memory, time"),
+    "recipe": ("pipeline.cli.recipe", "named sets of params: list, print as -S flags, apply"),
+    "sweep": ("pipeline.cli.sweep", "run every combination of settings as DVC experiments"),
+    "compare": ("pipeline.cli.compare", "experiments side by side, with tests of significance"),
+    "generate": ("pipeline.cli.generate", "sample text from a model"),
+    "import": ("pipeline.cli.import_model", "make a model directory from GPT-2's or Hugging Face weights"),
+    "export": ("pipeline.cli.export_model", "write a model as a Hugging Face directory"),
+    "verify": ("pipeline.cli.verify", "check shards byte for byte against their manifest"),
+    "parameters": ("pipeline.cli.parameters", "write docs/parameters.md, the reference of all keys"),
+    "launch": ("pipeline.cli.launch", "start a stage on every visible GPU, or on all cores (used by dvc.yaml)"),
+}
+
+
+def main(arguments: list[str]) -> None:
+    """Runs one command; without one, lists them. Exits with 2 where there is no such command."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        width = max(map(len, COMMANDS))
+        print("usage: python -m pipeline COMMAND ...\n")
+        for name, (_, description) in COMMANDS.items():
+            print(f"  {name:<{width}}  {description}")
+        return
+    name, *rest = arguments
+    if name not in COMMANDS:
+        print(f"pipeline: no command {name!r}; the commands are {', '.join(COMMANDS)}", file=sys.stderr)
+        sys.exit(2)
+    command: Callable[[list[str]], None] = importlib.import_module(COMMANDS[name][0]).main
+    with cli_errors(name):
+        command(rest)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

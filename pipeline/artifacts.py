@@ -1,0 +1,344 @@
+"""One typed record per file that a stage leaves for another: written and read by the same class. No torch.
+
+data/raw/source.json            RawCorpus          download
+data/hellaswag/source.json      ItemSource         download
+data/shards/manifest.json       Manifest           tokenize
+reports/train/metrics.json      TrainMetrics       train
+reports/train/summary.json      RunSummary         train
+reports/evaluate/metrics.json   EvaluationMetrics  evaluate
+reports/sample/samples.json     Samples            sample
+"""
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.files import write_json
+from pipeline.log import UserError
+
+SplitName = Literal["train", "val"]
+
+SOURCE_FILE, MANIFEST_FILE = "source.json", "manifest.json"
+
+
+class Record(BaseModel):
+    """A typed, frozen value that is stored as JSON."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    stage: ClassVar[str] = ""
+    """The stage that writes it; named in errors."""
+    version: ClassVar[int | None] = None
+    """What the field `format_version` must be, where the record has one."""
+
+    def write(self, path: Path) -> None:
+        """Writes the record as indented JSON, atomically."""
+        write_json(path, self.model_dump(mode="json"))
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Reads the record in a file. Raises FileNotFoundError, or UserError that names the file and what to run."""
+        if not path.exists():
+            raise FileNotFoundError(f"{path} not found: run the {cls.stage} stage (dvc repro {cls.stage})")
+        return cls.parse(path.read_bytes(), str(path))
+
+    @classmethod
+    def parse(cls, text: str | bytes, name: str) -> Self:
+        """The record in a JSON text; `name` is what errors call it. Raises UserError."""
+        try:
+            record = cls.model_validate_json(text)
+        except ValidationError as error:
+            wrong = "; ".join(f"{'.'.join(map(str, part['loc']))} {part['msg']}".strip() for part in error.errors()[:5])
+            raise UserError(f"{name} is not what the {cls.stage} stage writes: {wrong}") from None
+        if cls.version is not None and (found := getattr(record, "format_version", None)) != cls.version:
+            raise UserError(f"{name}: format_version ({found}) must be {cls.version}: run the {cls.stage} stage again")
+        return record
+
+
+# download
+
+
+class RawFile(Record):
+    """One parquet file of documents."""
+
+    file: str
+    """Its path in data/raw, `train/000000.parquet`."""
+    documents: int
+    utf8_bytes: int
+    row_groups: int
+    sha256: str
+
+
+class RawCorpus(Record):
+    """data/raw/source.json: the documents and where they came from."""
+
+    stage = "download"
+    version = 1
+
+    format_version: int
+    origin: dict[str, Any]
+    """The source, and for the hub the commit."""
+    splits: dict[SplitName, list[RawFile]]
+
+    def utf8_bytes(self, split: SplitName) -> int:
+        return sum(file.utf8_bytes for file in self.splits.get(split, []))
+
+    def documents(self, split: SplitName) -> int:
+        return sum(file.documents for file in self.splits.get(split, []))
+
+
+class ItemSource(Record):
+    """data/hellaswag/source.json: what the multiple-choice items are called in metrics and reports."""
+
+    stage = "download"
+
+    name: str
+    is_hellaswag: bool
+    items: int
+
+    @property
+    def key(self) -> Literal["hellaswag", "next_lines"]:
+        """The first part of the metrics' names: items that are not HellaSwag's are never called so."""
+        return "hellaswag" if self.is_hellaswag else "next_lines"
+
+
+# tokenize
+
+
+class Shard(Record):
+    """One file of tokens."""
+
+    file: str
+    """Its name in data/shards."""
+    tokens: int
+    sha256: str
+    """Of the whole file, 64 hexadecimal digits."""
+
+
+class SplitSize(Record):
+    """How large a split is."""
+
+    tokens: int
+    """End-of-text tokens included."""
+    documents: int
+    """Documents that begin in the split: its end-of-text tokens."""
+    utf8_bytes: int
+    """Bytes of UTF-8 text that the tokens decode to, for bits per byte. An end-of-text token is no text."""
+
+
+class Split(SplitSize):
+    """The shards of one split, in the stream's order."""
+
+    shards: list[Shard]
+
+    @property
+    def size(self) -> SplitSize:
+        return SplitSize(tokens=self.tokens, documents=self.documents, utf8_bytes=self.utf8_bytes)
+
+
+class Manifest(Record):
+    """data/shards/manifest.json: what the shards hold."""
+
+    stage = "tokenize"
+    version = 2
+
+    format_version: int
+    tokenizer_name: str
+    tokenizer_sha256: str
+    """pipeline.corpus.tokenizer.fingerprint."""
+    vocab_size: int
+    """Ids are 0 to vocab_size - 1."""
+    eot_id: int
+    """The end-of-text token's id."""
+    dtype: Literal["uint16", "uint32"]
+    shard_tokens: int
+    """Tokens in every shard but the last of a split."""
+    splits: dict[SplitName, Split]
+
+
+# train
+
+
+class TrainMetrics(Record):
+    """reports/train/metrics.json: the numbers of a finished run that `dvc exp show` compares."""
+
+    stage = "train"
+
+    final_train_loss: float | None
+    """Mean of the last losses, nats per token; None where it is not finite."""
+    tokens: int
+    flops: int
+    train_time_s: float
+    """In training steps alone."""
+    tokens_per_sec: float
+    mfu: float | None
+    """Model FLOPs utilisation, 0 to 1; None where the device's peak is unknown."""
+
+
+class ParameterCounts(Record):
+    """Parameters of a model."""
+
+    total: int
+    without_embeddings: int
+
+
+class Hardware(Record):
+    """What a run was computed on."""
+
+    device: str
+    device_name: str
+    world_size: int
+    cores: int
+    """Of each machine."""
+    dtype: str
+    compile: bool
+    micro_batch_size: int
+    torch: str
+    python: str
+
+
+class TokenizerInfo(Record):
+    """The tokenizer of a run."""
+
+    name: str
+    vocab_size: int
+
+
+class CodeRevision(Record):
+    """The Git commit that the code was run from."""
+
+    revision: str | None
+    """40 hexadecimal digits; None outside a repository, or before the first commit."""
+    dirty: bool
+    """Whether tracked files differed from it."""
+
+
+class Resume(Record):
+    """One resumption of a run."""
+
+    step: int
+    """Of the checkpoint."""
+    changed_files: list[str]
+    """Code of the train stage that differed from the code which wrote the checkpoint."""
+
+
+class TrackedRun(Record):
+    """The W&B run of a training: in summary.json, and in wandb.json of an unfinished run's state."""
+
+    stage = "train"
+
+    id: str = Field(pattern=r"^[\w-]+$")
+    name: str
+    mode: str
+    """online, offline or disabled."""
+    group: str | None = None
+    url: str | None = None
+
+
+class RunSummary(TrainMetrics):
+    """reports/train/summary.json: what was trained, on what, how long it took and from which code."""
+
+    params: dict[str, dict[str, Any]]
+    """The sections model and train."""
+    parameters: ParameterCounts
+    steps: int
+    wall_time_s: float
+    """While a process of the run was training, probes and checkpoints included."""
+    resumes: list[Resume]
+    skipped_steps: int
+    spikes: int
+    hardware: Hardware
+    tokenizer: TokenizerInfo
+    data: dict[SplitName, SplitSize]
+    git: CodeRevision
+    wandb: TrackedRun
+
+
+# evaluate
+
+
+class ValidationMetrics(Record):
+    """Over every token of the validation split."""
+
+    loss: float
+    """Nats per token."""
+    perplexity: float
+    bpb: float
+    """Bits per byte."""
+    tokens: int
+
+
+class ChoiceMetrics(Record):
+    """Four-way multiple choice: accuracies, 0 to 1, with their standard errors."""
+
+    name: str
+    is_hellaswag: bool
+    items: int
+    truncated: int
+    """Items that did not fit the model's context."""
+    acc: float
+    acc_stderr: float
+    acc_norm: float
+    acc_norm_stderr: float
+    acc_norm_token: float
+    acc_norm_token_stderr: float
+
+
+class EvaluationMetrics(Record):
+    """reports/evaluate/metrics.json: validation loss, and one set of multiple-choice items under its own key."""
+
+    stage = "evaluate"
+
+    val: ValidationMetrics
+    hellaswag: ChoiceMetrics | None = None
+    next_lines: ChoiceMetrics | None = None
+
+    @property
+    def choice(self) -> ChoiceMetrics | None:
+        """The multiple-choice result, whichever items it is on."""
+        return self.hellaswag or self.next_lines
+
+    def write(self, path: Path) -> None:
+        """Writes only the keys that have values: `dvc metrics show` lists every key."""
+        write_json(path, self.model_dump(mode="json", exclude_none=True))
+
+
+# sample
+
+
+class SampleSettings(Record):
+    """How samples were drawn: the keys of the `sample` section."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    max_new_tokens: int
+    seed: int
+
+
+class PromptSamples(Record):
+    """One prompt with its continuations."""
+
+    prompt: str | None
+    """None: the model starts a document."""
+    continuations: list[str]
+
+
+class Surprisal(Record):
+    """A text with the cross entropy of each token, in nats."""
+
+    text: str
+    tokens: list[tuple[str, float]]
+
+
+class Samples(Record):
+    """reports/sample/samples.json."""
+
+    stage = "sample"
+
+    settings: SampleSettings
+    prompts: list[PromptSamples]
+    surprisal: Surprisal

@@ -1,0 +1,1 @@
+"""Charts as Vega-Lite specs (https://vega.github.io/vega-lite/): `specs` builds them, `pages` draws them."""

@@ -1,0 +1,44 @@
+"""Compares experiments, with tests of significance: python -m pipeline compare
+
+    python -m pipeline compare                                   # the experiments from the last commit
+    python -m pipeline compare dusty-rope warm-alibi             # these, from any commit
+    python -m pipeline compare --all-commits
+    python -m pipeline compare --into docs/experiments/depth     # a page for other clones too
+    python -m pipeline compare --no-time                         # for runs that shared a machine
+
+Reads `dvc exp show --json`, and from Git what each experiment left in reports/. Writes reports/compare.md and
+reports/compare/*.svg; with --html also reports/compare.html, with interactive charts.
+"""
+
+import argparse
+from pathlib import Path
+
+from pipeline.comparison.experiments import read_experiments
+from pipeline.comparison.page import write_comparison
+from pipeline.config import read_sections
+from pipeline.log import logger
+from pipeline.reporting.params import ReportParams
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m pipeline compare", description="Compares experiments.")
+    parser.add_argument("names", nargs="*", help="experiments by name (default: those from the last commit)")
+    parser.add_argument("--rev", help="experiments that start from this commit")
+    parser.add_argument("--all-commits", action="store_true", help="experiments of every commit")
+    parser.add_argument("--title", default="Comparison of experiments", help="heading of the page")
+    parser.add_argument("--html", action="store_true", help="also write an HTML page with interactive charts")
+    parser.add_argument("--into", type=Path, help="folder for a page that other clones can use (default: reports)")
+    parser.add_argument("--no-time", action="store_true", help="leave out training times")
+    options = parser.parse_args(arguments)
+    (params,) = read_sections(ReportParams)
+    experiments = read_experiments(Path.cwd(), options.names, options.rev, options.all_commits)
+    page = write_comparison(
+        options.into or Path("reports"),
+        experiments,
+        options.title,
+        params.smoothing,
+        html=options.html,
+        kept=options.into is not None,
+        times=not options.no_time,
+    )
+    logger.info("compared %d experiments: %s", len(experiments), page)

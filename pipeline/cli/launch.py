@@ -1,0 +1,77 @@
+"""Starts a module on as many processes as the machine needs: `python -m pipeline launch stages.train`.
+
+The same command everywhere: one process per visible GPU, or one process with all cores where there is no GPU. The
+environment overrides that:
+
+    NPROC_PER_NODE   processes on this machine
+    NNODES           machines; then also
+    NODE_RANK        this machine's number, from 0
+    RDZV_ENDPOINT    host:port of the first machine
+    MAX_RESTARTS     how often all processes are restarted after one has failed or was killed; default 0
+
+torchrun, called in this process, starts the others. A single process without restarts is run directly.
+"""
+
+import argparse
+import os
+import runpy
+import sys
+
+import torch
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import get_args_parser, run
+
+from pipeline.log import UserError
+from pipeline.runtime import cores
+
+
+def main(arguments: list[str]) -> None:
+    """Runs a module and exits with its code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline launch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("module", help="for example stages.train")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="passed on to it")
+    options = parser.parse_args(arguments)
+    module, arguments = options.module, options.arguments
+    nodes = int(os.environ.get("NNODES", "1"))
+    processes = int(os.environ.get("NPROC_PER_NODE") or max(torch.cuda.device_count(), 1))
+    restarts = int(os.environ.get("MAX_RESTARTS", "0"))
+    if nodes == 1 and processes == 1 and restarts == 0:
+        sys.argv = [module, *arguments]
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        return
+    # torchrun gives each of several processes one thread: divide the cores among them instead.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(cores() // processes, 1)))
+    # After a signal rank 0 writes a checkpoint, which may take longer than the 30 s that torchrun waits by default.
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "300")
+    if restarts:
+        # Otherwise restarted ranks find each other's old addresses in a store that outlives them:
+        # https://github.com/pytorch/pytorch/issues/135712
+        os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    try:
+        options_of_torchrun = [*torchrun_arguments(nodes, processes), f"--max-restarts={restarts}"]
+        run(get_args_parser().parse_args([*options_of_torchrun, "-m", module, *arguments]))
+    except ChildFailedError as error:  # the rank itself has printed why
+        rank, failure = error.get_first_failure()
+        print(f"{module}: rank {rank} ended with exit code {failure.exitcode}", file=sys.stderr)
+        sys.exit(failure.exitcode if failure.exitcode > 0 else 1)
+    except SignalException as error:
+        sys.exit(128 + error.sigval)
+
+
+def torchrun_arguments(nodes: int, processes: int) -> list[str]:
+    """torchrun's arguments for machines and processes. Raises UserError if the environment is incomplete."""
+    if nodes == 1:
+        return ["--standalone", f"--nproc-per-node={processes}"]
+    if missing := [name for name in ("NODE_RANK", "RDZV_ENDPOINT") if name not in os.environ]:
+        raise UserError(f"NNODES ({nodes}): set {' and '.join(missing)} too")
+    return [
+        f"--nnodes={nodes}",
+        f"--node-rank={os.environ['NODE_RANK']}",
+        f"--nproc-per-node={processes}",
+        "--rdzv-backend=c10d",
+        f"--rdzv-endpoint={os.environ['RDZV_ENDPOINT']}",
+        f"--rdzv-id={os.environ.get('RDZV_ID', 'gpt-pipeline')}",
+    ]

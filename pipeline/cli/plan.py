@@ -1,0 +1,226 @@
+"""Prints what a run will cost: parameters by component, tokens, FLOPs, memory per rank, time. Needs no torch.
+
+    python -m pipeline plan
+    python -m pipeline plan --ranks 8 --tokens-per-sec 1_400_000
+    python -m pipeline plan --recipe gpt2-124m
+
+Reads params.yaml and, if they exist, data/shards/manifest.json (number of tokens) and reports/train/summary.json (speed
+of the last run). Writes nothing.
+"""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.artifacts import MANIFEST_FILE, Manifest, RunSummary
+from pipeline.config import read_sections
+from pipeline.corpus.tokenizer import TokenizerParams
+from pipeline.formatting import format_bytes, format_duration
+from pipeline.log import UserError, logger
+from pipeline.model.accounting import Memory, describe, flops_per_token, gpu_peak, memory, parameters
+from pipeline.model.config import GPT2_VOCAB_SIZE, GPTConfig, ModelParams
+from pipeline.recipes import apply_recipe
+from pipeline.runtime import RuntimeParams
+from pipeline.training.params import TrainParams
+
+SHARDS, SUMMARY = Path("data/shards"), Path("reports/train/summary.json")
+GPUS = ("A100", "H100")
+USUAL_MFU = 0.4  # share of its peak that a GPU usually reaches with models of this kind
+MIN_GPU_TIME_S = 60  # shorter runs are too small to reach that share: no estimate for them
+
+Row = tuple[str, str, str]  # label, amount, remark
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run computes and what it needs."""
+
+    config: GPTConfig
+    tokens_per_step: int
+    steps: int
+    ranks: int
+    micro_batch: int
+    """Sequences per rank and forward pass."""
+    sharded: bool
+    """Whether the model is sharded over the ranks (FSDP)."""
+    memory_per_rank: Memory
+    train_tokens: int | None
+    """Tokens of the training split; None before it is tokenized."""
+
+    @property
+    def tokens(self) -> int:
+        """Trained tokens, repetitions included."""
+        return self.tokens_per_step * self.steps
+
+    @property
+    def flops(self) -> int:
+        """FLOPs of training, without validation and samples."""
+        return self.tokens * flops_per_token(self.config)
+
+
+def read_params(recipe: str | None) -> tuple[ModelParams, TrainParams, RuntimeParams, TokenizerParams]:
+    """The sections of params.yaml, with a recipe applied if one is named."""
+    if recipe is None:
+        return read_sections(ModelParams, TrainParams, RuntimeParams, TokenizerParams)
+    values = apply_recipe(recipe).values
+    return (
+        ModelParams(**values["model"]),
+        TrainParams(**values["train"]),
+        RuntimeParams(**values["runtime"]),
+        TokenizerParams(**values["tokenizer"]),
+    )
+
+
+def make_plan(
+    model: ModelParams,
+    train: TrainParams,
+    runtime: RuntimeParams,
+    text_vocab_size: int,
+    train_tokens: int | None,
+    ranks: int,
+) -> Plan:
+    """The plan on `ranks` ranks. Raises UserError if the batch cannot be divided among them."""
+    config = GPTConfig.from_params(model, text_vocab_size)
+    sequences, rest = divmod(train.total_batch_size, model.block_size * ranks)
+    if rest or not sequences:
+        raise UserError(
+            f"train.total_batch_size ({train.total_batch_size}) must be a multiple of "
+            f"model.block_size ({model.block_size}) x ranks ({ranks})"
+        )
+    micro_batch = max(n for n in range(1, min(runtime.micro_batch_size, sequences) + 1) if sequences % n == 0)
+    sharded = runtime.sharding == "fsdp" and ranks > 1
+    memory_per_rank = memory(
+        config,
+        micro_batch,
+        bfloat16=runtime.dtype != "float32",
+        optimizer=train.optimizer,
+        recompute=runtime.activation_checkpointing,
+        shards=ranks if sharded else 1,
+        accumulates=micro_batch < sequences,
+    )
+    return Plan(
+        config, train.total_batch_size, train.max_steps, ranks, micro_batch, sharded, memory_per_rank, train_tokens
+    )
+
+
+def text_vocabulary(tokenizer: TokenizerParams, shards: Path) -> tuple[int, int | None]:
+    """Ids of the tokenizer, and tokens of the training split if there are shards of this tokenizer."""
+    expected = {"bpe": tokenizer.vocab_size, "gpt2": GPT2_VOCAB_SIZE, "bytes": 257}[tokenizer.encoding]
+    try:
+        manifest = Manifest.read(shards / MANIFEST_FILE)
+    except (FileNotFoundError, UserError):
+        return expected, None
+    # The name of a bpe tokenizer ends in its size, which is below vocab_size if the text has too few pairs to merge.
+    if manifest.tokenizer_name.partition("-")[0] != tokenizer.encoding or manifest.vocab_size > expected:
+        return expected, None
+    return manifest.vocab_size, manifest.splits["train"].tokens
+
+
+def last_flops_per_sec(summary: Path) -> float | None:
+    """FLOP/s of the last training run over all its ranks; None if there was none."""
+    try:
+        run = RunSummary.read(summary)
+    except (FileNotFoundError, UserError):
+        return None
+    return run.tokens_per_sec * run.flops / run.tokens if run.tokens else None
+
+
+def model_rows(config: GPTConfig) -> Iterator[Row]:
+    """Parameters by component."""
+    counts = parameters(config)
+
+    def share(count: int) -> str:
+        return f"{100 * count / counts.total:.1f} %"
+
+    padding = config.vocab_size - config.text_vocab_size
+    padded = f", {padding} ids of padding" if padding else ""
+    yield "token embedding", f"{counts.token_embedding:,}", share(counts.token_embedding) + padded
+    yield (
+        "position embedding",
+        f"{counts.position_embedding:,}",
+        f"{config.position}, {share(counts.position_embedding)}",
+    )
+    for label, per_block in (
+        ("attention", counts.attention_per_block),
+        ("MLP", counts.mlp_per_block),
+        ("norms", counts.norms_per_block),
+    ):
+        count = counts.blocks * per_block
+        yield label, f"{count:,}", f"{counts.blocks} x {per_block:,}, {share(count)}"
+    yield "final norm", f"{counts.final_norm:,}", ""
+    yield "head", f"{counts.head:,}", "tied to the token embedding" if config.tie_embeddings else share(counts.head)
+    yield "parameters", f"{counts.total:,}", f"{counts.without_embeddings:,} without embeddings"
+
+
+def run_rows(plan: Plan) -> Iterator[Row]:
+    """Steps, tokens and FLOPs."""
+    sequences = plan.tokens_per_step // plan.config.block_size
+    yield "tokens per step", f"{plan.tokens_per_step:,}", f"{sequences:,} sequences of {plan.config.block_size:,}"
+    yield "steps", f"{plan.steps:,}", ""
+    remark = f"{plan.tokens / parameters(plan.config).total:.1f} per parameter"
+    if plan.train_tokens:
+        remark += f", {plan.tokens / plan.train_tokens:.2f} epochs of {plan.train_tokens:,}"
+    yield "tokens", f"{plan.tokens:,}", remark
+    yield "FLOPs per token", f"{flops_per_token(plan.config):.3g}", "6N + 12 n_layer n_embd block_size"
+    yield "FLOPs", f"{plan.flops:.3g}", ""
+
+
+def memory_rows(plan: Plan) -> Iterator[Row]:
+    """Bytes on each rank."""
+    need = plan.memory_per_rank
+    micro_batches = plan.tokens_per_step // (plan.config.block_size * plan.ranks * plan.micro_batch)
+    yield "weights", format_bytes(need.weights), f"1/{plan.ranks}, and the gathered blocks" if plan.sharded else ""
+    yield "gradients", format_bytes(need.gradients), ""
+    yield "optimizer", format_bytes(need.optimizer), ""
+    micro_batch = f"micro-batch of {plan.micro_batch} sequences, {micro_batches} per step"
+    yield "activations", format_bytes(need.activations), micro_batch
+    yield "total", format_bytes(need.total), "at least; torch.compile keeps fewer activations"
+
+
+def time_rows(plan: Plan, tokens_per_sec: float | None, last_run: float | None) -> Iterator[Row]:
+    """Training time at the given tokens/s; if None, at the last run's FLOP/s and on common GPUs."""
+    if tokens_per_sec is not None:
+        yield "at the given speed", format_duration(plan.tokens / tokens_per_sec), f"{tokens_per_sec:,.0f} tokens/s"
+        return
+    speeds = {} if last_run is None else {"at the last run's speed": (last_run, "")}
+    for name in GPUS:
+        speed = plan.ranks * (gpu_peak(name) or 0) * USUAL_MFU
+        if plan.flops / speed >= MIN_GPU_TIME_S:
+            speeds[f"{plan.ranks} x {name}"] = (speed, f", {USUAL_MFU:.0%} of peak")
+    for label, (speed, remark) in speeds.items():
+        tokens = speed / flops_per_token(plan.config)
+        rate = f"{tokens:,.0f} tokens/s at {speed / 1e12:,.3g} TFLOP/s{remark}"
+        yield label, format_duration(plan.flops / speed), rate
+    if not speeds:
+        yield "unknown", "", "no run yet: give --tokens-per-sec"
+
+
+def table(sections: dict[str, list[Row]]) -> str:
+    """Sections of rows as aligned text."""
+    rows = [row for section in sections.values() for row in section]
+    label_width, amount_width = (max(len(row[column]) for row in rows) for column in (0, 1))
+    lines = []
+    for title, section in sections.items():
+        lines += ["", title]
+        for label, amount, remark in section:
+            lines.append(f"  {label:<{label_width}}  {amount:>{amount_width}}  {remark}".rstrip())
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m pipeline plan", description="What a run of params.yaml costs.")
+    parser.add_argument("--recipe", metavar="NAME", help="plan recipes/NAME.yaml applied over params.yaml")
+    parser.add_argument("--ranks", type=int, default=1, help="processes, one per GPU (default: 1)")
+    parser.add_argument("--tokens-per-sec", type=float, help="speed over all ranks, for the time estimate")
+    options = parser.parse_args(arguments)
+    model, train, runtime, tokenizer = read_params(options.recipe)
+    vocabulary, train_tokens = text_vocabulary(tokenizer, SHARDS)
+    plan = make_plan(model, train, runtime, vocabulary, train_tokens, options.ranks)
+    sections = {
+        "Model": list(model_rows(plan.config)),
+        "Run": list(run_rows(plan)),
+        f"Memory on each of {plan.ranks} rank(s)": list(memory_rows(plan)),
+        "Time": list(time_rows(plan, options.tokens_per_sec, last_flops_per_sec(SUMMARY))),
+    }
+    logger.info("%s\n%s", describe(plan.config), table(sections))

@@ -1,0 +1,28 @@
+"""Named sets of params: list them, print one as flags for `dvc exp run`, or write it to params.yaml."""
+
+import argparse
+import sys
+
+from pipeline.config import PARAMS_FILE
+from pipeline.files import write_text
+from pipeline.recipes import apply_recipe, description, flags, hydra_value, names, with_changes
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline recipe", description="Named sets of params. Without a name: lists them."
+    )
+    parser.add_argument("name", nargs="?", help="the recipe to print as flags for dvc exp run")
+    parser.add_argument("--apply", action="store_true", help="write it to params.yaml instead")
+    options = parser.parse_args(arguments)
+    if options.name is None:
+        for name in names():
+            print(f"{name:<{max(map(len, names()))}}  {description(name)}")
+        return
+    overlay = apply_recipe(options.name)
+    for key, committed in overlay.reverted.items():
+        print(f"recipe: {key} reverted to the committed {hydra_value(committed)}", file=sys.stderr)
+    if options.apply:
+        write_text(PARAMS_FILE, with_changes(PARAMS_FILE.read_text(encoding="utf-8"), overlay.changes))
+    else:
+        print("\n".join(f"-S {flag}" for flag in flags(overlay.changes)))

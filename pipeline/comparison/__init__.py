@@ -1,0 +1,1 @@
+"""Experiments side by side: read from DVC and Git, grouped by configuration, tested for significance, drawn."""

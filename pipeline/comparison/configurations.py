@@ -1,0 +1,170 @@
+"""Configurations: runs that differ in their seed only. And the metrics that are compared between them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from pipeline import markdown as md
+from pipeline.comparison.experiments import Experiment, Run, differing_keys, runs_of
+from pipeline.dvc_lock import ABSENT
+from pipeline.formatting import fixed, percent
+
+SEED = "train.seed"
+
+ONLY = "the only configuration"
+"""The label of a configuration that differs from no other."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of a run."""
+
+    key: Literal["loss", "bpb", "acc_norm"]
+    name: str
+    heading: str
+    """In tables."""
+    unit: str = ""
+
+    @property
+    def axis(self) -> str:
+        return f"{self.name} ({self.unit})" if self.unit else self.name
+
+    def of(self, run: Run) -> float:
+        """The run's value; NaN for the accuracy of a run that scored no items."""
+        source = run.evaluation.choice if self.key == "acc_norm" else run.evaluation.val
+        return float(getattr(source, self.key)) if source else math.nan
+
+    def text(self, value: float) -> str:
+        return percent(value, 2) if self.key == "acc_norm" else fixed(value, 4)
+
+
+LOSS = Metric("loss", "validation loss", "Loss", "nats per token")
+BITS_PER_BYTE = Metric("bpb", "bits per byte", "Bits/byte")
+ACCURACY = Metric("acc_norm", "accuracy", "`acc_norm`")
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean of `n` values with its standard error, which is NaN for fewer than two values."""
+
+    value: float
+    error: float
+    n: int
+
+
+def mean(values: Sequence[float]) -> Mean:
+    """The mean of any number of values; NaN of none."""
+    n = len(values)
+    error = float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else math.nan
+    return Mean(float(np.mean(values)) if n else math.nan, error, n)
+
+
+@dataclass(frozen=True, eq=False)
+class Configuration:
+    """Experiments that differ in their seed only."""
+
+    label: str
+    runs: tuple[Run, ...]
+    """At least one."""
+    failed: tuple[Experiment, ...] = ()
+    """Failed and unreadable experiments with the same settings."""
+
+    @property
+    def committed(self) -> bool:
+        """Whether one of the runs is the committed one."""
+        return any(run.committed for run in self.runs)
+
+    @property
+    def seeds(self) -> list[str]:
+        """All seeds, those that failed too."""
+        return list(dict.fromkeys(experiment.seed for experiment in (*self.runs, *self.failed)))
+
+    @property
+    def failed_seeds(self) -> dict[str, Experiment]:
+        """The seeds without a run, each with its experiment."""
+        done = {run.seed for run in self.runs}
+        return {experiment.seed: experiment for experiment in self.failed if experiment.seed not in done}
+
+    def by_seed(self, metric: Metric) -> dict[str, float]:
+        """Seed to value. A seed that was run several times counts once."""
+        values: dict[str, float] = {}
+        for run in self.runs:
+            if math.isfinite(value := metric.of(run)):
+                values.setdefault(run.seed, value)
+        return values
+
+    def mean(self, metric: Metric) -> Mean:
+        """The mean over seeds."""
+        return mean(list(self.by_seed(metric).values()))
+
+
+def configuration_keys(experiments: Sequence[Experiment]) -> list[str]:
+    """The settings in which the runs differ, without the seed and the runtime section."""
+    return [key for key in differing_keys(runs_of(experiments)) if _identifies(key)]
+
+
+def configurations(experiments: Sequence[Experiment], metric: Metric) -> list[Configuration]:
+    """The runs by configuration, best mean first."""
+    keys = configuration_keys(experiments)
+    runs: dict[str, list[Run]] = {}
+    failed: dict[str, list[Experiment]] = {}
+    for experiment in experiments:
+        # All settings count, not only `keys`: a failed experiment with settings of its own is another configuration.
+        settings = sorted((key, repr(value)) for key, value in experiment.metric_params.items() if _identifies(key))
+        if isinstance(experiment, Run):
+            runs.setdefault(repr(settings), []).append(experiment)
+        elif experiment.state in ("failed", "unreadable"):
+            failed.setdefault(repr(settings), []).append(experiment)
+    unranked = [
+        Configuration(label(members[0].params, keys) or ONLY, tuple(members), tuple(failed.get(settings, ())))
+        for settings, members in runs.items()
+    ]
+    return sorted(unranked, key=lambda configuration: configuration.mean(metric).value)
+
+
+def _identifies(key: str) -> bool:
+    """Whether a setting makes another configuration: the runtime section changes how fast a run is, not its result."""
+    return key != SEED and not key.startswith("runtime.")
+
+
+def label(params: Mapping[str, Any], keys: Sequence[str]) -> str:
+    """`position=rope, n_layer=6`; dotted keys if their last parts are the same."""
+    last = [key.rpartition(".")[2] for key in keys]
+    names = [short if last.count(short) == 1 else key for key, short in zip(keys, last, strict=True)]
+    return ", ".join(f"{name}={md.yaml_text(params.get(key, ABSENT))}" for name, key in zip(names, keys, strict=True))
+
+
+def measurement_differences(experiments: Sequence[Experiment]) -> dict[str, list[str]]:
+    """The settings in which the runs differ and which change how a metric is measured, by what they change."""
+    runs = runs_of(experiments)
+    keys = differing_keys(runs)
+    data = [key for key in keys if key.startswith("data.")]
+    tokens = [key for key in keys if key.startswith("tokenizer.") and key != "tokenizer.shard_tokens"]
+    if any(run.params.get("tokenizer.encoding") == "bpe" for run in runs):  # it is trained on the data
+        tokens += data
+    differences = {
+        "tokens": tokens,
+        "data": data,
+        "stride": [key for key in keys if key == "evaluate.stride"],
+        "items": [key for key in keys if key.startswith("hellaswag.") or key == "evaluate.hellaswag_items"],
+        "precision": [key for key in keys if key == "evaluate.dtype"],
+        "context": [key for key in keys if key == "model.block_size"],
+    }
+    return {kind: settings for kind, settings in differences.items() if settings}
+
+
+def incomparable_metrics(experiments: Sequence[Experiment]) -> set[Metric]:
+    """The metrics by which no run can be called the best."""
+    affected = {"tokens": {LOSS}, "stride": {LOSS, BITS_PER_BYTE}, "items": {ACCURACY}}
+    affected["data"] = {LOSS, BITS_PER_BYTE, ACCURACY}
+    metrics = set().union(*(affected.get(kind, set()) for kind in measurement_differences(experiments)))
+    names = {run.evaluation.choice.name for run in runs_of(experiments) if run.evaluation.choice}
+    return metrics | ({ACCURACY} if len(names) > 1 else set())
+
+
+def metric_of(experiments: Sequence[Experiment]) -> Metric:
+    """The metric that ranks the runs: loss per token, or bits per byte if their tokens differ."""
+    return BITS_PER_BYTE if "tokens" in measurement_differences(experiments) else LOSS

@@ -1,0 +1,315 @@
+"""The page of `python -m pipeline compare`: computes the values that compare.md.jinja shows, and writes it."""
+
+import math
+import shlex
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from pipeline import markdown as md
+from pipeline.charts.pages import html_figure, html_page, picture, write_svgs
+from pipeline.comparison.configurations import (
+    ACCURACY,
+    BITS_PER_BYTE,
+    LOSS,
+    Configuration,
+    Mean,
+    configurations,
+    incomparable_metrics,
+    label,
+    mean,
+    measurement_differences,
+    metric_of,
+)
+from pipeline.comparison.experiments import Experiment, Run, differing_keys, runs_of
+from pipeline.comparison.figures import MAX_CONFIGURATIONS, comparison_charts
+from pipeline.comparison.statistics import ALPHA, MIN_SIZES, compute_differs, effects, scaling_law, significance
+from pipeline.dvc_lock import ABSENT
+from pipeline.files import write_text
+from pipeline.formatting import DASH, count, fixed, format_duration, missing, power_of_ten
+from pipeline.recipes import hydra_value
+
+TEMPLATE = Path(__file__).with_name("compare.md.jinja")
+PAGE, FIGURES = "compare.md", "compare"
+
+MAX_SAMPLES, MAX_CHARACTERS, MAX_LINES = 12, 500, 16
+
+
+def write_comparison(
+    folder: Path,
+    experiments: Sequence[Experiment],
+    title: str,
+    smoothing: float,
+    html: bool = False,
+    kept: bool = False,
+    times: bool = True,
+) -> Path:
+    """Writes compare.md, its SVGs, and with `html` compare.html; returns the path of compare.md.
+
+    `kept`: the page is for other clones, which do not have these experiments. `times`: with training times.
+    """
+    context = page_context(experiments, kept, times)
+    charts = comparison_charts(context["configurations"], context["metric"], smoothing, times)
+    write_svgs(folder / FIGURES, charts)
+    path = folder / PAGE
+    if html:
+        body = render_page(title, context, {chart.name: html_figure(chart) for chart in charts})
+        write_text(path.with_suffix(".html"), html_page(title, body, charts))
+    write_text(path, render_page(title, context, {chart.name: picture(chart, FIGURES) for chart in charts}))
+    return path
+
+
+def render_page(title: str, context: Mapping[str, Any], figures: Mapping[str, str]) -> str:
+    """The page as GitHub markdown. `figures`: name of a chart to the markdown that shows it."""
+    return md.render(TEMPLATE, {**context, "title": title, "figures": figures})
+
+
+def page_context(experiments: Sequence[Experiment], kept: bool = False, times: bool = True) -> dict[str, Any]:
+    """All values that the template shows, except the title and the figures."""
+    metric = metric_of(experiments)
+    runs = sorted(runs_of(experiments), key=metric.of)
+    unfinished = [experiment for experiment in experiments if not isinstance(experiment, Run)]
+    groups = configurations(experiments, metric)
+    return {
+        "metric": metric,
+        "metrics": [LOSS, BITS_PER_BYTE, *([ACCURACY] if any(run.evaluation.choice for run in runs) else [])],
+        "only_committed": all(experiment.committed for experiment in experiments),
+        "runs": runs,
+        "unfinished": unfinished,
+        "states": Counter(experiment.state for experiment in unfinished),
+        "configurations": groups,
+        "best": next((group for group in groups if group.mean(metric).n > 1), None),
+        "repeated": any(len(group.seeds) > 1 for group in groups),
+        "by_configuration": _by_configuration(groups),
+        "commits": list(dict.fromkeys(run.base[:10] for run in runs)),
+        "days": sorted({run.date[:10] for run in runs if run.date}),
+        "machines": list(dict.fromkeys(map(_machine, runs))),
+        "differences": measurement_differences(experiments),
+        "runs_table": runs_table([*runs, *unfinished], kept, times),
+        "effects": effects(groups, metric),
+        "significance": significance(groups, metric),
+        "eval_tokens": _eval_tokens(runs),
+        "scaling_law": scaling_law(groups, metric) if compute_differs(groups) else None,
+        "samples": samples(runs, groups),
+        "surprisal": surprisal(runs, groups),
+        "commands": commands(runs, differing_keys([*runs, *unfinished]), kept),
+        "kept": kept,
+        "limits": {
+            "alpha": ALPHA,
+            "configurations": MAX_CONFIGURATIONS,
+            "sizes": MIN_SIZES,
+            "samples": MAX_SAMPLES,
+            "characters": MAX_CHARACTERS,
+            "lines": MAX_LINES,
+        },
+    }
+
+
+def _machine(run: Run) -> str:
+    """`2 × NVIDIA H100, bfloat16, torch 2.13.0`, as markdown."""
+    hardware = run.summary.hardware
+    times = f"{hardware.world_size} × " if hardware.world_size > 1 else ""
+    cores = [f"{hardware.cores} cores"] if hardware.device == "cpu" else []
+    names = map(md.text, (hardware.device_name, *cores, hardware.dtype, f"torch {hardware.torch}"))
+    return times + ", ".join(names)
+
+
+def _eval_tokens(runs: Sequence[Run]) -> list[int]:
+    """How many tokens the validation curves cover, for runs where that is not the whole split."""
+    tokens = {(run.params.get("train.eval_tokens"), run.evaluation.val.tokens) for run in runs}
+    return sorted({part for part, whole in tokens if isinstance(part, int) and part < whole})
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of markdown cells; the columns from `numbers_from` on are numbers."""
+
+    header: list[str]
+    rows: list[list[str]]
+    numbers_from: int
+
+
+@dataclass(frozen=True)
+class Column:
+    """A value of each run."""
+
+    heading: str
+    value: Callable[[Run], float]
+    text: Callable[[float], str]
+    best: Callable[[Sequence[float]], float] | None = None
+    """min or max; None if no value is better."""
+
+    def cells(self, runs: Sequence[Run]) -> list[str]:
+        """The values as text, the best in bold."""
+        values = [self.value(run) for run in runs]
+        texts = [self.text(value).replace(" ", "\u00a0") for value in values]  # no line break inside a number
+        finite = [value for value in values if not missing(value)]
+        if self.best is None or len(set(finite)) < 2:
+            return texts
+        best = texts[values.index(self.best(finite))]
+        return [f"**{text}**" if text == best else text for text in texts]
+
+
+def runs_table(experiments: Sequence[Experiment], kept: bool, times: bool) -> Table:
+    """A row for each experiment, of which the runs come first: the settings that differ, metrics, size, cost.
+
+    A column with nothing to compare is left out.
+    """
+    runs, keys = runs_of(experiments), differing_keys(experiments)
+    columns = _columns(runs, times)
+    header = ["Run", *map(md.code, keys), *(column.heading for column in columns)]
+    cells = [column.cells(runs) for column in columns]
+    if any(wandb := [_wandb(run, kept) for run in runs]):
+        header.append("W&B")
+        cells.append([cell or DASH for cell in wandb])
+    rows = []
+    for row, experiment in enumerate(experiments):
+        state = "committed" if experiment.committed else experiment.state
+        name = md.code(experiment.name) + ("" if state == "done" else f" ({state})")
+        settings = [md.setting(experiment.params.get(key, ABSENT)) for key in keys]
+        rows.append([name, *settings, *(column[row] if row < len(runs) else DASH for column in cells)])
+    return Table(header, rows, 1 + len(keys))
+
+
+def _columns(runs: Sequence[Run], times: bool) -> list[Column]:
+    incomparable = incomparable_metrics(runs)
+    items = {"HellaSwag" if choice.is_hellaswag else "Next lines" for run in runs if (choice := run.evaluation.choice)}
+    columns = []
+    if runs:
+        for metric in (LOSS, BITS_PER_BYTE):
+            columns.append(Column(metric.heading, metric.of, metric.text, None if metric in incomparable else min))
+    if items:
+        best = None if ACCURACY in incomparable else max
+        columns.append(Column(" or ".join(sorted(items)), ACCURACY.of, ACCURACY.text, best))
+    if len({run.summary.parameters.total for run in runs}) > 1:
+        columns.append(Column("Parameters", lambda run: run.summary.parameters.total, count))
+    if len({run.summary.flops for run in runs}) > 1:
+        columns.append(Column("FLOPs", lambda run: run.summary.flops, power_of_ten))
+    if times and runs:
+        columns.append(Column("Time", lambda run: run.summary.train_time_s, format_duration, min))
+        if len({run.summary.tokens for run in runs}) > 1:  # else the time says it
+            columns.append(Column("Tokens/s", lambda run: run.summary.tokens_per_sec, lambda v: fixed(v, 0), max))
+    return columns
+
+
+def _wandb(run: Run, kept: bool) -> str:
+    """A link to the W&B run, or its id, which is of use only on the machine that holds its files."""
+    wandb = run.summary.wandb
+    if wandb.url:
+        return f"[{md.text(wandb.name)}]({wandb.url})"
+    return "" if kept or wandb.mode == "disabled" else md.code(wandb.id)
+
+
+def commands(runs: Sequence[Run], keys: Sequence[str], kept: bool) -> str:
+    """Shell commands that restore each run from this clone; on a `kept` page, that repeat it in any clone.
+
+    `keys`: the settings that name a run.
+    """
+    lines = []
+    for run in runs:
+        if kept:
+            changed = {k: v for k, v in run.changed.items() if not k.startswith(("report.", "tracking."))}
+            flags = [f"-S {shlex.quote(f'{key}={hydra_value(value)}')}" for key, value in changed.items()]
+            command, comment = " ".join(["dvc exp run", *flags]), run.name
+        else:
+            command, comment = f"dvc exp apply {shlex.quote(run.name)}", label(run.params, keys)
+        if run.committed:
+            command, comment = "dvc repro" if kept else f"git checkout {run.rev[:10]}", "as committed"
+        lines.append((command, " ".join(comment.split())))
+    width = max((len(command) for command, _ in lines), default=0)
+    texts = [f"{command:<{width}}  # {comment}".rstrip(" #") for command, comment in lines]
+    if not kept:
+        return "\n".join(texts)
+    blocks: dict[str, list[str]] = {}
+    for run, text in zip(runs, texts, strict=True):
+        blocks.setdefault(run.base, [f"git checkout {run.base[:10]}"]).append(text)
+    return "\n\n".join("\n".join(block) for block in blocks.values())
+
+
+def _by_configuration(groups: Sequence[Configuration]) -> bool:
+    """Whether samples and surprisals are shown by configuration: there are several, and seeds of one."""
+    return len(groups) > 1 and any(len(group.runs) > 1 for group in groups)
+
+
+@dataclass(frozen=True)
+class SampleTable:
+    """Continuations of the same prompts."""
+
+    prompts: list[tuple[str, list[tuple[str, str]]]]
+    """(prompt on one line, cells), each cell a name and the continuation as HTML; "" starts a document."""
+    settings: list[tuple[str, str]]
+    """(name, sampling settings); one if all are the same."""
+    seed: str | None
+    """The train.seed of the runs that stand for configurations."""
+    available: int
+    """Continuations of a prompt, of which MAX_SAMPLES are in the table."""
+
+
+def samples(runs: Sequence[Run], groups: Sequence[Configuration]) -> SampleTable | None:
+    """The first continuation of every prompt that several runs have; one run of each configuration if seeds repeat."""
+    seed, shown = None, [(run.name, run) for run in runs]
+    if _by_configuration(groups):
+        counts = Counter(seed for group in groups for seed in {run.seed for run in group.runs})
+        seed = min(counts, key=lambda seed: (-counts[seed], seed))
+        shown = [
+            (group.label, next((run for run in group.runs if run.seed == seed), group.runs[0])) for group in groups
+        ]
+    texts: dict[str, list[tuple[str, str]]] = {}
+    for name, run in shown:
+        for prompt in run.samples.prompts:
+            if prompt.continuations:
+                texts.setdefault(prompt.prompt or "", []).append((name, _sample_html(prompt.continuations[0])))
+    prompts = [(" ".join(prompt.split()), cells) for prompt, cells in texts.items() if len(cells) > 1]
+    if not prompts:
+        return None
+    settings = {
+        name: ", ".join(f"{md.code(key)} {value}" for key, value in run.samples.settings.model_dump().items())
+        for name, run in shown
+        if run.samples.prompts
+    }
+    return SampleTable(
+        [(prompt, cells[:MAX_SAMPLES]) for prompt, cells in prompts],
+        list(settings.items()) if len(set(settings.values())) > 1 else list(settings.items())[:1],
+        seed,
+        max(len(cells) for _, cells in prompts),
+    )
+
+
+def _sample_html(text: str) -> str:
+    """The beginning of a text as one line of HTML that keeps line breaks and indentation; … marks a cut."""
+    text = text.strip("\n")
+    beginning = "\n".join(text[:MAX_CHARACTERS].split("\n")[:MAX_LINES])
+    lines = escape(md.printable(beginning if beginning == text else f"{beginning} …").expandtabs(4)).split("\n")
+    return "<br>".join("&nbsp;" * (len(line) - len(line.lstrip(" "))) + line.lstrip(" ") for line in lines)
+
+
+@dataclass(frozen=True)
+class SurprisalRow:
+    """The cross entropy of the same text, by run or by configuration."""
+
+    name: str
+    tokens: list[int]
+    """How many the text has, one number for each tokenizer."""
+    nats_per_token: Mean
+    bits_per_byte: Mean
+
+
+def surprisal(runs: Sequence[Run], groups: Sequence[Configuration]) -> list[SurprisalRow]:
+    """A row for each run, or each configuration if seeds repeat; none unless several runs scored the same text."""
+    readers = [run for run in runs if run.samples.surprisal.tokens]
+    if len(readers) < 2 or len({run.samples.surprisal.text for run in readers}) > 1:
+        return []
+    size = len(readers[0].samples.surprisal.text.encode("utf-8", "replace"))
+    members = [(run.name, [run]) for run in readers]
+    if _by_configuration(groups):
+        members = [(group.label, [run for run in group.runs if run in readers]) for group in groups]
+    rows = []
+    for name, scored in members:
+        by_seed = {run.seed: [nats for _, nats in run.samples.surprisal.tokens] for run in scored}
+        per_token = mean([math.fsum(nats) / len(nats) for nats in by_seed.values()])
+        per_byte = mean([math.fsum(nats) / math.log(2) / size for nats in by_seed.values()])
+        rows.append(SurprisalRow(name, sorted({len(nats) for nats in by_seed.values()}), per_token, per_byte))
+    return [row for row in rows if row.tokens]

@@ -1,0 +1,125 @@
+"""Documents on disk: the download stage writes them, the tokenize stage reads them.
+
+    data/raw/source.json            RawCorpus: the files and where the documents came from
+    data/raw/train/000000.parquet   one column, `text`, one document per row
+    data/raw/val/000000.parquet     validation documents, where whole documents are held out
+
+The order of the documents is that of the file names, then of the rows. A row group holds about ROW_GROUP_BYTES of text,
+however many documents that is. Row groups are the units of work of the tokenize stage.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.artifacts import RawFile, SplitName
+from pipeline.files import sha256_of
+from pipeline.log import UserError
+
+ROW_GROUP_BYTES = 4 * 2**20
+COLUMN = "text"
+_ROW_COST = 64  # bytes per row beside its text, so that empty documents fill a row group too
+
+
+class Document(NamedTuple):
+    """A document of a source. Documents with the same `group`, such as a play's scenes, go to the same split."""
+
+    group: int
+    text: str
+
+
+@dataclass
+class _Writer:
+    """Appends documents to a parquet file, one row group at a time."""
+
+    path: Path
+    row_group_bytes: int
+    documents: int = 0
+    utf8_bytes: int = 0
+    row_groups: int = 0
+    _pending: list[str] = field(default_factory=list)
+    _pending_cost: int = 0
+    _file: pq.ParquetWriter | None = None
+
+    def add(self, text: str) -> None:
+        size = len(text.encode("utf-8"))
+        if self._pending and self._pending_cost + size > self.row_group_bytes:
+            self._write_row_group()
+        self._pending.append(text)
+        self._pending_cost += size + _ROW_COST
+        self.documents += 1
+        self.utf8_bytes += size
+
+    def close(self) -> None:
+        if self._pending:
+            self._write_row_group()
+        if self._file is not None:
+            self._file.close()
+
+    def _write_row_group(self) -> None:
+        table = pa.table({COLUMN: pa.array(self._pending, pa.large_string())})
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = pq.ParquetWriter(self.path, table.schema, compression="zstd", use_dictionary=False)
+        self._file.write_table(table, row_group_size=len(table))
+        self.row_groups += 1
+        self._pending, self._pending_cost = [], 0
+
+
+def write_documents(
+    directory: Path,
+    number: int,
+    documents: Iterable[Document],
+    val_every: int | None,
+    row_group_bytes: int = ROW_GROUP_BYTES,
+) -> dict[SplitName, RawFile]:
+    """Writes documents as `train/<number>.parquet` and `val/<number>.parquet` into `directory`.
+
+    Groups 0, val_every, 2 val_every, ... are for validation. A split without documents gets no file.
+    """
+    splits: tuple[SplitName, ...] = ("train", "val")
+    writers = {split: _Writer(directory / split / f"{number:06d}.parquet", row_group_bytes) for split in splits}
+    for group, text in documents:
+        writers["val" if val_every is not None and group % val_every == 0 else "train"].add(text)
+    for writer in writers.values():
+        writer.close()
+    return {
+        split: RawFile(
+            file=writer.path.relative_to(directory).as_posix(),
+            documents=writer.documents,
+            utf8_bytes=writer.utf8_bytes,
+            row_groups=writer.row_groups,
+            sha256=sha256_of(writer.path),
+        )
+        for split, writer in writers.items()
+        if writer.documents
+    }
+
+
+def read_row_group(path: Path, row_group: int) -> list[str]:
+    """The documents of one row group. Raises UserError that names file, row group and row of what is not text."""
+    try:
+        column = pq.ParquetFile(path).read_row_group(row_group, columns=[COLUMN], use_threads=False).column(COLUMN)
+    except (pa.ArrowException, KeyError, OSError) as error:
+        raise UserError(f"{path}: row group {row_group} cannot be read: {error}") from None
+    texts = []
+    for row, value in enumerate(column):
+        try:
+            text = value.as_py()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: row group {row_group}, row {row}: not UTF-8: {error}") from None
+        if not isinstance(text, str):
+            raise UserError(f"{path}: row group {row_group}, row {row} ({text!r}) must be text")
+        texts.append(text)
+    return texts
+
+
+def read_texts(directory: Path, files: Iterable[RawFile]) -> Iterator[str]:
+    """The documents of `files` in order. One row group at a time is in memory."""
+    for file in files:
+        for row_group in range(file.row_groups):
+            yield from read_row_group(directory / file.file, row_group)

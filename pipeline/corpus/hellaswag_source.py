@@ -1,0 +1,179 @@
+"""Where the items of data/hellaswag come from: the hub, a file, or the validation documents.
+
+Items made from documents are the offline substitute for HellaSwag. They test something simpler: whether the model
+prefers a text's true continuation to text from elsewhere. They are never reported as HellaSwag.
+"""
+
+import itertools
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.artifacts import SOURCE_FILE, ItemSource, RawCorpus
+from pipeline.config import Section
+from pipeline.corpus.documents import read_texts
+from pipeline.corpus.hellaswag import ENDINGS, ITEMS_FILE, Item, parse_item, read_items, write_items
+from pipeline.corpus.readers import HubStream
+from pipeline.files import atomic_directory
+from pipeline.log import UserError
+
+HUB_PATH = "Rowan/hellaswag"
+HUB_ITEMS = 10_042  # of the validation split
+CONTEXT_CHARACTERS = 200
+ENDING_CHARACTERS = 60
+MIN_SPACING = 1_000  # characters between items
+NEIGHBORS = 50  # false endings are taken from this many shorter and this many longer ones
+CANDIDATES = 12  # of those, the nearest in length
+
+
+class HellaswagParams(Section):
+    """Where the multiple-choice items of the HellaSwag evaluation come from."""
+
+    section: ClassVar[str] = "hellaswag"
+
+    source: Literal["documents", "file", "hub"]
+    """documents: made from the validation documents (a context, its true continuation, three others), never reported
+    as HellaSwag; file: `path`; hub: the validation split of Rowan/hellaswag."""
+
+    path: str | None
+    """Of source `file`: a .jsonl in HellaSwag's schema, relative to the repository's root."""
+
+    items: int | None = Field(ge=1)
+    """At most this many items; null: all (of source `documents`: as many as the validation documents give)."""
+
+    @model_validator(mode="after")
+    def _file_has_path(self) -> Self:
+        if self.source == "file" and not self.path:
+            raise ValueError("hellaswag.path (null) must name a .jsonl file where hellaswag.source is file")
+        return self
+
+    def cross_validate(self, sections: Mapping[str, Section]) -> Iterator[str]:
+        """Items must not contain training text, so `documents` needs whole validation documents."""
+        if self.source == "documents" and getattr(sections["data"], "val_every", 1) is None:
+            yield (
+                "hellaswag.source (documents) needs whole validation documents: set data.val_every (null) to a number, "
+                "or hellaswag.source to hub or file"
+            )
+
+
+def fetch_items(params: HellaswagParams, root: Path, raw: Path, out: Path) -> ItemSource:
+    """Writes hellaswag_val.jsonl and source.json to `out` (data/hellaswag), which is replaced as a whole.
+
+    `root`: the repository's root, to which `path` is relative. `raw`: data/raw, for source `documents`.
+    Raises UserError or OSError that names the cause.
+    """
+    if params.source == "documents":
+        items, name = list(next_lines(raw, params.items)), "Next lines of the validation documents"
+    elif params.source == "file":
+        items, name = read_items(root / str(params.path)), "HellaSwag"
+    else:
+        items, name = list(_hub_items()), "HellaSwag"
+    with atomic_directory(out, (ITEMS_FILE, SOURCE_FILE)) as directory:
+        write_items(directory, items[: params.items], name, is_hellaswag=params.source != "documents")
+    return ItemSource.read(out / SOURCE_FILE)
+
+
+def _hub_items() -> Iterator[Item]:
+    """HellaSwag's validation split, whose labels are public. Raises UserError."""
+    number = 0
+    for number, row in enumerate(HubStream(HUB_PATH, None, "validation", "main").rows(), start=1):
+        try:
+            yield parse_item(row)
+        except ValueError as error:
+            raise UserError(f"{HUB_PATH}: row {number - 1}: {error}") from None
+    if number != HUB_ITEMS:
+        raise UserError(f"{HUB_PATH}: {number} items, but the validation split has {HUB_ITEMS:,}")
+
+
+@dataclass(frozen=True)
+class _Excerpt:
+    """A context and its true ending, from one document."""
+
+    document: int
+    label: str
+    context: str
+    ending: str
+
+
+def next_lines(raw: Path, limit: int | None) -> Iterator[Item]:
+    """At most `limit` items from the validation documents in data/raw, evenly spaced and deterministic.
+
+    A context of about 200 characters ends at a space within a line. Its true ending is the next 60 characters, up to a
+    word boundary. The false endings are true endings of other items, of similar length and, where possible, from other
+    documents. Raises UserError when the validation documents are too short for four items.
+    """
+    corpus = RawCorpus.read(raw / SOURCE_FILE)
+    files = corpus.splits.get("val", [])
+    characters = sum(len(text) for text in read_texts(raw, files)) if limit else 0
+    spacing = max(MIN_SPACING, characters // limit) if limit else MIN_SPACING
+    excerpts = list(itertools.islice(_excerpts(read_texts(raw, files), spacing), limit))
+    if len(excerpts) < ENDINGS:
+        raise UserError(
+            f"hellaswag.source (documents): the {corpus.utf8_bytes('val')} bytes of validation documents give "
+            f"{len(excerpts)} items, fewer than {ENDINGS}: hold out more (data.val_every), or use source hub or file"
+        )
+    by_length = sorted(excerpts, key=lambda excerpt: (len(excerpt.ending), excerpt.document, excerpt.context))
+    ranks = {id(excerpt): rank for rank, excerpt in enumerate(by_length)}
+    for number, excerpt in enumerate(excerpts):
+        rng = random.Random(number)
+        endings = [excerpt.ending, *rng.sample(_false_endings(ranks[id(excerpt)], by_length), ENDINGS - 1)]
+        order = rng.sample(range(ENDINGS), ENDINGS)
+        yield Item(
+            ind=number,
+            activity_label=excerpt.label,
+            ctx_a=excerpt.context,
+            ctx_b="",
+            ctx=excerpt.context,
+            endings=tuple(endings[index] for index in order),
+            label=order.index(0),
+        )
+
+
+def _false_endings(rank: int, by_length: list[_Excerpt]) -> list[str]:
+    """The other endings nearest in length: from other documents, or from anywhere if those are too few."""
+    excerpt = by_length[rank]
+    window = range(max(0, rank - NEIGHBORS), min(len(by_length), rank + NEIGHBORS + 1))
+    nearest = [by_length[index] for index in sorted(window, key=lambda index: abs(index - rank))]
+    elsewhere = dict.fromkeys(other.ending for other in nearest if other.document != excerpt.document)
+    anywhere = dict.fromkeys(other.ending for other in nearest)
+    for endings in (elsewhere, anywhere):
+        endings.pop(excerpt.ending, None)
+        if len(endings) >= ENDINGS - 1:
+            return list(endings)[:CANDIDATES]
+    raise UserError("hellaswag.source (documents): the validation documents repeat one line, so no ending is false")
+
+
+def _excerpts(documents: Iterator[str], spacing: int) -> Iterator[_Excerpt]:
+    """At most one excerpt per `spacing` characters of the concatenated documents."""
+    position = spacing // 2  # of the next excerpt, in characters from the start of the current document
+    for number, text in enumerate(documents):
+        while position < len(text):
+            if excerpt := _excerpt(number, text, position):
+                yield excerpt
+            position += spacing
+        position -= len(text)
+
+
+def _excerpt(document: int, text: str, position: int) -> _Excerpt | None:
+    """The excerpt around the first space after `position`; None where there is too little text around it."""
+    middle = text.find(" ", position, position + MIN_SPACING)  # no further, else two positions give the same excerpt
+    if middle < CONTEXT_CHARACTERS or middle + ENDING_CHARACTERS >= len(text):
+        return None
+    # Both ends are at word boundaries if there are any: the context begins with a word, the ending completes one.
+    earliest = middle - CONTEXT_CHARACTERS
+    breaks = (text.find(character, earliest, middle) for character in "\n ")
+    begin = next((index for index in breaks if index >= 0), earliest - 1)
+    end = _word_end(text, middle + ENDING_CHARACTERS)
+    context, ending = text[begin + 1 : middle].strip(), text[middle + 1 : end].strip()
+    if not context or len(ending) < ENDING_CHARACTERS // 2:
+        return None
+    return _Excerpt(document, text[:ENDING_CHARACTERS].split("\n")[0].strip() or "Text", context, ending)
+
+
+def _word_end(text: str, start: int) -> int:
+    """The index of the first white space within 40 characters from `start`; `start` if there is none."""
+    return next((index for index in range(start, min(start + 40, len(text))) if text[index].isspace()), start)

@@ -1,0 +1,155 @@
+"""Tokenizers: from text to token ids and back, and the files that store one.
+
+A tokenizer is a `tiktoken.Encoding` with one special token, `<|endoftext|>`, whose id is `tokenizer.eot_token`. Ids are
+0 to `tokenizer.n_vocab - 1`. Its files, in `data/shards/tokenizer/` and `data/model/tokenizer/`:
+
+    config.json      TokenizerConfig
+    ranks.tiktoken   tiktoken's format, one token per line: base64 of its bytes, a space, its rank
+
+pipeline.corpus.vocabularies trains or downloads tokenizers.
+"""
+
+import base64
+import codecs
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+import tiktoken
+from pydantic import Field
+
+from pipeline.artifacts import Record
+from pipeline.config import Section
+from pipeline.files import write_text
+from pipeline.log import UserError
+
+END_OF_TEXT = "<|endoftext|>"
+TOKENIZER_DIRECTORY = "tokenizer"  # in data/shards and in a model directory
+TOKENIZER_FILE = "config.json"
+RANKS_FILE = "ranks.tiktoken"
+TOKENIZER_FILES = (TOKENIZER_FILE, RANKS_FILE)
+
+
+class TokenizerParams(Section):
+    """How text becomes shards of token ids."""
+
+    section: ClassVar[str] = "tokenizer"
+
+    encoding: Literal["bpe", "gpt2", "bytes"]
+    """bpe: byte-pair encoding trained on the training documents; gpt2: GPT-2's, 50,257 ids; bytes: one id per byte of
+    UTF-8."""
+
+    vocab_size: int = Field(ge=257, le=2**31)
+    """Ids of a bpe tokenizer: 256 bytes, the merges, and the end-of-text token. The others have a fixed number."""
+
+    training_bytes: int | None = Field(ge=1)
+    """Bytes of UTF-8 text that a bpe tokenizer is trained on, from the start of the training documents; null: all."""
+
+    shard_tokens: int = Field(ge=1)
+    """Tokens per shard. Where no documents are held out (data.val_every null), the first shard is the validation
+    split."""
+
+
+class TokenizerConfig(Record):
+    """tokenizer/config.json: all of a tokenizer but its ranks."""
+
+    stage = "tokenize"
+    version = 1
+
+    format_version: int
+    name: str
+    n_vocab: int
+    special_tokens: dict[str, int]
+    pat_str: str
+    """The regular expression that splits text before tokens are merged."""
+    sha256: str
+    """fingerprint(tokenizer)."""
+
+
+def bytes_tokenizer() -> tiktoken.Encoding:
+    """One id per byte of UTF-8, and the end-of-text token, 256."""
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    # There are no merges, so how the text is split changes nothing but the speed.
+    return tiktoken.Encoding(
+        "bytes", pat_str=r"\S+|\s+", mergeable_ranks=ranks, special_tokens={END_OF_TEXT: 256}, explicit_n_vocab=257
+    )
+
+
+def save_tokenizer(tokenizer: tiktoken.Encoding, directory: Path) -> None:
+    """Writes the tokenizer's two files into `directory`, which is created if needed."""
+    write_text(directory / RANKS_FILE, _ranks_text(tokenizer))
+    config = TokenizerConfig(
+        format_version=TokenizerConfig.version,
+        name=tokenizer.name,
+        n_vocab=tokenizer.n_vocab,
+        special_tokens=tokenizer._special_tokens,
+        pat_str=tokenizer._pat_str,
+        sha256=fingerprint(tokenizer),
+    )
+    config.write(directory / TOKENIZER_FILE)
+
+
+def load_tokenizer(directory: Path) -> tiktoken.Encoding:
+    """The tokenizer stored in `directory`, e.g. data/shards/tokenizer or data/model/tokenizer.
+
+    Raises FileNotFoundError, or UserError that names the damaged file and line.
+    """
+    config = TokenizerConfig.read(directory / TOKENIZER_FILE)
+    tokenizer = tiktoken.Encoding(
+        config.name,
+        pat_str=config.pat_str,
+        mergeable_ranks=_read_ranks(directory / RANKS_FILE),
+        special_tokens=config.special_tokens,
+    )
+    if fingerprint(tokenizer) != config.sha256:
+        raise UserError(f"{directory}: {RANKS_FILE} does not match the sha256 in {TOKENIZER_FILE}")
+    return tokenizer
+
+
+def fingerprint(tokenizer: tiktoken.Encoding) -> str:
+    """The sha256 of everything that decides a text's ids: ranks, split pattern and special tokens, but not the name."""
+    rules = json.dumps([tokenizer._pat_str, sorted(tokenizer._special_tokens.items())])
+    return hashlib.sha256(f"{rules}\n{_ranks_text(tokenizer)}".encode()).hexdigest()
+
+
+def token_texts(tokenizer: tiktoken.Encoding, tokens: Iterable[int]) -> Iterator[str]:
+    """The text that each token adds, and finally any remaining text (or "").
+
+    Where a character takes several tokens, the last one adds it and the others add "". Invalid UTF-8 becomes U+FFFD.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    for token in tokens:
+        yield decoder.decode(tokenizer.decode_single_token_bytes(token))
+    yield decoder.decode(b"", final=True)
+
+
+def token_byte_lengths(tokenizer: tiktoken.Encoding) -> npt.NDArray[np.int64]:
+    """UTF-8 bytes that each id decodes to; 0 for special tokens.  # (n_vocab,)
+
+    `lengths[tokens].sum()` is the denominator of bits per byte, exact for any range of tokens.
+    """
+    lengths = np.zeros(tokenizer.n_vocab, np.int64)
+    for token, rank in tokenizer._mergeable_ranks.items():
+        lengths[rank] = len(token)
+    return lengths
+
+
+def _ranks_text(tokenizer: tiktoken.Encoding) -> str:
+    ranks = sorted(tokenizer._mergeable_ranks.items(), key=lambda item: item[1])
+    return "".join(f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks)
+
+
+def _read_ranks(path: Path) -> dict[bytes, int]:
+    # Not tiktoken's load_tiktoken_bpe: it keeps a copy in the temporary folder and looks it up by path, not by content.
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(path.read_text(encoding="ascii", errors="replace").splitlines(), start=1):
+        try:
+            token, rank = line.split(" ")
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except ValueError:  # binascii.Error is one
+            raise UserError(f"{path}:{number}: must be a token in base64, a space and its rank") from None
+    return ranks

@@ -1,0 +1,108 @@
+"""reports/train/curves.csv: one row per training step, written while training runs.
+
+Columns are the metrics' names; a cell is empty where nothing was measured. DVC and pandas read the file as it is.
+"""
+
+import csv
+import io
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from pipeline.files import atomic_path, flush_to_disk, naming, write_text
+from pipeline.log import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMNS = (
+    "step",
+    "tokens",
+    "time_s",
+    "train/loss",
+    "train/lr",
+    "train/grad_norm",
+    "train/tokens_per_sec",
+    "train/mfu",
+    "val/loss",
+    "val/bpb",
+    "event",
+)
+
+
+class Curves:
+    """A CSV file that survives a kill, and its copy among the outputs."""
+
+    def __init__(self, path: Path, published: Path, extra_columns: tuple[str, ...] = ()) -> None:
+        """`path`: the file that grows, in the run's directory. `published`: its copy among the stage's outputs."""
+        self.path, self.published = path, published
+        self.columns = (*COLUMNS[:-1], *extra_columns, COLUMNS[-1])
+
+    def rewind(self, step: int) -> None:
+        """Drops the rows after `step`, which a resumed run writes again; creates the file if there is none."""
+        rows = [row for row in self.rows() if int(row["step"]) <= step] if step > 0 else []
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(self.path, text.getvalue())
+        self.flush()  # a run killed after its last step records no more rows, and DVC may have removed the copy
+
+    def record(self, rows: list[dict[str, Any]]) -> None:
+        """Appends rows: column -> value."""
+        with naming(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self.columns, lineterminator="\n").writerows(rows)
+
+    def rows(self) -> list[dict[str, str]]:
+        """The complete rows on the disk. A row that a kill cut short has no last cell."""
+        if not self.path.exists():
+            return []
+        with self.path.open(newline="", encoding="utf-8") as file:
+            return [row for row in csv.DictReader(file) if row[self.columns[-1]] is not None]
+
+    def flush(self) -> None:
+        """Flushes the rows to the disk and updates the copy."""
+        flush_to_disk(self.path)
+        with atomic_path(self.published) as temporary:
+            shutil.copyfile(self.path, temporary)
+
+
+def typed(row: Mapping[str, str]) -> dict[str, Any]:
+    """A row of the file with the types it was recorded with; empty cells are None."""
+
+    def value(name: str, cell: str) -> Any:
+        if cell == "":
+            return None
+        if name == "event":
+            return cell
+        return int(cell) if name in ("step", "tokens") else float(cell)
+
+    return {name: value(name, cell) for name, cell in row.items()}
+
+
+def read_curves(path: Path) -> "pd.DataFrame":
+    """curves.csv as a frame in the order of steps: `event` is text, everything else float64, empty cells are NaN.
+
+    Raises FileNotFoundError, or UserError that names the file.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path} not found: run the train stage (dvc repro train)")
+    with path.open(encoding="utf-8") as file:
+        return parse_curves(file, str(path))
+
+
+def parse_curves(source: IO[str], name: str) -> "pd.DataFrame":
+    """The same from an open file; `name` is what errors call it."""
+    import pandas as pd
+
+    try:
+        frame = pd.read_csv(source, dtype={"event": str})
+    except ValueError as error:  # pandas' ParserError and EmptyDataError too
+        raise UserError(f"{name} is not a table of curves: {error}") from None
+    if absent := {"step", "tokens"} - set(frame.columns):
+        raise UserError(f"{name} lacks the column(s) {', '.join(sorted(absent))}")
+    frame["event"] = frame["event"].fillna("") if "event" in frame else ""
+    for column in frame.columns.drop("event"):
+        frame[column] = pd.to_numeric(frame[column], errors="coerce").astype("float64")
+    return frame.sort_values("step", kind="stable").reset_index(drop=True)

@@ -1,0 +1,113 @@
+"""Hugging Face's GPT-2 read without the transformers package: download, config.json, weights.
+
+Hugging Face stores GPT-2's linear layers as OpenAI did, transposed (`Conv1D`: in x out), so these four are transposed
+here. Old files also hold causal masks, which are skipped. The way back is `export.py`.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from torch import Tensor
+
+from pipeline.log import UserError
+from pipeline.model.config import GPTConfig
+from pipeline.model.gpt import EPSILON
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}")  # repository@revision
+
+# activation_function -> model.mlp. Export writes the first name of each.
+ACTIVATIONS = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu": "gelu",
+    "relu": "relu",
+    "relu2": "relu_squared",
+}
+TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+MASKS = (".attn.bias", ".attn.masked_bias")
+# Settings of GPT2Config that change the function, with the only value that this model computes.
+FIXED = {
+    "layer_norm_epsilon": EPSILON,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+}
+
+
+def download(hub_id: str) -> Path:
+    """Downloads `repository@revision` from the Hugging Face hub, or finds it in the hub's cache.
+
+    Returns the directory with config.json and model.safetensors. Raises UserError if that fails.
+    """
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    except ImportError:
+        raise UserError(f"{hub_id}: downloading it needs pip install huggingface_hub") from None
+    repository, _, revision = hub_id.partition("@")
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=[CONFIG, WEIGHTS]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            f"{hub_id}: download from the Hugging Face hub failed ({type(error).__name__}: {error}); "
+            f"without a network, put a directory with its {CONFIG} and {WEIGHTS} under models/"
+        ) from None
+
+
+def is_huggingface(values: Mapping[str, Any]) -> bool:
+    """Whether the content of a config.json is Hugging Face's, not ours."""
+    return "model_type" in values
+
+
+def config_from(values: Mapping[str, Any], source: Path) -> GPTConfig:
+    """Our config for the content of Hugging Face's config.json.
+
+    Raises UserError that names `source`, the key and the value if the model is not a GPT-2 that we can compute.
+    """
+    if values["model_type"] != "gpt2":
+        raise UserError(f"{source}: model_type ({values['model_type']}) must be gpt2")
+    for key, value in FIXED.items():
+        if values.get(key, value) != value:
+            raise UserError(f"{source}: {key} ({values[key]}) must be {value}")
+    activation = values.get("activation_function", "gelu_new")
+    if activation not in ACTIVATIONS:
+        raise UserError(f"{source}: activation_function ({activation}) must be one of {', '.join(ACTIVATIONS)}")
+    try:
+        return GPTConfig(
+            block_size=values.get("n_positions", 1024),
+            n_layer=values["n_layer"],
+            n_head=values["n_head"],
+            n_kv_head=None,
+            n_embd=values["n_embd"],
+            dropout=values.get("resid_pdrop", 0.1),
+            bias=True,
+            position="learned",
+            norm="layernorm",
+            norm_placement="pre",
+            qk_norm=False,
+            mlp=ACTIVATIONS[activation],  # type: ignore[arg-type]
+            mlp_expansion=(values.get("n_inner") or 4 * values["n_embd"]) / values["n_embd"],
+            attention="sdpa",
+            tie_embeddings=values.get("tie_word_embeddings", True),
+            init="scaled",
+            vocab_size=values["vocab_size"],
+            text_vocab_size=values["vocab_size"],
+        )
+    except (KeyError, ValidationError) as error:
+        raise UserError(f"{source}: not a valid config of a GPT-2: {error}") from None
+
+
+def weights_from(weights: Mapping[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
+    """Our weights by name, float32, from Hugging Face's."""
+    ours: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        if name.endswith(MASKS) or (config.tie_embeddings and name == "lm_head.weight"):
+            continue
+        if not name.startswith(("transformer.", "lm_head.")):  # saved from GPT2Model, as the files on the hub
+            name = f"transformer.{name}"
+        ours[name] = (tensor.t() if name.endswith(TRANSPOSED) else tensor).float().contiguous()
+    return ours

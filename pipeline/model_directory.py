@@ -1,0 +1,218 @@
+"""The model directory: everything that is needed to evaluate, sample and export a model, without params.yaml.
+
+    model.safetensors  the weights, float32; a tied head is not stored twice
+    config.json        {"format_version": 2, "config": the fields of GPTConfig}
+    tokenizer/         the tokenizer's files (pipeline/corpus/tokenizer.py)
+
+Also the initial weights of a training run: `model.init_from` names an entry of `models/`, which is a text file (`random
+weights`, or repository@revision on the Hugging Face hub) or a model directory, ours or a Hugging Face GPT-2.
+"""
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+import tiktoken
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipeline.corpus.tokenizer import TOKENIZER_DIRECTORY, TOKENIZER_FILE, TokenizerConfig
+from pipeline.files import atomic_directory, read_json, sha256_of, write_json
+from pipeline.huggingface.convert import CONFIG, HUB_ID, WEIGHTS, config_from, download, is_huggingface, weights_from
+from pipeline.log import UserError, logger
+from pipeline.model.config import GPTConfig, ModelParams
+from pipeline.model.gpt import GPT
+
+FORMAT_VERSION = 2
+MODEL_FILES = (WEIGHTS, CONFIG, TOKENIZER_DIRECTORY, "encoding")  # encoding/: the tokenizer in format version 1
+MODELS = Path("models")
+SCRATCH = "scratch"
+
+
+def save_model(directory: Path, model: GPT, tokenizer_directory: Path | None) -> None:
+    """Writes a model directory atomically, replacing an older one. Weights become float32.
+
+    Raises OSError if the disk is full.
+    """
+    with atomic_directory(directory, MODEL_FILES) as temporary:
+        write_json(temporary / CONFIG, {"format_version": FORMAT_VERSION, "config": model.config.model_dump()})
+        try:
+            save_file(model.stored_weights(), temporary / WEIGHTS)
+        except SafetensorError as error:
+            raise OSError(f"cannot write {directory / WEIGHTS}: {error}") from error
+        if tokenizer_directory is not None:
+            shutil.copytree(tokenizer_directory, temporary / TOKENIZER_DIRECTORY)
+
+
+def load_model(directory: Path, device: str | torch.device = "cpu") -> GPT:
+    """The model in a directory, ours or a Hugging Face GPT-2, in evaluation mode.
+
+    Raises FileNotFoundError, or UserError that names the file and what is wrong with it.
+    """
+    path = directory / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} not found: {directory} is not a model directory")
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: must hold an object, not {type(values).__name__}")
+    weights = _read_weights(directory / WEIGHTS)
+    if is_huggingface(values):
+        config = config_from(values, path)
+        weights = weights_from(weights, config)
+    else:
+        config = _own_config(values, path)
+    return _build(config, weights, directory / WEIGHTS).to(device)
+
+
+def _own_config(values: dict[str, Any], path: Path) -> GPTConfig:
+    if (version := values.get("format_version")) != FORMAT_VERSION:
+        raise UserError(f"{path}: format_version ({version}) must be {FORMAT_VERSION}: train or import the model again")
+    try:
+        return GPTConfig.model_validate(values["config"])
+    except (KeyError, ValidationError) as error:
+        raise UserError(f"{path}: not a valid model config: {error}") from None
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} not found")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged or not a safetensors file: {error}") from None
+
+
+def _build(config: GPTConfig, weights: dict[str, Tensor], source: Path) -> GPT:
+    """A model with the given weights, in evaluation mode. Raises UserError that names `source` and the tensors."""
+    with torch.random.fork_rng(devices=[]):  # the random weights are replaced at once: keep torch's random state
+        model = GPT(config)
+    expected = model.stored_weights()
+    mistakes = [f"{name} missing" for name in expected.keys() - weights.keys()]
+    mistakes += [f"{name} unknown" for name in weights.keys() - expected.keys()]
+    for name in expected.keys() & weights.keys():
+        if weights[name].shape != expected[name].shape:
+            mistakes.append(f"{name} {tuple(weights[name].shape)} must be {tuple(expected[name].shape)}")
+    if mistakes:
+        raise UserError(f"{source}: does not match its config: {'; '.join(sorted(mistakes)[:5])}")
+    model.load_state_dict(weights, strict=False)  # a tied head is not among the weights
+    return model.eval()
+
+
+def match_vocabulary(model: GPT, tokenizer: tiktoken.Encoding, source: Path) -> None:
+    """Marks ids of the model that the tokenizer does not have as padding, which Hugging Face's config cannot tell.
+
+    Raises UserError that names `source` if the model's number of ids is not in `padded_sizes` of the tokenizer's.
+    """
+    model_ids, tokenizer_ids = model.config.text_vocab_size, tokenizer.n_vocab
+    name = f"tokenizer {tokenizer.name} ({tokenizer_ids} ids)"
+    if tokenizer_ids > model_ids:
+        raise UserError(f"{source}: {name} exceeds the model's vocabulary ({model_ids})")
+    if model_ids not in padded_sizes(tokenizer_ids):
+        raise UserError(
+            f"{source}: the model's vocabulary ({model_ids}) is neither that of {name} nor padded to a multiple of 64 "
+            f"or 128 ({max(padded_sizes(tokenizer_ids))} at most): the model was trained with another tokenizer"
+        )
+    if model_ids > tokenizer_ids:
+        logger.info("%s: ids %d to %d are padding", source, tokenizer_ids, model_ids - 1)
+        model.config = model.config.changed(text_vocab_size=tokenizer_ids)
+
+
+def padded_sizes(ids: int) -> set[int]:
+    """Common sizes of a vocabulary of `ids` ids: exact, or padded to a multiple of 64 or 128.
+
+    Any other number of rows may mean tokens that were added to the tokenizer.
+    """
+    return {-(-ids // multiple) * multiple for multiple in (1, 64, 128)}
+
+
+def initial_model(
+    params: ModelParams, text_vocab_size: int, tokenizer_sha256: str | None = None, root: Path = Path()
+) -> GPT:
+    """A model in training mode: random weights from torch's random state, or the weights that `init_from` names.
+
+    `text_vocab_size`: ids of the shards' tokenizer; `tokenizer_sha256`: its fingerprint, which must be that of the
+    weights' tokenizer. `root`: the directory with `models/`. Loaded weights compute the same function as before: the
+    context may be cropped, and padding of the vocabulary has probability zero.
+    Raises UserError that names each key in which the params do not describe the weights.
+    """
+    config = GPTConfig.from_params(params, text_vocab_size)
+    if params.init_from == SCRATCH:
+        return GPT(config)
+    directory = weights_directory(initial_weights(params.init_from, root))
+    loaded = load_model(directory)
+    _check_fit(params, loaded.config, text_vocab_size)
+    _check_tokenizer(params, directory, tokenizer_sha256)
+    loaded.crop_block_size(config.block_size)
+    weights = loaded.stored_weights()
+    for name in ("transformer.wte.weight", "lm_head.weight"):
+        if name in weights:
+            rows = weights[name][:text_vocab_size]  # (V, C)
+            weights[name] = torch.cat((rows, rows.new_zeros(config.vocab_size - len(rows), rows.size(1))))
+    return _build(config, weights, directory).train()
+
+
+def initial_weights(init_from: str, root: Path) -> Path:
+    """The entry of `models/` that `model.init_from` names. Raises UserError if there is none."""
+    path = root / MODELS / init_from
+    if not path.exists():
+        entries = sorted(p.name for p in (root / MODELS).glob("[!.]*") if p.suffix not in (".md", ".dvc"))
+        raise UserError(
+            f"model.init_from ({init_from}): {path} not found; models/ holds {', '.join(entries) or 'nothing'}"
+        )
+    return path
+
+
+def initial_weights_hash(init_from: str, root: Path) -> str:
+    """The sha256 of the initial weights by content: of a file its bytes, of a directory all names and files."""
+    path = initial_weights(init_from, root)
+    if path.is_file():
+        return sha256_of(path)
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")):
+        if file.is_file():
+            digest.update(f"{file.relative_to(path).as_posix()} {sha256_of(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def weights_directory(path: Path) -> Path:
+    """The directory with the weights: `path`, or the download if it is a text file with repository@revision."""
+    if path.is_dir():
+        return path
+    hub_id = path.read_text(encoding="utf-8", errors="replace").strip()
+    if not HUB_ID.fullmatch(hub_id):
+        raise UserError(
+            f"{path} ({hub_id[:80]}): must be a model directory, or a file with owner/name@revision of the hub"
+        )
+    return download(hub_id)
+
+
+def _check_fit(params: ModelParams, loaded: GPTConfig, text_vocab_size: int) -> None:
+    mistakes = [
+        f"model.{key} ({here}) must be {there}{' or less' if key == 'block_size' else ''}"
+        for key, (here, there) in params.differences(loaded).items()
+    ]
+    if text_vocab_size != loaded.text_vocab_size:
+        mistakes.append(f"the tokenizer's vocabulary ({text_vocab_size}) must be {loaded.text_vocab_size}")
+        if loaded.text_vocab_size in padded_sizes(text_vocab_size):  # only import reads the tokenizer to tell padding
+            mistakes[-1] += (
+                f" (if ids from {text_vocab_size} on are padding, import the model first: "
+                f"python -m pipeline import {MODELS / params.init_from} models/imported)"
+            )
+    if mistakes:
+        raise UserError(f"model.init_from ({params.init_from}): " + "; ".join(mistakes))
+
+
+def _check_tokenizer(params: ModelParams, directory: Path, tokenizer_sha256: str | None) -> None:
+    path = directory / TOKENIZER_DIRECTORY / TOKENIZER_FILE
+    if tokenizer_sha256 is None or not path.is_file():
+        return
+    theirs = TokenizerConfig.read(path).sha256
+    if theirs != tokenizer_sha256:
+        raise UserError(
+            f"model.init_from ({params.init_from}): its tokenizer ({theirs[:12]}) must be that of the shards "
+            f"({tokenizer_sha256[:12]})"
+        )

@@ -1,1 +1,0 @@
-"""A picture of the model: one HTML page whose sliders show what each choice does to shapes, parameters and FLOPs."""

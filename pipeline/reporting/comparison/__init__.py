@@ -1,1 +1,0 @@
-"""Experiments side by side: read, grouped, weighed against their noise, drawn and told."""

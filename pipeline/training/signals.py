@@ -1,0 +1,66 @@
+"""SIGINT and SIGTERM during training: all ranks stop after the same step, so that they save the same state."""
+
+import signal
+import sys
+from types import FrameType, TracebackType
+from typing import Self
+
+import torch
+import torch.distributed as dist
+
+from pipeline.distributed import Group
+from pipeline.log import UserError, logger
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(UserError):
+    """Training stopped on a signal and saved its state. A non-zero exit code, so that DVC does not record the stage."""
+
+
+class SignalHandler:
+    """Records signals inside the block, and lets the ranks agree on them without slowing a step.
+
+    Call `exchange()` before each step and `agreed()` after it: the exchange runs over gloo while the step computes.
+    """
+
+    def __init__(self, group: Group) -> None:
+        self._group = group
+        self._received = 0
+        self._step_began = False
+        self._flag = torch.zeros(1, dtype=torch.int32)
+        self._work: dist.Work | None = None
+
+    def exchange(self) -> None:
+        """Starts sending what this rank has received so far to the other ranks."""
+        self._step_began = True
+        self._flag[0] = self._received
+        if self._group.world_size > 1:
+            self._work = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, async_op=True)
+
+    def agreed(self) -> signal.Signals | None:
+        """The signal that any rank had received at the exchange; the same on every rank."""
+        if self._work is not None:
+            self._work.wait()
+        number = int(self._flag[0]) if self._group.world_size > 1 else self._received
+        return signal.Signals(number) if number else None
+
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
+        # Before the first step there is nothing to save, and compiling may take minutes: exit at once.
+        if not self._step_began:
+            sys.exit(128 + number)
+        if not self._received:  # torchrun and a terminal may each send one
+            logger.info("%s received: stopping after this step", signal.Signals(number).name)
+        self._received = number
+
+    def __enter__(self) -> Self:
+        self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, Interrupted):
+            return  # ignore further signals until the process has exited
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)

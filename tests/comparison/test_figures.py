@@ -1,0 +1,119 @@
+"""Charts: means in front of runs, the end enlarged, a power law only if there is one."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline.charts.specs import Chart
+from pipeline.comparison import figures
+from pipeline.comparison.configurations import BITS_PER_BYTE, LOSS, configurations
+from pipeline.comparison.experiments import Run
+from tests.reporting import fixtures
+
+from .builders import run, seeds, sizes
+
+
+def curve(*losses: float, tokens: tuple[int, ...] = (100, 200, 300, 400)) -> pd.DataFrame:
+    """Validation losses at some tokens; the time in seconds is a tenth of the tokens."""
+    tokens = tokens[: len(losses)]
+    frame = {"step": tokens, "tokens": tokens, "time_s": [token / 10 for token in tokens], "val/loss": losses}
+    return pd.DataFrame(frame).assign(event="")
+
+
+def lines(*runs: Run) -> dict[tuple[str, str], list[tuple[float, float, float]]]:
+    """(configuration, run) to the points (tokens, seconds, value) of the validation chart."""
+    frame = figures.curves(configurations(runs, LOSS), lambda run: figures.curve(run, "val/loss"))
+    return {
+        (str(series), str(name)): list(zip(line["tokens"], line["seconds"], line["y"], strict=True))
+        for (series, name), line in frame.groupby(["series", "run"], sort=False)
+    }
+
+
+def charts(runs: list[Run], times: bool = True, metric: Any = LOSS) -> dict[str, Chart]:
+    drawn = figures.comparison_charts(configurations(runs, metric), metric, 0.9, times)
+    return {chart.name: chart for chart in drawn}
+
+
+def panels(chart: Chart) -> list[str]:
+    """The titles of the x axes."""
+    spec = chart.to_dict()
+    return [panel["layer"][0]["encoding"]["x"]["axis"]["title"] for panel in spec["hconcat"]]
+
+
+def test_a_mean_is_over_runs_and_a_single_run_is_its_own() -> None:
+    drawn = lines(
+        run("a", 3.0, curves=curve(4.0, 3.0), model__position="rope", train__seed=1),
+        run("b", 3.0, curves=curve(6.0, 5.0), model__position="rope", train__seed=2),
+        run("c", 3.5, curves=curve(9.0, 8.0), model__position="learned"),
+    )
+    assert drawn == {
+        ("position=rope", "0"): [(100, 10, 4.0), (200, 20, 3.0)],
+        ("position=rope", "1"): [(100, 10, 6.0), (200, 20, 5.0)],
+        ("position=rope", ""): [(100, 10, 5.0), (200, 20, 4.0)],
+        ("position=learned", ""): [(100, 10, 9.0), (200, 20, 8.0)],
+    }
+
+
+@pytest.mark.parametrize(
+    ("first", "mean"),
+    [
+        (curve(4.0, 3.0), [(100, 10, 5.0), (200, 20, 4.0)]),
+        (curve(4.0, np.nan, 2.0), [(100, 10, 5.0), (300, 30, 3.0)]),
+        (curve(4.0, tokens=(7,)), []),
+    ],
+)
+def test_a_mean_is_over_the_tokens_at_which_all_runs_have_a_value(
+    first: pd.DataFrame, mean: list[tuple[float, float, float]]
+) -> None:
+    drawn = lines(run("a", curves=first), run("b", curves=curve(6.0, 5.0, 4.0, 3.0), train__seed=2))
+    assert drawn.get(("the only configuration", ""), []) == mean
+    assert len(drawn) == 2 + bool(mean)
+
+
+def test_panels_over_tokens_their_end_and_time() -> None:
+    runs = [run(name, curves=fixtures.curves(60), train__max_lr=rate) for rate, name in enumerate("ab")]
+    found = charts(runs)
+    assert list(found) == ["validation", "training"]
+    assert panels(found["validation"]) == ["tokens", "tokens, last third", "training time (seconds)"]
+    assert panels(charts(runs, times=False)["validation"]) == ["tokens", "tokens, last third"]
+    assert found["validation"].series == ["max_lr=0", "max_lr=1"]
+
+
+def test_the_second_panel_starts_at_two_thirds_of_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    lines = figures.lines
+    monkeypatch.setattr(figures, "lines", lambda frame, *rest: drawn.append(list(frame["x"])) or lines(frame, *rest))
+    charts([run("a", curves=curve(4.0, 3.0, 2.0, 1.0))])
+    assert drawn == [[100, 200, 300, 400], [300, 400], [10, 20, 30, 40]]
+
+
+def test_no_training_curves_where_losses_are_not_comparable() -> None:
+    runs = [run(name, curves=fixtures.curves(60), tokenizer__encoding=name) for name in ("bpe", "bytes")]
+    assert list(charts(runs, metric=BITS_PER_BYTE)) == ["validation"]
+
+
+def test_without_curves_there_is_no_chart() -> None:
+    assert charts([run("a", curves=curve())]) == {}
+
+
+def test_as_many_configurations_are_drawn_as_there_are_colours() -> None:
+    runs = [run(f"r{n}", 3.5 + n / 100, curves=curve(5, 4, 3, 2), train__max_lr=n / 1e3) for n in range(1, 12)]
+    assert charts(runs)["validation"].series == [f"max_lr={n / 1e3}" for n in range(1, 9)]
+
+
+def test_the_alternative_text_has_the_ends_of_the_curves() -> None:
+    runs = [run("x", train__max_lr=end, curves=curve(5, 4, 3, end)) for end in (1.5, 2.25)]
+    alt = charts(runs)["validation"].alt
+    assert "1.500 (max_lr=1.5)" in alt
+    assert "2.250 (max_lr=2.25)" in alt
+
+
+def test_loss_against_compute_has_a_law_only_where_one_describes_the_runs() -> None:
+    assert charts(sizes(1, 2, 4, 8))["compute"].series == ["runs", "fitted power law"]
+    assert charts(sizes(1, 2, 4))["compute"].series == ["runs"]
+    assert "compute" not in charts(seeds("rope", [3.5, 3.6]))
+    assert "compute" not in charts(sizes(1, 1.01)), "another norm is not another size"
+    flat = [run(f"s{n}", 3.0 + n / 10, parameters=n * 10**6, model__n_layer=n) for n in (1, 2, 4, 8)]
+    assert charts(flat)["compute"].series == ["runs"]

@@ -1,0 +1,165 @@
+"""Items have the public schema whatever their source, and never contain training text."""
+
+import hashlib
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.artifacts import SOURCE_FILE, ItemSource
+from pipeline.config import ConfigError, load_yaml, validate
+from pipeline.corpus import hellaswag_source
+from pipeline.corpus.hellaswag import ITEMS_FILE, read_items
+from pipeline.corpus.hellaswag_source import CONTEXT_CHARACTERS, HellaswagParams, fetch_items, next_lines
+from pipeline.log import UserError
+
+from .conftest import WriteRaw, fetch, texts_of
+
+RECORD: dict[str, Any] = {
+    "ind": 24,
+    "activity_label": "Roof shingle removal",
+    "ctx_a": "A man is sitting on a roof.",
+    "ctx_b": "he",
+    "ctx": "A man is sitting on a roof. he",
+    "endings": ["is using wrap.", "is ripping tiles off.", "is holding a cube.", "starts pulling up roofing."],
+    "label": "3",
+    "split": "val",
+}
+
+
+def params(**changes: Any) -> HellaswagParams:
+    return HellaswagParams(**({"source": "documents", "path": None, "items": None} | changes))
+
+
+@pytest.fixture(scope="module")
+def plays(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shakespeare's data/raw."""
+    root = tmp_path_factory.mktemp("plays")
+    fetch(root, source="shakespeare", files=[], val_every=10)
+    return root / "raw"
+
+
+def test_items_from_documents_are_contexts_with_their_true_continuation_and_three_others(plays: Path) -> None:
+    val, train = texts_of(plays, "val"), "\n".join(texts_of(plays))
+    items = list(next_lines(plays, 200))
+    assert 180 < len(items) <= 200
+    for item in items:
+        true = f"{item.ctx} {item.endings[item.label]}"
+        assert sum(true in text for text in val) == 1
+        assert true not in train
+        assert len(set(item.endings)) == 4
+        for ending in item.endings:
+            assert any(ending in text for text in val)
+            assert 50 <= len(ending) <= 90
+        assert 60 < len(item.ctx) <= CONTEXT_CHARACTERS
+    labels = [item.label for item in items]
+    assert all(30 < labels.count(label) < 70 for label in range(4))
+
+
+def test_the_default_items_never_change(plays: Path, tmp_path: Path) -> None:
+    source = fetch_items(params(items=400), tmp_path, plays, tmp_path / "out")
+    assert source == ItemSource(name="Next lines of the validation documents", is_hellaswag=False, items=386)
+    assert ItemSource.read(tmp_path / "out" / SOURCE_FILE) == source
+    content = (tmp_path / "out" / ITEMS_FILE).read_bytes()
+    assert hashlib.sha256(content).hexdigest() == "e6b010cf042a857f8def09ba43c7c5fbd5331fb9ebb2f7100fdf80000b226672"
+    keys = ["ind", "activity_label", "ctx_a", "ctx_b", "ctx", "endings", "label"]
+    assert list(json.loads(content.splitlines()[0])) == keys
+
+
+def prose(letters: str, words: int, seed: int) -> str:
+    """Made-up words, eight to a line."""
+    rng = random.Random(seed)
+    made = ["".join(rng.choices(letters, k=rng.randint(2, 9))) for _ in range(words)]
+    return "\n".join(" ".join(made[start : start + 8]) for start in range(0, words, 8))
+
+
+def test_as_many_items_are_made_of_cyrillic_text_as_asked_for(write_raw: WriteRaw) -> None:
+    raw = write_raw([prose("абвгдежзиклмнопрст", 20_000, seed) for seed in range(8)], val_every=2)
+    assert sum(map(len, texts_of(raw, "val"))) > 400 * 1000
+    assert len(list(next_lines(raw, 400))) >= 395
+
+
+def test_contexts_are_short_where_the_text_has_hardly_any_spaces(write_raw: WriteRaw) -> None:
+    rng = random.Random(0)
+    paragraphs = [["".join(rng.choices("天地玄黄宇宙洪荒日月盈昃", k=700)) for _ in range(50)] for _ in range(4)]
+    items = list(next_lines(write_raw([" ".join(paragraph) for paragraph in paragraphs], val_every=2), None))
+    assert len(items) > 40
+    assert {len(item.ctx) for item in items} == {CONTEXT_CHARACTERS}
+    assert len({item.ctx for item in items}) == len(items)
+
+
+def test_too_little_or_repeated_validation_text_is_refused(write_raw: WriteRaw, tmp_path: Path) -> None:
+    for name, texts in (
+        ("short", ["short"] * 9),
+        ("no spaces", ["x" * 9000] * 9),
+        ("repeated", ["one line\n" * 999] * 4),
+    ):
+        raw = write_raw(texts, val_every=2, name=name)
+        with pytest.raises(UserError, match=r"hellaswag\.source \(documents\)"):
+            fetch_items(params(), tmp_path, raw, tmp_path / "out")
+
+
+def test_documents_as_a_source_need_documents_that_are_held_out() -> None:
+    values = load_yaml(Path("params.yaml"))
+    values["data"]["val_every"] = None
+    with pytest.raises(ConfigError, match=r"hellaswag\.source \(documents\).*data\.val_every"):
+        validate(values)
+
+
+def test_a_file_in_the_public_schema_is_used_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "items.jsonl").write_text((json.dumps(RECORD) + "\n") * 3)
+    source = fetch_items(params(source="file", path="items.jsonl", items=2), tmp_path, tmp_path, tmp_path / "out")
+    item = read_items(tmp_path / "out" / ITEMS_FILE)[0]
+    assert source == ItemSource(name="HellaSwag", is_hellaswag=True, items=2)
+    assert (item.label, item.ind, item.endings[3]) == (3, 24, "starts pulling up roofing.")
+    with pytest.raises(ValueError, match=r"hellaswag\.path \(null\)"):
+        params(source="file")
+
+
+@pytest.mark.parametrize(
+    ("line", "place"),
+    [
+        (json.dumps(RECORD | {"label": "4"}), r":2: label \(4\)"),
+        (json.dumps(RECORD | {"label": ""}), r":2: ind \(24\) and label \(''\)"),
+        (json.dumps(RECORD | {"endings": ["a", "b", "c"]}), r":2: endings "),
+        (json.dumps(RECORD | {"endings": ["a", "b", "c", " "]}), r":2: ctx and endings"),
+        (json.dumps(RECORD | {"ctx": None}), r":2: ctx \(None\)"),
+        ('{"ind": 1}', r":2: .*activity_label"),
+        ("[]", r":2: .*list"),
+        ("{", ":2: "),
+        ('{"ind": "\xe9"}', ":2: .*utf-8"),
+    ],
+)
+def test_a_bad_item_is_named_with_its_line(tmp_path: Path, line: str, place: str) -> None:
+    path = tmp_path / "items.jsonl"
+    path.write_text(json.dumps(RECORD) + "\n" + line + "\n", encoding="latin-1")
+    with pytest.raises(UserError, match=rf"items\.jsonl{place}"):
+        read_items(path)
+
+
+def test_a_missing_or_empty_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none\.jsonl"):
+        read_items(tmp_path / "none.jsonl")
+    (tmp_path / "items.jsonl").touch()
+    with pytest.raises(UserError, match=r"items\.jsonl"):
+        read_items(tmp_path / "items.jsonl")
+
+
+class FakeHub:
+    """Rows as the hub gives them."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def rows(self) -> Any:
+        return iter([RECORD] * 5)
+
+
+def test_items_of_the_hub_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hellaswag_source, "HubStream", FakeHub)
+    with pytest.raises(UserError, match="5 items, but the validation split has 10,042"):
+        fetch_items(params(source="hub"), tmp_path, tmp_path, tmp_path / "out")
+    monkeypatch.setattr(hellaswag_source, "HUB_ITEMS", 5)
+    source = fetch_items(params(source="hub"), tmp_path, tmp_path, tmp_path / "out")
+    assert source == ItemSource(name="HellaSwag", is_hellaswag=True, items=5)

