@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from pipeline.generation.sampling import Settings, stream
+from pipeline.artifacts import SampleSettings
+from pipeline.generation.sampling import stream
 from pipeline.inference import for_inference
 from pipeline.model.config import gpt2_config
 from pipeline.model.gpt import GPT
@@ -51,7 +52,7 @@ def weight_bytes(model: GPT, dtype: torch.dtype) -> int:
 
 def cached(model: GPT, tokens: int, dtype: torch.dtype, device: torch.device) -> float:
     """Tokens per second with the cache, from a prompt of one token, the cast of the weights included."""
-    settings = Settings(max_new_tokens=tokens, temperature=0.0, top_k=0, top_p=1.0, seed=1)
+    settings = SampleSettings(max_new_tokens=tokens, temperature=0.0, top_k=0, top_p=1.0, seed=1)
     return tokens / seconds(
         lambda: list(stream(for_inference(model, dtype), [[1]], settings, eot_id=-1)), device, repeats=3
     )

@@ -11,7 +11,6 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +39,7 @@ def harness_is_right(exported: Path, items: Sequence[Item], batch_size: int = 8)
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "items.jsonl"
-        file.write_text("".join(json.dumps(asdict(item)) + "\n" for item in items), encoding="utf-8")
+        file.write_text("".join(json.dumps(item.model_dump()) + "\n" for item in items), encoding="utf-8")
         task = {  # lm_eval/tasks/hellaswag/hellaswag.yaml, reading a local file
             "task": "hellaswag_local",
             "dataset_path": "json",

@@ -19,8 +19,15 @@ import torch.nn.functional as F
 from pipeline.corpus.hellaswag import Item, read_items
 from pipeline.corpus.tokenizer import load_tokenizer
 from pipeline.distributed import autocast, start
-from pipeline.evaluation.hellaswag import PROTOCOLS, HellaswagResult, answers_of, build_request, score_items, subset
-from pipeline.evaluation.scoring import Request
+from pipeline.evaluation.hellaswag import (
+    PROTOCOLS,
+    HellaswagResult,
+    Request,
+    answers_of,
+    build_request,
+    score_items,
+    subset,
+)
 from pipeline.model.config import gpt2_config
 from pipeline.model.gpt import GPT
 from pipeline.model_directory import load_model

@@ -18,9 +18,13 @@ import numpy as np
 import torch
 
 from pipeline.artifacts import Manifest, Shard, Split
+from pipeline.config import read_sections
 from pipeline.corpus.shards import TokenStream
+from pipeline.distributed import Group
 from pipeline.model.config import GPT2_VOCAB_SIZE
+from pipeline.runtime import RuntimeParams
 from pipeline.training.data_loader import Loader
+from pipeline.training.params import TrainParams
 
 BLOCK, TOTAL_BATCH, MICRO_BATCH = 1024, 524_288, 64
 STEPS = 20
@@ -47,7 +51,10 @@ def write_stream(directory: Path, tokens: int) -> TokenStream:
 
 def seconds_of_a_read(stream: TokenStream, ranks: int) -> float:
     """The median time in which one of `ranks` ranks reads its share of a step."""
-    loader = Loader(stream, BLOCK, TOTAL_BATCH, MICRO_BATCH, True, 1, 0, ranks, torch.device("cpu"))
+    train, runtime = read_sections(TrainParams, RuntimeParams)
+    train = train.model_copy(update={"total_batch_size": TOTAL_BATCH, "shuffle": True})
+    runtime = runtime.model_copy(update={"micro_batch_size": MICRO_BATCH})
+    loader = Loader(stream, BLOCK, train, runtime, Group(0, ranks, torch.device("cpu")))
     times = []
     for step in range(STEPS):
         began = time.perf_counter()

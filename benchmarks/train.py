@@ -22,17 +22,16 @@ import torch
 from benchmarks.loader import write_stream
 from pipeline.config import read_sections
 from pipeline.corpus.shards import TokenStream
-from pipeline.distributed import Group, autocast_dtype
+from pipeline.distributed import Group, autocast_dtype, device_name
 from pipeline.log import logger
 from pipeline.model.accounting import describe, flops_per_token
 from pipeline.model.config import GPTConfig, gpt2_config
 from pipeline.model.gpt import GPT
 from pipeline.runtime import RuntimeParams
 from pipeline.training.checkpoint import CheckpointStore
-from pipeline.training.hardware import device_name, peak_flops
-from pipeline.training.metrics import StepClock
+from pipeline.training.metrics import Row, StepClock, peak_flops
 from pipeline.training.params import TrainParams
-from pipeline.training.trainer import Trainer
+from pipeline.training.trainer import Probe, Trainer
 
 NEVER = 10**9
 ADAMW = {"optimizer": "adamw", "max_lr": 1e-4, "schedule": "constant", "warmup_steps": 0}  # as in the plain loop
@@ -109,26 +108,19 @@ def _random_batches(bench: Bench) -> Iterator[tuple[torch.Tensor, torch.Tensor]]
         yield rows[:, :-1].to(bench.device), rows[:, 1:].to(bench.device)
 
 
-@dataclass
-class Stopwatch:
-    """A probe that records when the first step begins."""
-
-    interval: int = NEVER
-    began: float = 0.0
-
-    def measure(self, model: GPT, step: int) -> dict[str, Any]:
-        """No metrics."""
-        self.began = self.began or time.perf_counter()
-        return {}
-
-
 def pipeline_loop(bench: Bench, runtime: RuntimeParams, train: TrainParams, folder: Path) -> tuple[float, float]:
     """Tokens/s of the pipeline's loop in steps alone, and the seconds from its first step to its last checkpoint."""
-    watch, group = Stopwatch(), Group(0, 1, 0, bench.device)
+    began: list[float] = []
+
+    def note_the_start(_model: GPT, _step: int) -> Row:
+        began.append(time.perf_counter())
+        return {}
+
     with tempfile.TemporaryDirectory(dir=folder) as state:
-        store = CheckpointStore(Path(state), runtime.checkpoints_kept)
-        result = Trainer(bench.model(), bench.stream, train, runtime, group, store, [], [watch]).run()
-        return result.tokens_per_sec, time.perf_counter() - watch.began
+        store, group = CheckpointStore(Path(state), runtime.checkpoints_kept), Group(0, 1, bench.device)
+        probes = [Probe(NEVER, note_the_start)]  # before the first step, and after the last
+        metrics = Trainer(bench.model(), bench.stream, train, runtime, group, store, [], probes).run()
+        return metrics.tokens_per_sec, time.perf_counter() - began[0]
 
 
 def time_in_turns(loops: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:

@@ -6,18 +6,18 @@ from collections.abc import Callable
 
 from pipeline.log import cli_errors
 
-# Command -> (module that runs it, what it does). A module is imported only when its command runs.
+# Command -> (module:function that runs it, what it does). A module is imported only when its command runs.
 COMMANDS = {
-    "plan": ("pipeline.cli.plan", "what params.yaml or a recipe will cost: parameters, FLOPs, memory, time"),
-    "recipe": ("pipeline.cli.recipe", "named sets of params: list, print as -S flags, apply"),
-    "sweep": ("pipeline.cli.sweep", "run every combination of settings as DVC experiments"),
-    "compare": ("pipeline.cli.compare", "experiments side by side, with tests of significance"),
-    "generate": ("pipeline.cli.generate", "sample text from a model"),
-    "import": ("pipeline.cli.import_model", "make a model directory from GPT-2's or Hugging Face weights"),
-    "export": ("pipeline.cli.export_model", "write a model as a Hugging Face directory"),
-    "verify": ("pipeline.cli.verify", "check shards byte for byte against their manifest"),
-    "parameters": ("pipeline.cli.parameters", "write docs/parameters.md, the reference of all keys"),
-    "launch": ("pipeline.cli.launch", "start a stage on every visible GPU, or on all cores (used by dvc.yaml)"),
+    "plan": ("pipeline.cli.plan:main", "what params.yaml or a recipe will cost: parameters, FLOPs, memory, time"),
+    "recipe": ("pipeline.recipes:main", "named sets of params: list, print as -S flags, apply"),
+    "sweep": ("pipeline.cli.sweep:main", "run every combination of settings as DVC experiments"),
+    "compare": ("pipeline.cli.compare:main", "experiments side by side, with tests of significance"),
+    "generate": ("pipeline.cli.generate:main", "sample text from a model"),
+    "import": ("pipeline.cli.convert:import_main", "make a model directory from GPT-2's or Hugging Face weights"),
+    "export": ("pipeline.cli.convert:export_main", "write a model as a Hugging Face directory"),
+    "verify": ("pipeline.cli.verify:main", "check shards byte for byte against their manifest"),
+    "parameters": ("pipeline.cli.parameters:main", "write docs/parameters.md, the reference of all keys"),
+    "launch": ("pipeline.cli.launch:main", "start a stage on every visible GPU, or on all cores (used by dvc.yaml)"),
 }
 
 
@@ -33,9 +33,15 @@ def main(arguments: list[str]) -> None:
     if name not in COMMANDS:
         print(f"pipeline: no command {name!r}; the commands are {', '.join(COMMANDS)}", file=sys.stderr)
         sys.exit(2)
-    command: Callable[[list[str]], None] = importlib.import_module(COMMANDS[name][0]).main
     with cli_errors(name):
-        command(rest)
+        load_command(name)(rest)
+
+
+def load_command(name: str) -> Callable[[list[str]], None]:
+    """The function that runs a command."""
+    module, _, function = COMMANDS[name][0].partition(":")
+    run: Callable[[list[str]], None] = getattr(importlib.import_module(module), function)
+    return run
 
 
 if __name__ == "__main__":

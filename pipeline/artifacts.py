@@ -199,6 +199,13 @@ class Hardware(Record):
     torch: str
     python: str
 
+    def describe(self) -> str:
+        """`2 cores (Intel Xeon)`, `8 × NVIDIA H100`."""
+        if self.device != "cpu":
+            return f"{self.world_size} × {self.device_name or self.device}"
+        cores = "1 core" if self.cores == 1 else f"{self.cores} cores"
+        return f"{cores} of a CPU" if self.device_name.lower() in ("", "cpu") else f"{cores} ({self.device_name})"
+
 
 class TokenizerInfo(Record):
     """The tokenizer of a run."""
@@ -286,6 +293,11 @@ class ChoiceMetrics(Record):
     acc_norm_token: float
     acc_norm_token_stderr: float
 
+    @property
+    def short_name(self) -> str:
+        """What the items are called in headings."""
+        return "HellaSwag" if self.is_hellaswag else "Next lines"
+
 
 class EvaluationMetrics(Record):
     """reports/evaluate/metrics.json: validation loss, and one set of multiple-choice items under its own key."""
@@ -312,11 +324,11 @@ class EvaluationMetrics(Record):
 class SampleSettings(Record):
     """How samples were drawn: the keys of the `sample` section."""
 
-    temperature: float
-    top_k: int
-    top_p: float
-    max_new_tokens: int
-    seed: int
+    temperature: float = Field(ge=0)
+    top_k: int = Field(ge=0)
+    top_p: float = Field(gt=0, le=1)
+    max_new_tokens: int = Field(ge=1)
+    seed: int = Field(ge=0)
 
 
 class PromptSamples(Record):

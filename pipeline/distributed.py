@@ -3,17 +3,18 @@
     with distributed.start(timeout_s=600) as group:
         group.rank, group.world_size, group.device
 
-Ranks that do not respond are named through torchrun's store rather than torch.distributed.monitored_barrier, which
-names them on rank 0 alone, cannot name rank 0, and prints errors of its own.
+Ranks that do not respond are named through torchrun's store: monitored_barrier cannot name rank 0.
 """
 
 import os
+import platform
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -31,7 +32,6 @@ class Group:
 
     rank: int
     world_size: int
-    local_rank: int
     device: torch.device
     timeout_s: float = 0.0
     """Seconds that a collective waits for a rank."""
@@ -113,7 +113,7 @@ def start(timeout_s: float, store: Store | None = None) -> Iterator[Group]:
             # NCCL ends the process when it times out: gloo must time out first and name the absent ranks.
             dist.group.WORLD._get_backend(device)._set_default_timeout(timeout + timedelta(seconds=4 * REPORT_S))
     try:
-        yield Group(rank, world_size, local_rank, device, timeout_s, store)
+        yield Group(rank, world_size, device, timeout_s, store)
     finally:
         if world_size > 1:
             dist.destroy_process_group()
@@ -133,6 +133,18 @@ def check_first_machine(environment: Mapping[str, str]) -> None:
         f"NODE_RANK ({node}) must be 0 on the machine that torchrun numbers 0, by host names, and on no other; this "
         f"one, {socket.getfqdn()}, has number {group}: run DVC, with NODE_RANK=0, {where}"
     )
+
+
+def device_name(device: torch.device) -> str:
+    """The model of the device: "NVIDIA H200", "AMD EPYC"."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def autocast_dtype(choice: str, device: torch.device) -> torch.dtype:

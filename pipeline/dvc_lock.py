@@ -1,6 +1,7 @@
 """Reads dvc.lock, where DVC records the params, inputs and outputs of each stage's last run; compares two of them."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,15 +95,6 @@ def recorded_md5s(path: Path) -> set[str]:
     return {output.md5 for output in lock.outputs} if lock else set()
 
 
-def parse_params(text: str | None) -> dict[str, Any] | None:
-    """The text of a params.yaml as dotted keys; None where there is no text, or it is damaged."""
-    try:
-        content = YAML(typ="safe", pure=True).load(text or "")
-    except YAMLError:
-        return None
-    return flat(content) if isinstance(content, dict) else None
-
-
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one mapping with dotted keys. An empty mapping stays a value."""
     result: dict[str, Any] = {}
@@ -112,6 +104,13 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             result[f"{prefix}{key}"] = value
     return result
+
+
+def short_keys(keys: Iterable[str]) -> dict[str, str]:
+    """Dotted key to its last part, or to the whole key if two keys share the last part."""
+    last = {key: key.rpartition(".")[2] for key in keys}
+    count = Counter(last.values())
+    return {key: short if count[short] == 1 else key for key, short in last.items()}
 
 
 def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -140,14 +140,12 @@ def sha256_of(path: Path) -> str:
 def exclusive_lock(work: Path, *, wait: bool = True) -> Iterator[None]:
     """Holds the lock of a working directory for this process alone, until the block or the process ends.
 
-    The lock is the file `<work>.lock` beside the directory, which need not exist. While another process holds it, this
-    one waits; with `wait=False` it raises UserError that names the other's process id.
+    The lock is on the file `<work>.lock` beside the directory, which need not exist. The file is never removed. While
+    another process holds the lock, this one waits; with `wait=False` it raises UserError that names the other's process
+    id.
     """
-    with _lock(work, fcntl.LOCK_EX, wait) as path:
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+    with _lock(work, fcntl.LOCK_EX, wait):
+        yield
 
 
 @contextmanager
@@ -158,36 +156,24 @@ def shared_lock(work: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _lock(work: Path, kind: int, wait: bool) -> Iterator[Path]:
-    """Holds an flock of the given kind and yields the lock file, which contains the holder's process id."""
+def _lock(work: Path, kind: int, wait: bool) -> Iterator[None]:
+    """Holds an flock of the given kind on the lock file, which contains the process id of its last holder."""
     path = work.with_name(f"{work.name}.lock")
     path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        with path.open("a+") as file:
-            try:
-                fcntl.flock(file, kind | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read() or "unknown"
-                if not wait:
-                    raise UserError(f"{work} is in use by process {holder}: wait for it to end, or stop it") from None
-                logger.info("waiting for process %s, which is working on the same data (%s)", holder, path)
-                fcntl.flock(file, kind)
-            if _is_open_file(path, file.fileno()):
-                file.truncate(0)
-                file.write(str(os.getpid()))
-                file.flush()
-                yield path
-                return
-            # The holder that this process waited for has removed the file, and others may have created a new one.
-
-
-def _is_open_file(path: Path, descriptor: int) -> bool:
-    """Whether `path` is still the file that was opened as `descriptor`."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read() or "unknown"
+            if not wait:
+                raise UserError(f"{work} is in use by process {holder}: wait for it to end, or stop it") from None
+            logger.info("waiting for process %s, which is working on the same data (%s)", holder, path)
+            fcntl.flock(file, kind)
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -54,12 +54,7 @@ def power_of_ten(value: float | None) -> str:
     if value == 0:
         return "0"
     mantissa, exponent = f"{value:.2e}".split("e")
-    return f"{mantissa} × {ten_to(int(exponent))}"
-
-
-def ten_to(exponent: int) -> str:
-    """A power of ten: 10⁻³."""
-    return f"10{str(exponent).translate(_SUPERSCRIPTS)}"
+    return f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
 
 
 def format_duration(seconds: float | None) -> str:

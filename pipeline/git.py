@@ -19,6 +19,8 @@ from pipeline.config import PARAMS_FILE
 GENERATED = ("reports", "dvc.lock")
 """Written by the pipeline itself, so their changes are not changes of a run's inputs."""
 
+_EXCLUDED = [f":(exclude){path}" for path in GENERATED]
+
 
 @dataclass(frozen=True)
 class Revision:
@@ -44,8 +46,7 @@ class Experiment:
 
 def revision(root: Path) -> Revision:
     """The state of the repository at `root`."""
-    excluded = [f":(exclude){path}" for path in GENERATED]
-    status = _git(root, "status", "--porcelain", "--no-renames", "-z", "--", ".", *excluded) or ""
+    status = _git(root, "status", "--porcelain", "--no-renames", "-z", "--", ".", *_EXCLUDED) or ""
     changed = sorted(entry[3:] for entry in status.split("\0") if entry)
     remote = _git(root, "config", "--get", "remote.origin.url")
     return Revision(_head(root), tuple(changed), _public_url(remote.strip()) if remote else None)
@@ -53,7 +54,7 @@ def revision(root: Path) -> Revision:
 
 def code_revision() -> CodeRevision:
     """The commit that the current directory's code is run from."""
-    changed = _git(Path.cwd(), "status", "--porcelain", "--untracked-files=no")
+    changed = _git(Path.cwd(), "status", "--porcelain", "--untracked-files=no", "--", ".", *_EXCLUDED)
     return CodeRevision(revision=_head(Path.cwd()), dirty=bool(changed and changed.strip()))
 
 
@@ -68,10 +69,10 @@ def show(root: Path, rev: str, path: str) -> str | None:
     return _git(root, "show", f"{rev}:{path}")
 
 
-def params_at(rev: str | None) -> Mapping[str, Any]:
-    """params.yaml at a revision of the current directory's repository; empty where it is missing or not valid YAML."""
+def params_at(rev: str | None, root: Path | None = None) -> Mapping[str, Any]:
+    """params.yaml in `root` (the current directory) at a revision; empty where it is missing or not valid YAML."""
     try:
-        values = YAML(typ="safe", pure=True).load(show(Path.cwd(), str(rev), f"./{PARAMS_FILE}") or "")
+        values = YAML(typ="safe", pure=True).load(show(root or Path.cwd(), str(rev), f"./{PARAMS_FILE}") or "")
     except YAMLError:
         return {}
     return values if isinstance(values, dict) else {}

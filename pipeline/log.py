@@ -30,17 +30,12 @@ class StandardOutput(logging.Handler):
             print(self.format(record), file=sys.stdout, flush=True)
 
 
-def _configure() -> None:
-    handler = StandardOutput()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    # Warnings and errors are printed on the rank that raises them, information on rank 0 only.
-    handler.addFilter(lambda record: record.levelno >= logging.WARNING or rank() == 0)
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-
-
-_configure()
+_handler = StandardOutput()
+# Warnings and errors are printed on the rank that raises them, information on rank 0 only.
+_handler.addFilter(lambda record: record.levelno >= logging.WARNING or rank() == 0)
+logger.addHandler(_handler)
+logger.setLevel(logging.INFO)
+logger.propagate = False
 
 
 class UserError(ValueError):

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -24,6 +25,11 @@ def code(value: object) -> str:
     ticks = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
     pad = " " if line.startswith("`") or line.endswith("`") else ""
     return f"{ticks}{pad}{line}{pad}{ticks}".replace("|", "\\|")
+
+
+def link(label: str, url: str) -> str:
+    """A link from any text to any URL, also in a table cell."""
+    return f"[{text(label)}]({quote(url, safe=':/?=&%#~')})"
 
 
 def setting(value: object) -> str:
@@ -53,17 +59,6 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: in
     """A table; columns from `numbers_from` on are right-aligned. Cells are markdown already."""
     rule = ["---:" if column >= numbers_from else "---" for column in range(len(header))]
     return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows))
-
-
-def picture(name: str, alt: str, folder: str) -> str:
-    """A figure's two SVGs, `folder/name.svg` and `folder/name-dark.svg`: the reader's colour scheme picks one."""
-    alt = alt.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-    return (
-        "<picture>\n"
-        f'  <source media="(prefers-color-scheme: dark)" srcset="{folder}/{name}-dark.svg">\n'
-        f'  <img alt="{alt}" src="{folder}/{name}.svg">\n'
-        "</picture>"
-    )
 
 
 def listing(words: Sequence[str]) -> str:

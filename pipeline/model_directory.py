@@ -1,7 +1,7 @@
 """The model directory: everything that is needed to evaluate, sample and export a model, without params.yaml.
 
     model.safetensors  the weights, float32; a tied head is not stored twice
-    config.json        {"format_version": 2, "config": the fields of GPTConfig}
+    config.json        ModelFile
     tokenizer/         the tokenizer's files (pipeline/corpus/tokenizer.py)
 
 Also the initial weights of a training run: `model.init_from` names an entry of `models/`, which is a text file (`random
@@ -9,28 +9,37 @@ weights`, or repository@revision on the Hugging Face hub) or a model directory, 
 """
 
 import hashlib
+import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import tiktoken
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pipeline.artifacts import Record
 from pipeline.corpus.tokenizer import TOKENIZER_DIRECTORY, TOKENIZER_FILE, TokenizerConfig
-from pipeline.files import atomic_directory, read_json, sha256_of, write_json
+from pipeline.files import atomic_directory, read_json, sha256_of
 from pipeline.huggingface.convert import CONFIG, HUB_ID, WEIGHTS, config_from, download, is_huggingface, weights_from
 from pipeline.log import UserError, logger
 from pipeline.model.config import GPTConfig, ModelParams
 from pipeline.model.gpt import GPT
 
-FORMAT_VERSION = 2
 MODEL_FILES = (WEIGHTS, CONFIG, TOKENIZER_DIRECTORY, "encoding")  # encoding/: the tokenizer in format version 1
 MODELS = Path("models")
 SCRATCH = "scratch"
+
+
+class ModelFile(Record):
+    """config.json of a model directory."""
+
+    stage = "train"
+    version = 2
+
+    format_version: int
+    config: GPTConfig
 
 
 def save_model(directory: Path, model: GPT, tokenizer_directory: Path | None) -> None:
@@ -39,7 +48,7 @@ def save_model(directory: Path, model: GPT, tokenizer_directory: Path | None) ->
     Raises OSError if the disk is full.
     """
     with atomic_directory(directory, MODEL_FILES) as temporary:
-        write_json(temporary / CONFIG, {"format_version": FORMAT_VERSION, "config": model.config.model_dump()})
+        ModelFile(format_version=ModelFile.version, config=model.config).write(temporary / CONFIG)
         try:
             save_file(model.stored_weights(), temporary / WEIGHTS)
         except SafetensorError as error:
@@ -57,24 +66,15 @@ def load_model(directory: Path, device: str | torch.device = "cpu") -> GPT:
     if not path.is_file():
         raise FileNotFoundError(f"{path} not found: {directory} is not a model directory")
     values = read_json(path)
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: must hold an object, not {type(values).__name__}")
     weights = _read_weights(directory / WEIGHTS)
-    if is_huggingface(values):
+    if isinstance(values, dict) and is_huggingface(values):
         config = config_from(values, path)
         weights = weights_from(weights, config)
+    elif isinstance(values, dict) and values.get("format_version") == 1:  # its fields have other names
+        raise UserError(f"{path}: format_version (1) must be {ModelFile.version}: train or import the model again")
     else:
-        config = _own_config(values, path)
+        config = ModelFile.parse(json.dumps(values), str(path)).config
     return _build(config, weights, directory / WEIGHTS).to(device)
-
-
-def _own_config(values: dict[str, Any], path: Path) -> GPTConfig:
-    if (version := values.get("format_version")) != FORMAT_VERSION:
-        raise UserError(f"{path}: format_version ({version}) must be {FORMAT_VERSION}: train or import the model again")
-    try:
-        return GPTConfig.model_validate(values["config"])
-    except (KeyError, ValidationError) as error:
-        raise UserError(f"{path}: not a valid model config: {error}") from None
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
@@ -129,23 +129,36 @@ def padded_sizes(ids: int) -> set[int]:
     return {-(-ids // multiple) * multiple for multiple in (1, 64, 128)}
 
 
-def initial_model(
-    params: ModelParams, text_vocab_size: int, tokenizer_sha256: str | None = None, root: Path = Path()
-) -> GPT:
+def check_tokenizer(directory: Path, sha256: str, source: str) -> None:
+    """Raises UserError that names `source` if the model in a directory has another tokenizer than the shards.
+
+    `sha256`: the fingerprint of the shards' tokenizer. Of a model without one, only the vocabulary can be compared.
+    """
+    if not (directory / TOKENIZER_DIRECTORY).is_dir():
+        return
+    own = TokenizerConfig.read(directory / TOKENIZER_DIRECTORY / TOKENIZER_FILE)
+    if own.sha256 != sha256:
+        raise UserError(
+            f"{source}: its tokenizer {own.name} ({own.n_vocab} ids, {own.sha256[:12]}) must be that of the shards "
+            f"({sha256[:12]})"
+        )
+
+
+def initial_model(params: ModelParams, text_vocab_size: int, tokenizer_sha256: str) -> GPT:
     """A model in training mode: random weights from torch's random state, or the weights that `init_from` names.
 
     `text_vocab_size`: ids of the shards' tokenizer; `tokenizer_sha256`: its fingerprint, which must be that of the
-    weights' tokenizer. `root`: the directory with `models/`. Loaded weights compute the same function as before: the
-    context may be cropped, and padding of the vocabulary has probability zero.
+    weights' tokenizer. Loaded weights compute the same function as before: the context may be cropped, and padding of
+    the vocabulary has probability zero.
     Raises UserError that names each key in which the params do not describe the weights.
     """
     config = GPTConfig.from_params(params, text_vocab_size)
     if params.init_from == SCRATCH:
         return GPT(config)
-    directory = weights_directory(initial_weights(params.init_from, root))
+    directory = weights_directory(initial_weights(params.init_from))
     loaded = load_model(directory)
     _check_fit(params, loaded.config, text_vocab_size)
-    _check_tokenizer(params, directory, tokenizer_sha256)
+    check_tokenizer(directory, tokenizer_sha256, f"model.init_from ({params.init_from})")
     loaded.crop_block_size(config.block_size)
     weights = loaded.stored_weights()
     for name in ("transformer.wte.weight", "lm_head.weight"):
@@ -155,20 +168,20 @@ def initial_model(
     return _build(config, weights, directory).train()
 
 
-def initial_weights(init_from: str, root: Path) -> Path:
+def initial_weights(init_from: str) -> Path:
     """The entry of `models/` that `model.init_from` names. Raises UserError if there is none."""
-    path = root / MODELS / init_from
+    path = MODELS / init_from
     if not path.exists():
-        entries = sorted(p.name for p in (root / MODELS).glob("[!.]*") if p.suffix not in (".md", ".dvc"))
+        entries = sorted(p.name for p in MODELS.glob("[!.]*") if p.suffix not in (".md", ".dvc"))
         raise UserError(
             f"model.init_from ({init_from}): {path} not found; models/ holds {', '.join(entries) or 'nothing'}"
         )
     return path
 
 
-def initial_weights_hash(init_from: str, root: Path) -> str:
+def initial_weights_hash(init_from: str) -> str:
     """The sha256 of the initial weights by content: of a file its bytes, of a directory all names and files."""
-    path = initial_weights(init_from, root)
+    path = initial_weights(init_from)
     if path.is_file():
         return sha256_of(path)
     digest = hashlib.sha256()
@@ -204,15 +217,3 @@ def _check_fit(params: ModelParams, loaded: GPTConfig, text_vocab_size: int) -> 
             )
     if mistakes:
         raise UserError(f"model.init_from ({params.init_from}): " + "; ".join(mistakes))
-
-
-def _check_tokenizer(params: ModelParams, directory: Path, tokenizer_sha256: str | None) -> None:
-    path = directory / TOKENIZER_DIRECTORY / TOKENIZER_FILE
-    if tokenizer_sha256 is None or not path.is_file():
-        return
-    theirs = TokenizerConfig.read(path).sha256
-    if theirs != tokenizer_sha256:
-        raise UserError(
-            f"model.init_from ({params.init_from}): its tokenizer ({theirs[:12]}) must be that of the shards "
-            f"({tokenizer_sha256[:12]})"
-        )

@@ -5,37 +5,27 @@ module, or what it imports, among its deps; a test compares the weights with and
 """
 
 import textwrap
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import tiktoken
 
-from pipeline.artifacts import SOURCE_FILE, ItemSource
+from pipeline.artifacts import SOURCE_FILE, ItemSource, SampleSettings
 from pipeline.config import read_sections
 from pipeline.corpus.hellaswag import ITEMS_FILE, read_items
 from pipeline.corpus.shards import open_split
 from pipeline.distributed import Group, autocast_dtype
-from pipeline.evaluation.hellaswag import score_items, subset
+from pipeline.evaluation.hellaswag import METRICS, score_items, subset
 from pipeline.evaluation.val_loss import validation_loss
 from pipeline.generation.params import SampleParams
-from pipeline.generation.sampling import Settings, generate
+from pipeline.generation.sampling import generate
 from pipeline.log import logger
 from pipeline.model.gpt import GPT
 from pipeline.runtime import RuntimeParams
 from pipeline.training.metrics import Row
 from pipeline.training.params import TrainParams
+from pipeline.training.trainer import Probe
 
-METRICS = ("acc", "acc_norm", "acc_norm_token")
 SAMPLE_TOKENS = 60  # at most, of a sample in the log
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A measurement every `interval` steps."""
-
-    interval: int
-    measure: Callable[[GPT, int], Row]
 
 
 def training_probes(
@@ -70,8 +60,9 @@ def training_probes(
         """Logs the beginning of a continuation of the first non-empty prompt."""
         if group.is_main:
             prompt = next((prompt for prompt in sample.prompts if prompt), "")
-            length = min(sample.max_new_tokens, SAMPLE_TOKENS)
-            settings = Settings(length, sample.temperature, sample.top_k, sample.top_p, sample.seed)
+            fields = sample.model_dump(include=set(SampleSettings.model_fields))
+            fields["max_new_tokens"] = min(sample.max_new_tokens, SAMPLE_TOKENS)
+            settings = SampleSettings(**fields)
             prompts, eot_id = [tokenizer.encode_ordinary(prompt)], tokenizer.eot_token
             ((tokens,),) = generate(model, prompts, settings, eot_id=eot_id, dtype=dtype, samples_per_prompt=1)
             text = textwrap.indent(prompt + tokenizer.decode(tokens), "  | ")

@@ -3,7 +3,6 @@
 import sys
 import time
 from collections import deque
-from types import TracebackType
 from typing import Any, Self
 
 from tqdm import tqdm
@@ -47,15 +46,6 @@ class Progress:
         elif time.monotonic() - self.last_line >= PLAIN_INTERVAL_S:
             self._log_line()
 
-    def write(self, text: str) -> None:
-        """Prints a line above the bar."""
-        if rank() != 0:
-            return
-        if self.bar is not None:
-            self.bar.write(text)
-        else:
-            logger.info("%s", text)
-
     def _log_line(self) -> None:
         now = time.monotonic()
         self.last_line = now
@@ -77,8 +67,6 @@ class Progress:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.bar is not None:
             self.bar.close()

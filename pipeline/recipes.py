@@ -1,13 +1,15 @@
-"""Recipes: named sets of params, recipes/<name>.yaml, applied over params.yaml. Used by `python -m pipeline recipe`.
+"""Recipes: named sets of params, recipes/<name>.yaml, applied over params.yaml by `python -m pipeline recipe`.
 
 A recipe holds the keys in which it differs from params.yaml as committed (HEAD). So that its result does not depend on
 what someone is trying out, uncommitted edits of other keys are reverted, except in `runtime` and `tracking`, which
 change no result.
 """
 
+import argparse
 import io
 import json
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +19,8 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.representer import RoundTripRepresenter
 
 from pipeline.config import PARAMS_FILE, ConfigError, load_yaml, validate
+from pipeline.dvc_lock import flat
+from pipeline.files import write_text
 from pipeline.git import params_at
 
 RECIPES = Path("recipes")
@@ -40,11 +44,6 @@ def names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
-def description(name: str) -> str:
-    """The first line of a recipe's comment."""
-    return (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
-
-
 def apply_recipe(name: str) -> Overlay:
     """A recipe over params.yaml, all rules checked.
 
@@ -55,11 +54,11 @@ def apply_recipe(name: str) -> Overlay:
     path = RECIPES / f"{name}.yaml"
     values = load_yaml(PARAMS_FILE)
     recipe = flat(load_sections(path.read_text(encoding="utf-8"), str(path)))
-    committed = params_at("HEAD")
+    current = flat(values)
     reverted = {
         key: value
-        for key, value in flat({name: committed.get(name) or {} for name in values}).items()
-        if key not in recipe and not key.startswith(NO_RESULT_SECTIONS) and differs(values, key, value)
+        for key, value in flat(params_at("HEAD")).items()
+        if key not in recipe and not key.startswith(NO_RESULT_SECTIONS) and current.get(key, value) != value
     }
     changes, mistakes = {**reverted, **recipe}, []
     for dotted, value in changes.items():
@@ -114,7 +113,10 @@ def with_changes(text: str, changes: Mapping[str, Any]) -> str:
     values = yaml.load(text)
     for dotted, value in changes.items():
         section, _, key = dotted.partition(".")
-        values[section][key] = value
+        if isinstance(value, list) and isinstance(values[section][key], list):
+            values[section][key][:] = value  # in its style: ruamel loses a line end where a block becomes [a, b]
+        else:
+            values[section][key] = value
     out = io.StringIO()
     yaml.dump(values, out)
     return out.getvalue()
@@ -131,27 +133,11 @@ def load_sections(text: str, name: str) -> dict[str, dict[str, Any]]:
     return values
 
 
-def flat(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Sections of keys as dotted keys."""
-    return {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
-
-
-def differs(values: Mapping[str, Any], dotted: str, other: Any) -> bool:
-    """Whether a dotted key is there with another value."""
-    section, _, key = dotted.partition(".")
-    return key in values.get(section, {}) and values[section][key] != other
-
-
 def plain(values: Any) -> Any:
     """The same values as Python's own types, without the way in which a file spells them."""
-    return YAML(typ="safe", pure=True).load(dump(values))
-
-
-def dump(values: Any) -> str:
-    """A value as YAML, on one line where it fits."""
     out = io.StringIO()
     round_trip().dump(values, out)
-    return out.getvalue()
+    return YAML(typ="safe", pure=True).load(out.getvalue())
 
 
 def round_trip() -> YAML:
@@ -171,3 +157,25 @@ class _Representer(RoundTripRepresenter):
 _Representer.add_representer(
     type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
 )
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline recipe", description="Named sets of params. Without a name: lists them."
+    )
+    parser.add_argument("name", nargs="?", help="the recipe to print as flags for dvc exp run")
+    parser.add_argument("--apply", action="store_true", help="write it to params.yaml instead")
+    options = parser.parse_args(arguments)
+    if options.name is None:
+        width = max(map(len, names()))
+        for name in names():
+            first_line = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0]
+            print(f"{name:<{width}}  {first_line.removeprefix('# ')}")
+        return
+    overlay = apply_recipe(options.name)
+    for key, committed in overlay.reverted.items():
+        print(f"recipe: {key} reverted to the committed {hydra_value(committed)}", file=sys.stderr)
+    if options.apply:
+        write_text(PARAMS_FILE, with_changes(PARAMS_FILE.read_text(encoding="utf-8"), overlay.changes))
+    else:
+        print("\n".join(f"-S {flag}" for flag in flags(overlay.changes)))

@@ -1,8 +1,9 @@
-"""The state of a training run between processes: `.runs/train-<key>/`, its key, its lock and its end.
+"""The state of a training run between processes, `.runs/train-<key>/`: its key, when it is finished, and its removal.
 
 DVC writes dvc.lock some time after a stage has ended: it hashes and caches the outputs first, and if it is killed
 meanwhile it runs the stage again. So a finished run leaves its directory, with the last checkpoint and `finished.json`,
-and ends at once when it is started again. A run that dvc.lock records is removed, so that a forced run trains anew.
+and ends at once when it is started again. A run that dvc.lock records is removed, so that a forced run trains from the
+start.
 """
 
 import hashlib
@@ -13,16 +14,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.artifacts import Record
 from pipeline.config import load_yaml
 from pipeline.dvc_lock import recorded_md5s
-from pipeline.files import read_json, sha256_of, write_json
-from pipeline.log import logger
+from pipeline.files import sha256_of
+from pipeline.log import UserError, logger
 
 FINISHED_FILE = "finished.json"
 
 
+class FinishedRun(Record):
+    """finished.json: an output by which dvc.lock shows that the run is recorded."""
+
+    stage = "train"
+
+    output: str
+    md5: str
+
+
 def run_key(params: Mapping[str, Any], manifest: Path, initial_weights: str | None, checkpoint_format: int) -> str:
-    """16 hexadecimal digits of all that defines a run. The code is not part of it: a fix must not cost a long run.
+    """16 hexadecimal digits of a hash of everything that defines a run.
+
+    The code is not part of it: a fix must not cost a long run.
 
     `params`: the sections model and train. `manifest`: of the shards, with the hashes of the data. `initial_weights`:
     their hash, if there are any.
@@ -45,13 +58,13 @@ def changed_files(before: Mapping[str, str], now: Mapping[str, str]) -> list[str
 
 
 def finish(directory: Path, output: Path) -> None:
-    """Ends a run whose outputs are complete; `output`: one of them that differs from every other run's.
+    """Ends a run whose outputs are complete; `output`: one of them whose content is unique to this run.
 
     Under DVC the directory stays until dvc.lock holds that output's hash. Without DVC it is removed at once.
     """
     if "DVC_STAGE" in os.environ:
         md5 = hashlib.md5(output.read_bytes(), usedforsecurity=False).hexdigest()
-        write_json(directory / FINISHED_FILE, {"output": output.as_posix(), "md5": md5})
+        FinishedRun(output=output.as_posix(), md5=md5).write(directory / FINISHED_FILE)
     else:
         _remove(directory)
 
@@ -61,19 +74,20 @@ def remove_recorded(runs: Path) -> None:
     recorded = recorded_md5s(Path("dvc.lock"))
     for file in runs.glob(f"*/{FINISHED_FILE}"):
         try:
-            if read_json(file)["md5"] in recorded:
+            if FinishedRun.read(file).md5 in recorded:
                 _remove(file.parent)
-        except OSError as error:
+        except (OSError, UserError) as error:
             logger.warning("cannot remove the finished run %s: %s", file.parent, error)
     for leftover in runs.glob(".train-*.tmp"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 def set_aside(directory: Path) -> None:
-    """Renames a run's directory, if there is one, so that the run starts over and its checkpoints are kept."""
+    """Renames a run's directory, if there is one: the run starts over, and its old checkpoints are kept."""
     if not directory.exists():
         return
-    number = sum(1 for _ in directory.parent.glob(f"old-{directory.name}-*")) + 1
+    numbers = [int(path.name.rpartition("-")[2]) for path in directory.parent.glob(f"old-{directory.name}-*")]
+    number = max(numbers, default=0) + 1
     aside = directory.with_name(f"old-{directory.name}-{number}")
     directory.rename(aside)
     logger.info("starting over; the earlier state is kept in %s", aside)

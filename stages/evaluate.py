@@ -19,7 +19,7 @@ from pipeline.evaluation.hellaswag import HellaswagResult, score_items, subset
 from pipeline.evaluation.params import EvaluateParams
 from pipeline.evaluation.val_loss import ValLoss, validation_loss
 from pipeline.log import UserError, cli_errors, logger
-from pipeline.model_directory import load_model, match_vocabulary
+from pipeline.model_directory import check_tokenizer, load_model, match_vocabulary
 from pipeline.progress import Progress
 from pipeline.runtime import RuntimeParams
 
@@ -32,7 +32,7 @@ def main() -> None:
     params, runtime = read_sections(EvaluateParams, RuntimeParams)
     stream = open_split(SHARDS, "val")
     tokenizer = load_tokenizer(SHARDS / TOKENIZER_DIRECTORY)
-    check_same_tokenizer(MODEL / TOKENIZER_DIRECTORY, SHARDS / TOKENIZER_DIRECTORY)
+    check_tokenizer(MODEL, fingerprint(tokenizer), str(MODEL))
     source = ItemSource.read(HELLASWAG / SOURCE_FILE)
     items = subset(read_items(HELLASWAG / ITEMS_FILE), params.hellaswag_items)
     with distributed.start(runtime.collective_timeout) as group:
@@ -51,54 +51,29 @@ def main() -> None:
             result = score_items(model, tokenizer, items, progress=progress, **common)
         if group.is_main:
             metrics(loss, result, source).write(METRICS)
-            report(loss, result, source.name)
-
-
-def check_same_tokenizer(model: Path, shards: Path) -> None:
-    """Raises UserError where the model was trained with another tokenizer than that of the shards."""
-    if not model.is_dir():
-        return  # an imported model: only its vocabulary size can be checked, see match_vocabulary
-    of_model, of_shards = load_tokenizer(model), load_tokenizer(shards)
-    if fingerprint(of_model) != fingerprint(of_shards):
-        raise UserError(
-            f"{model}: tokenizer {of_model.name} ({of_model.n_vocab} ids) differs from {shards}: {of_shards.name} "
-            f"({of_shards.n_vocab} ids). Train on these shards, or tokenize with the model's tokenizer"
-        )
+            logger.info(
+                f"validation: loss {loss.nats_per_token:.4f}, perplexity {loss.perplexity:.2f}, "
+                f"{loss.bits_per_byte:.4f} bits per byte over {loss.tokens:,} tokens"
+            )
+            for metric in result.answers:
+                logger.info(
+                    f"{source.name}: {metric} {result.accuracy(metric):.4f} ± {result.stderr(metric):.4f} "
+                    f"on {result.items:,} items ({result.truncated} truncated; chance 0.25)"
+                )
 
 
 def metrics(loss: ValLoss, result: HellaswagResult, source: ItemSource) -> EvaluationMetrics:
     """The content of metrics.json. Raises UserError where the loss is not finite or too large for a perplexity."""
     if not math.isfinite(loss.perplexity):
         raise UserError(f"{MODEL}: validation loss ({loss.nats_per_token}) is not usable: the weights are broken")
-    choice = ChoiceMetrics(
-        name=source.name,
-        is_hellaswag=source.is_hellaswag,
-        items=result.items,
-        truncated=result.truncated,
-        acc=result.accuracy("acc"),
-        acc_stderr=result.stderr("acc"),
-        acc_norm=result.accuracy("acc_norm"),
-        acc_norm_stderr=result.stderr("acc_norm"),
-        acc_norm_token=result.accuracy("acc_norm_token"),
-        acc_norm_token_stderr=result.stderr("acc_norm_token"),
-    )
+    accuracies = {metric: result.accuracy(metric) for metric in result.answers}
+    errors = {f"{metric}_stderr": result.stderr(metric) for metric in result.answers}
+    items = {**source.model_dump(), "items": result.items, "truncated": result.truncated}
+    choice = ChoiceMetrics.model_validate(items | accuracies | errors)
     val = ValidationMetrics(
         loss=loss.nats_per_token, perplexity=loss.perplexity, bpb=loss.bits_per_byte, tokens=loss.tokens
     )
     return EvaluationMetrics(val=val, **{source.key: choice})
-
-
-def report(loss: ValLoss, result: HellaswagResult, name: str) -> None:
-    """Logs the results."""
-    logger.info(
-        f"validation: loss {loss.nats_per_token:.4f}, perplexity {loss.perplexity:.2f}, "
-        f"{loss.bits_per_byte:.4f} bits per byte over {loss.tokens:,} tokens"
-    )
-    for metric in result.answers:
-        logger.info(
-            f"{name}: {metric} {result.accuracy(metric):.4f} ± {result.stderr(metric):.4f} on {result.items:,} items "
-            f"({result.truncated} truncated; chance 0.25)"
-        )
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ Reads data/model. Writes reports/sample/samples.json (settings, every prompt wit
 of each token of `sample.surprisal_text`) and samples.md, the same for reading. The same params give the same texts.
 """
 
-from dataclasses import asdict
 from pathlib import Path
 
 import tiktoken
@@ -17,7 +16,7 @@ from pipeline.corpus.tokenizer import TOKENIZER_DIRECTORY, load_tokenizer
 from pipeline.evaluation.surprisal import surprisal
 from pipeline.files import write_text
 from pipeline.generation.params import SampleParams
-from pipeline.generation.sampling import Settings, generate
+from pipeline.generation.sampling import generate
 from pipeline.log import cli_errors, logger
 from pipeline.markdown import render
 from pipeline.model.gpt import GPT
@@ -44,7 +43,7 @@ def main() -> None:
 
 def sample(model: GPT, tokenizer: tiktoken.Encoding, params: SampleParams, dtype: torch.dtype) -> Samples:
     """The content of samples.json."""
-    settings = Settings(params.max_new_tokens, params.temperature, params.top_k, params.top_p, params.seed)
+    settings = SampleSettings(**params.model_dump(include=set(SampleSettings.model_fields)))
     tokens = generate(
         model,
         [tokenizer.encode_ordinary(prompt or "") for prompt in params.prompts],
@@ -56,7 +55,7 @@ def sample(model: GPT, tokenizer: tiktoken.Encoding, params: SampleParams, dtype
     texts = [[tokenizer.decode(sample, errors="replace") for sample in samples] for samples in tokens]
     text = params.surprisal_text or (params.prompts[0] or "") + texts[0][0]
     return Samples(
-        settings=SampleSettings(**asdict(settings)),
+        settings=settings,
         prompts=[
             PromptSamples(prompt=prompt, continuations=continuations)
             for prompt, continuations in zip(params.prompts, texts, strict=True)

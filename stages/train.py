@@ -6,7 +6,6 @@ summary.json (all that the report says about the run). Unfinished runs are kept 
 command.
 """
 
-import math
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,25 +26,23 @@ from pipeline.config import PARAMS_FILE, load_yaml, read_sections
 from pipeline.corpus.shards import open_split
 from pipeline.corpus.tokenizer import TOKENIZER_DIRECTORY, fingerprint, load_tokenizer
 from pipeline.curves import Curves
-from pipeline.distributed import Group
+from pipeline.distributed import Group, device_name
 from pipeline.files import check_replaceable, exclusive_lock, run_directory
 from pipeline.formatting import format_duration
 from pipeline.git import code_revision
 from pipeline.log import cli_errors, logger
 from pipeline.model.accounting import describe, parameters
 from pipeline.model.config import ModelParams
-from pipeline.model.gpt import GPT
 from pipeline.model_directory import MODEL_FILES, initial_model, initial_weights_hash, save_model
 from pipeline.probes import choice_columns, training_probes
-from pipeline.run_state import changed_files, code_hashes, finish, remove_recorded, run_key, set_aside
+from pipeline.run_state import code_hashes, finish, remove_recorded, run_key, set_aside
 from pipeline.runtime import RuntimeParams, cores
 from pipeline.tracking.params import TrackingParams
 from pipeline.tracking.wandb_run import WandbRun, training_run
 from pipeline.training.checkpoint import CHECKPOINT_FORMAT, CheckpointStore
-from pipeline.training.hardware import device_name
 from pipeline.training.metrics import Logger
 from pipeline.training.params import TrainParams
-from pipeline.training.trainer import Trainer, TrainResult
+from pipeline.training.trainer import Trainer
 
 SHARDS, HELLASWAG, MODEL = Path("data/shards"), Path("data/hellaswag"), Path("data/model")
 REPORTS = Path("reports/train")
@@ -59,7 +56,7 @@ def main() -> None:
     key = run_key(
         {"model": model.model_dump(), "train": train.model_dump()},
         SHARDS / MANIFEST_FILE,
-        initial_weights_hash(model.init_from, Path()),
+        initial_weights_hash(model.init_from),
         CHECKPOINT_FORMAT,
     )
     state, milestones = run_directory(f"train-{key}"), run_directory(f"milestones-{key}")
@@ -68,7 +65,7 @@ def main() -> None:
     )
     with distributed.start(runtime.collective_timeout) as group:
         if not group.is_main:
-            run_training(model, train, runtime, group, store, loggers=[])
+            make_trainer(model, train, runtime, group, store, loggers=[]).run()
             return
         remove_recorded(state.parent)
         with exclusive_lock(state, wait=False):
@@ -77,34 +74,30 @@ def main() -> None:
             curves = Curves(state / "curves.csv", CURVES, extra_columns=choice_columns(HELLASWAG))
             wandb_run = training_run(state, tracking, load_yaml(PARAMS_FILE), key, curves)
             try:
-                trained, result = run_training(model, train, runtime, group, store, [curves, wandb_run])
+                trainer = make_trainer(model, train, runtime, group, store, [curves, wandb_run])
+                metrics = trainer.run()
             except BaseException as error:
                 wandb_run.finish(exit_code=getattr(error, "exit_code", 1))
                 raise
-            write_outputs(trained, result, model, train, group, wandb_run)
+            write_outputs(trainer, metrics, model, wandb_run)
             finish(state, SUMMARY)
 
 
 def starts_over(runtime: RuntimeParams, store: CheckpointStore) -> bool:
     """Whether runtime.resume says to train from the start, whatever checkpoints there are."""
-    if runtime.resume != "same-code":
-        return runtime.resume == "never"
-    newest = store.newest()
-    changed = changed_files(newest.manifest.code, store.code) if newest else []
-    if newest and changed:
-        logger.info("code changed since the checkpoint of step %d: %s", newest.step, ", ".join(changed))
-    return bool(changed)
+    newest = store.newest() if runtime.resume == "same-code" else None
+    return runtime.resume == "never" or (newest is not None and bool(newest.changed_files))
 
 
-def run_training(
+def make_trainer(
     model_params: ModelParams,
     train: TrainParams,
     runtime: RuntimeParams,
     group: Group,
     store: CheckpointStore,
     loggers: Sequence[Logger],
-) -> tuple[GPT, TrainResult]:
-    """The trained model, whole on this rank, and the result."""
+) -> Trainer:
+    """The trainer of the run on this rank, with a model that is the same on every rank."""
     stream = open_split(SHARDS, "train")
     tokenizer = load_tokenizer(SHARDS / TOKENIZER_DIRECTORY)
     torch.manual_seed(train.seed)  # the same initial weights on every rank
@@ -123,29 +116,19 @@ def run_training(
         model.config.block_size,
         group.world_size,
     )
-    result = trainer.run()
-    return trainer.model, result
+    return trainer
 
 
-def write_outputs(
-    trained: GPT, result: TrainResult, model: ModelParams, train: TrainParams, group: Group, wandb_run: WandbRun
-) -> None:
+def write_outputs(trainer: Trainer, metrics: TrainMetrics, model: ModelParams, wandb_run: WandbRun) -> None:
     """Writes the model directory, metrics.json and summary.json; ends the W&B run. The curves are complete already."""
-    save_model(MODEL, trained, SHARDS / TOKENIZER_DIRECTORY)
-    manifest, counts, stats = Manifest.read(SHARDS / MANIFEST_FILE), parameters(trained.config), result.stats
-    metrics = TrainMetrics(
-        final_train_loss=result.final_train_loss if math.isfinite(result.final_train_loss) else None,
-        tokens=result.tokens,
-        flops=result.flops,
-        train_time_s=round(stats.train_time_s, 2),
-        tokens_per_sec=round(result.tokens_per_sec, 1),
-        mfu=None if result.mfu is None else round(result.mfu, 4),
-    )
+    save_model(MODEL, trainer.model, SHARDS / TOKENIZER_DIRECTORY)
+    train, group, stats = trainer.train, trainer.group, trainer.metrics.stats
+    manifest, counts = Manifest.read(SHARDS / MANIFEST_FILE), parameters(trainer.model.config)
     summary = RunSummary(
         **metrics.model_dump(),
         params={"model": model.model_dump(mode="json"), "train": train.model_dump(mode="json")},
         parameters=ParameterCounts(total=counts.total, without_embeddings=counts.without_embeddings),
-        steps=result.steps,
+        steps=train.max_steps,
         wall_time_s=round(stats.wall_time_s, 2),
         resumes=stats.resumes,
         skipped_steps=stats.skipped_steps,
@@ -155,9 +138,9 @@ def write_outputs(
             device_name=device_name(group.device),
             world_size=group.world_size,
             cores=cores(),
-            dtype=str(result.dtype).removeprefix("torch."),
-            compile=result.compiled,
-            micro_batch_size=result.micro_batch_size,
+            dtype=str(trainer.dtype).removeprefix("torch."),
+            compile=trainer.compiled,
+            micro_batch_size=trainer.loader.micro_batch_size,
             torch=torch.__version__,
             python=platform.python_version(),
         ),
@@ -173,10 +156,10 @@ def write_outputs(
     summary.model_copy(update={"wandb": wandb_run.finish()}).write(SUMMARY)
     logger.info(
         "trained %d steps in %s: loss %.4f, %s tokens/s; model in %s",
-        result.steps,
-        format_duration(stats.train_time_s),
-        result.final_train_loss,
-        f"{result.tokens_per_sec:,.0f}",
+        train.max_steps,
+        format_duration(metrics.train_time_s),
+        trainer.metrics.final_loss,
+        f"{metrics.tokens_per_sec:,.0f}",
         MODEL,
     )
 

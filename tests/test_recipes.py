@@ -3,7 +3,6 @@
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import recipes
-from pipeline.cli.recipe import main
 from pipeline.config import ConfigError, load_yaml, validate
+from pipeline.dvc_lock import flat
 from pipeline.model.accounting import parameters
 from pipeline.model.config import GPT2_VOCAB_SIZE, Architecture, GPTConfig, ModelParams, gpt2_architecture
+from pipeline.recipes import main
 from pipeline.training.params import TrainParams
 
 ROOT = Path(__file__).parents[1]
@@ -29,8 +29,6 @@ GPT2_PARAMETERS = {
     "gpt2-large": 774_030_080,
     "gpt2-xl": 1_557_611_200,
 }
-
-Project = Callable[..., Path]
 
 
 @pytest.fixture
@@ -80,7 +78,7 @@ def test_a_recipe_obeys_every_rule_of_params_yaml(project: Path, name: str) -> N
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_holds_only_keys_that_differ_from_params_yaml(name: str) -> None:
-    base, recipe = (recipes.flat(load_yaml(path)) for path in (ROOT / "params.yaml", ROOT / "recipes" / f"{name}.yaml"))
+    base, recipe = (flat(load_yaml(path)) for path in (ROOT / "params.yaml", ROOT / "recipes" / f"{name}.yaml"))
     assert recipe
     assert not [key for key, value in recipe.items() if value == base[key]]
 

@@ -99,8 +99,14 @@ def svg(chart: Chart, config: Spec) -> str:
 
 
 def picture(chart: Chart, folder: str) -> str:
-    """The markdown that shows the chart's SVGs, which are in `folder`."""
-    return md.picture(chart.name, _one_line(chart.alt), folder)
+    """The markdown that shows the chart's two SVGs, which are in `folder`: the reader's colour scheme picks one."""
+    alt = _one_line(chart.alt).replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    return (
+        "<picture>\n"
+        f'  <source media="(prefers-color-scheme: dark)" srcset="{folder}/{chart.name}-dark.svg">\n'
+        f'  <img alt="{alt}" src="{folder}/{chart.name}.svg">\n'
+        "</picture>"
+    )
 
 
 def html_figure(chart: Chart) -> str:

@@ -23,7 +23,6 @@ from pipeline.reporting.params import ReportParams
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m pipeline compare", description="Compares experiments.")
     parser.add_argument("names", nargs="*", help="experiments by name (default: those from the last commit)")
-    parser.add_argument("--rev", help="experiments that start from this commit")
     parser.add_argument("--all-commits", action="store_true", help="experiments of every commit")
     parser.add_argument("--title", default="Comparison of experiments", help="heading of the page")
     parser.add_argument("--html", action="store_true", help="also write an HTML page with interactive charts")
@@ -31,7 +30,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--no-time", action="store_true", help="leave out training times")
     options = parser.parse_args(arguments)
     (params,) = read_sections(ReportParams)
-    experiments = read_experiments(Path.cwd(), options.names, options.rev, options.all_commits)
+    experiments = read_experiments(Path.cwd(), options.names, options.all_commits)
     page = write_comparison(
         options.into or Path("reports"),
         experiments,

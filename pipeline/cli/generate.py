@@ -15,12 +15,14 @@ from pathlib import Path
 
 import tiktoken
 import torch
+from pydantic import ValidationError
 
+from pipeline.artifacts import SampleSettings
 from pipeline.corpus.tokenizer import TOKENIZER_DIRECTORY, load_tokenizer, token_texts
 from pipeline.corpus.vocabularies import gpt2_tokenizer
 from pipeline.distributed import autocast_dtype, start
 from pipeline.files import read_json
-from pipeline.generation.sampling import Settings, stream
+from pipeline.generation.sampling import stream
 from pipeline.huggingface.convert import CONFIG, is_huggingface
 from pipeline.inference import for_inference
 from pipeline.log import UserError
@@ -43,8 +45,13 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--logprobs", action="store_true", help="print each token with its log-probability")
     options = parser.parse_args(arguments)
 
-    seed = secrets.randbelow(2**32) if options.seed is None else options.seed
-    settings = Settings(options.max_new_tokens, options.temperature, options.top_k, options.top_p, seed)
+    if options.seed is None:
+        options.seed = secrets.randbelow(2**32)
+    try:
+        settings = SampleSettings(**{key: getattr(options, key) for key in SampleSettings.model_fields})
+    except ValidationError as error:
+        mistakes = [f"{mistake['loc'][0]} ({mistake['input']}): {mistake['msg']}" for mistake in error.errors()]
+        raise UserError("; ".join(mistakes)) from None
     with start(timeout_s=60) as group:
         with redirect_stdout(sys.stderr):  # log lines are not part of the text
             model, tokenizer = load(options.model, group.device)

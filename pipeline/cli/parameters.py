@@ -5,14 +5,9 @@ Reads the classes that own the sections (types, rules, and the docstring under e
 
 import argparse
 import inspect
-import types
-import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
-from pydantic.fields import FieldInfo
 
 from pipeline import markdown as md
 from pipeline.config import OWNERS, PARAMS_FILE, Section, load_yaml, owner
@@ -38,19 +33,12 @@ def parameters_page(values: Mapping[str, Any], stages: Mapping[str, Any]) -> str
     return "\n\n".join([INTRODUCTION, *sections]) + "\n"
 
 
-def accepted(field: FieldInfo) -> str:
-    """What a field accepts: `integer, at least 1; or null`."""
-    bounds = [bound for rule in field.metadata if (bound := _bound(rule))]
-    nullable = "; or `null`" if _nullable(field.annotation) else ""
-    return ", ".join([_type(field.annotation), *bounds]) + nullable
-
-
 def _section(cls: type[Section], values: Mapping[str, Any], rerun: str) -> str:
+    schemas = cls.model_json_schema()["properties"]
     rows = []
     for key, value in values.items():
-        field = cls.model_fields[key]
-        meaning = " ".join(inspect.cleandoc(field.description or "").split()).replace("|", "\\|")
-        rows.append([f"`{key}`", md.setting(value), accepted(field), meaning])
+        meaning = " ".join(schemas[key].get("description", "").split()).replace("|", "\\|")
+        rows.append([f"`{key}`", md.setting(value), accepted(schemas[key]), meaning])
     about = " ".join(inspect.cleandoc(cls.__doc__ or "").split())
     table = md.table(["Key", "In `params.yaml`", "Accepts", "Meaning"], rows, numbers_from=4)
     return "\n\n".join([f"## {cls.section}", f"{about} {rerun}".strip(), table])
@@ -68,39 +56,27 @@ def _rerun(section: str, stages: Mapping[str, Any]) -> str:
     return f"A change reruns {md.listing([f'`{name}`' for name in rerun])} and the stages after."
 
 
-def _type(annotation: Any) -> str:
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is typing.Annotated:
-        return _type(arguments[0])
-    if origin in (types.UnionType, typing.Union):
-        return " or ".join(_type(part) for part in arguments if part is not type(None))
-    if origin is typing.Literal:
-        return ", ".join(f"`{choice}`" for choice in arguments)
-    if origin in (tuple, list):
-        parts = [_type(part) + (" or `null`" * _nullable(part)) for part in arguments if part is not Ellipsis]
-        return f"list of {parts[0]}" if Ellipsis in arguments or origin is list else f"[{', '.join(parts)}]"
-    return {int: "integer", float: "number", bool: "`true` or `false`", str: "text"}.get(annotation, str(annotation))
+def accepted(schema: Mapping[str, Any]) -> str:
+    """What a key accepts, from its JSON schema: `integer, at least 1; or null`."""
+    options = [option for option in schema.get("anyOf", [schema]) if option.get("type") != "null"]
+    texts = [", ".join([_type(option), *_bounds(option)]) for option in options]
+    return " or ".join(texts) + ("; or `null`" if len(options) < len(schema.get("anyOf", options)) else "")
 
 
-def _nullable(annotation: Any) -> bool:
-    return type(None) in typing.get_args(annotation)
+def _type(schema: Mapping[str, Any]) -> str:
+    if choices := schema.get("enum", [schema["const"]] if "const" in schema else []):
+        return ", ".join(f"`{choice}`" for choice in choices)
+    if "prefixItems" in schema:
+        return f"[{', '.join(map(accepted, schema['prefixItems']))}]"
+    if schema["type"] == "array":
+        return f"list of {accepted(schema['items']).replace('; or', ' or')}"
+    return {"number": "number", "integer": "integer", "boolean": "`true` or `false`", "string": "text"}[schema["type"]]
 
 
-def _bound(rule: object) -> str:
-    match rule:
-        case Ge(ge=bound):
-            return f"at least {bound:,}"
-        case Gt(gt=bound):
-            return f"above {bound:,}"
-        case Le(le=bound):
-            return f"at most {bound:,}"
-        case Lt(lt=bound):
-            return f"below {bound:,}"
-        case MinLen(min_length=bound):
-            return "not empty" if bound == 1 else f"{bound} or more"
-        case MaxLen(max_length=bound):
-            return f"{bound} or fewer"
-    return ""
+def _bounds(schema: Mapping[str, Any]) -> list[str]:
+    keywords = {"exclusiveMinimum": "above", "minimum": "at least", "maximum": "at most", "exclusiveMaximum": "below"}
+    bounds = [f"{words} {schema[keyword]:,}" for keyword, words in keywords.items() if keyword in schema]
+    return bounds + ["not empty"] * (1 in (schema.get("minLength"), schema.get("minItems")))
 
 
 def main(arguments: list[str]) -> None:

@@ -18,7 +18,7 @@ from pipeline.config import read_sections
 from pipeline.corpus.tokenizer import TokenizerParams
 from pipeline.formatting import format_bytes, format_duration
 from pipeline.log import UserError, logger
-from pipeline.model.accounting import Memory, describe, flops_per_token, gpu_peak, memory, parameters
+from pipeline.model.accounting import GPU_PEAKS, Memory, describe, flops_per_token, memory, parameters
 from pipeline.model.config import GPT2_VOCAB_SIZE, GPTConfig, ModelParams
 from pipeline.recipes import apply_recipe
 from pipeline.runtime import RuntimeParams
@@ -37,8 +37,7 @@ class Plan:
     """What a run computes and what it needs."""
 
     config: GPTConfig
-    tokens_per_step: int
-    steps: int
+    train: TrainParams
     ranks: int
     micro_batch: int
     """Sequences per rank and forward pass."""
@@ -51,7 +50,7 @@ class Plan:
     @property
     def tokens(self) -> int:
         """Trained tokens, repetitions included."""
-        return self.tokens_per_step * self.steps
+        return self.train.total_batch_size * self.train.max_steps
 
     @property
     def flops(self) -> int:
@@ -83,7 +82,7 @@ def make_plan(
     """The plan on `ranks` ranks. Raises UserError if the batch cannot be divided among them."""
     config = GPTConfig.from_params(model, text_vocab_size)
     sequences, rest = divmod(train.total_batch_size, model.block_size * ranks)
-    if rest or not sequences:
+    if rest:
         raise UserError(
             f"train.total_batch_size ({train.total_batch_size}) must be a multiple of "
             f"model.block_size ({model.block_size}) x ranks ({ranks})"
@@ -99,9 +98,7 @@ def make_plan(
         shards=ranks if sharded else 1,
         accumulates=micro_batch < sequences,
     )
-    return Plan(
-        config, train.total_batch_size, train.max_steps, ranks, micro_batch, sharded, memory_per_rank, train_tokens
-    )
+    return Plan(config, train, ranks, micro_batch, sharded, memory_per_rank, train_tokens)
 
 
 def text_vocabulary(tokenizer: TokenizerParams, shards: Path) -> tuple[int, int | None]:
@@ -123,7 +120,7 @@ def last_flops_per_sec(summary: Path) -> float | None:
         run = RunSummary.read(summary)
     except (FileNotFoundError, UserError):
         return None
-    return run.tokens_per_sec * run.flops / run.tokens if run.tokens else None
+    return run.tokens_per_sec * run.flops / run.tokens
 
 
 def model_rows(config: GPTConfig) -> Iterator[Row]:
@@ -155,11 +152,11 @@ def model_rows(config: GPTConfig) -> Iterator[Row]:
 
 def run_rows(plan: Plan) -> Iterator[Row]:
     """Steps, tokens and FLOPs."""
-    sequences = plan.tokens_per_step // plan.config.block_size
-    yield "tokens per step", f"{plan.tokens_per_step:,}", f"{sequences:,} sequences of {plan.config.block_size:,}"
-    yield "steps", f"{plan.steps:,}", ""
+    tokens_per_step, block_size = plan.train.total_batch_size, plan.config.block_size
+    yield "tokens per step", f"{tokens_per_step:,}", f"{tokens_per_step // block_size:,} sequences of {block_size:,}"
+    yield "steps", f"{plan.train.max_steps:,}", ""
     remark = f"{plan.tokens / parameters(plan.config).total:.1f} per parameter"
-    if plan.train_tokens:
+    if plan.train_tokens is not None:
         remark += f", {plan.tokens / plan.train_tokens:.2f} epochs of {plan.train_tokens:,}"
     yield "tokens", f"{plan.tokens:,}", remark
     yield "FLOPs per token", f"{flops_per_token(plan.config):.3g}", "6N + 12 n_layer n_embd block_size"
@@ -169,7 +166,7 @@ def run_rows(plan: Plan) -> Iterator[Row]:
 def memory_rows(plan: Plan) -> Iterator[Row]:
     """Bytes on each rank."""
     need = plan.memory_per_rank
-    micro_batches = plan.tokens_per_step // (plan.config.block_size * plan.ranks * plan.micro_batch)
+    micro_batches = plan.train.total_batch_size // (plan.config.block_size * plan.ranks * plan.micro_batch)
     yield "weights", format_bytes(need.weights), f"1/{plan.ranks}, and the gathered blocks" if plan.sharded else ""
     yield "gradients", format_bytes(need.gradients), ""
     yield "optimizer", format_bytes(need.optimizer), ""
@@ -185,7 +182,7 @@ def time_rows(plan: Plan, tokens_per_sec: float | None, last_run: float | None) 
         return
     speeds = {} if last_run is None else {"at the last run's speed": (last_run, "")}
     for name in GPUS:
-        speed = plan.ranks * (gpu_peak(name) or 0) * USUAL_MFU
+        speed = plan.ranks * GPU_PEAKS[name] * USUAL_MFU
         if plan.flops / speed >= MIN_GPU_TIME_S:
             speeds[f"{plan.ranks} x {name}"] = (speed, f", {USUAL_MFU:.0%} of peak")
     for label, (speed, remark) in speeds.items():

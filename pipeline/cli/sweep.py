@@ -19,7 +19,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -28,31 +28,18 @@ from pipeline import git
 from pipeline.cli.plan import SHARDS, SUMMARY, last_flops_per_sec, make_plan, text_vocabulary
 from pipeline.config import PARAMS_FILE, ConfigError, load_yaml, validate
 from pipeline.corpus.tokenizer import TokenizerParams
+from pipeline.dvc_lock import short_keys
 from pipeline.formatting import format_duration
 from pipeline.git import params_at
 from pipeline.log import UserError, logger
 from pipeline.model.config import ModelParams
 from pipeline.recipes import NO_RESULT_SECTIONS, hydra_value
 from pipeline.runtime import RuntimeParams
-from pipeline.sweep.queue import Entry, ExperimentQueue, combinations, same_code
-from pipeline.sweep.watch import Job, watch
-from pipeline.tracking.wandb_run import LONGEST_NAME, NAMING_SECTIONS, short_keys
+from pipeline.sweep import Entry, ExperimentQueue, Trial, combinations, same_code, watch
+from pipeline.tracking.wandb_run import LONGEST_NAME, NAMING_SECTIONS
 from pipeline.training.params import TrainParams
 
 GROUP = "tracking.group"
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One combination of settings."""
-
-    name: str
-    overrides: tuple[str, ...]
-    """For `dvc exp run -S`."""
-    params: dict[str, Any]
-    """All of params.yaml."""
-    flops: int
-    """Of training."""
 
 
 def trials(settings: Sequence[str], params: Mapping[str, Any]) -> list[Trial]:
@@ -117,19 +104,18 @@ def _result_params(params: Mapping[str, Any]) -> dict[str, Any]:
     return {name: section for name, section in params.items() if name not in NO_RESULT_SECTIONS}
 
 
-def enqueue(queue: ExperimentQueue, plan: Sequence[tuple[Trial, Entry | None]]) -> dict[str, Job]:
-    """Queues the trials that are not done, queued or running. Returns all jobs to watch, by entry revision."""
-    jobs = {}
+def enqueue(queue: ExperimentQueue, plan: Sequence[tuple[Trial, Entry | None]]) -> dict[str, Trial]:
+    """Queues the trials that are not done, queued or running. Returns those to watch, by entry revision."""
+    trials = {}
     for trial, entry in plan:
-        gflop = trial.flops // 10**9
         if entry is not None and entry.state == "failed":
             queue.remove(entry)
         if _must_run(entry):
             name = unused_name(trial.name, {other.name for other in queue.entries()})
-            jobs[queue.add(name, trial.overrides)] = Job(name, gflop)
+            trials[queue.add(name, trial.overrides)] = replace(trial, name=name)
         elif entry is not None and entry.state != "done":
-            jobs[entry.rev] = Job(entry.name, gflop)
-    return jobs
+            trials[entry.rev] = replace(trial, name=entry.name)
+    return trials
 
 
 def _must_run(entry: Entry | None) -> bool:
@@ -183,16 +169,16 @@ def sweep(settings: Sequence[str], workers: int, dry_run: bool) -> None:
     logger.info("%s", summary(plan, queue.baseline, committed, last_flops_per_sec(SUMMARY)))
     if dry_run:
         return
-    jobs = enqueue(queue, plan)
+    running = enqueue(queue, plan)
     try:
-        failed = watch(queue, jobs, workers)
+        failed = watch(queue, running, workers)
     except KeyboardInterrupt:
         logger.info(
             "experiments continue in the background: this command shows them, `dvc queue stop --kill` ends them"
         )
         raise
     names = [entry.name for _, entry in plan if entry is not None and entry.state == "done"]
-    names += [job.name for job in jobs.values()]
+    names += [trial.name for trial in running.values()]
     others = {entry.name for entry in queue.entries()} - set(names)  # if there are none, compare's default is enough
     logger.info("compare them: %s", " ".join(["python -m pipeline compare", *(names if others else [])]))
     if failed:

@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline import markdown as md
 from pipeline.comparison.experiments import Experiment, Run, differing_keys, runs_of
-from pipeline.dvc_lock import ABSENT
+from pipeline.dvc_lock import ABSENT, short_keys
 from pipeline.formatting import fixed, percent
 
 SEED = "train.seed"
@@ -132,9 +132,7 @@ def _identifies(key: str) -> bool:
 
 def label(params: Mapping[str, Any], keys: Sequence[str]) -> str:
     """`position=rope, n_layer=6`; dotted keys if their last parts are the same."""
-    last = [key.rpartition(".")[2] for key in keys]
-    names = [short if last.count(short) == 1 else key for key, short in zip(keys, last, strict=True)]
-    return ", ".join(f"{name}={md.yaml_text(params.get(key, ABSENT))}" for name, key in zip(names, keys, strict=True))
+    return ", ".join(f"{name}={md.yaml_text(params.get(key, ABSENT))}" for key, name in short_keys(keys).items())
 
 
 def measurement_differences(experiments: Sequence[Experiment]) -> dict[str, list[str]]:

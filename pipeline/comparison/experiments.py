@@ -73,15 +73,13 @@ class Run(Experiment):
     curves: pd.DataFrame
 
 
-def read_experiments(
-    root: Path, names: Sequence[str] = (), rev: str | None = None, all_commits: bool = False
-) -> list[Experiment]:
-    """The experiments from HEAD, from `rev` or from all commits, and the committed runs that they start from.
+def read_experiments(root: Path, names: Sequence[str] = (), all_commits: bool = False) -> list[Experiment]:
+    """The experiments from HEAD or from all commits, and the committed runs that they start from.
 
     With `names`, these experiments only, from any commit. Raises UserError if DVC fails, or a name is unknown or
     ambiguous.
     """
-    experiments = parse_exp_show(_exp_show(root, rev, all_commits or bool(names)))
+    experiments = parse_exp_show(_exp_show(root, all_commits or bool(names)))
     if names:
         head = git.revision(root).commit
         named = [find(name, experiments, head) for name in names]
@@ -90,10 +88,9 @@ def read_experiments(
     return without_repeated([experiment for experiment in read if experiment is not None])
 
 
-def _exp_show(root: Path, rev: str | None, all_commits: bool) -> list[dict[str, Any]]:
+def _exp_show(root: Path, all_commits: bool) -> list[dict[str, Any]]:
     """What `dvc exp show --json` prints."""
-    command = [sys.executable, "-m", "dvc", "exp", "show", "--json"]
-    command += ["--all-commits"] if all_commits else ["--rev", rev] if rev else []
+    command = [sys.executable, "-m", "dvc", "exp", "show", "--json", *(["--all-commits"] if all_commits else [])]
     environment = {**os.environ, "DVC_NO_ANALYTICS": "1"}
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:

@@ -73,6 +73,7 @@ def page_context(experiments: Sequence[Experiment], kept: bool = False, times: b
     runs = sorted(runs_of(experiments), key=metric.of)
     unfinished = [experiment for experiment in experiments if not isinstance(experiment, Run)]
     groups = configurations(experiments, metric)
+    hardware = [run.summary.hardware for run in runs]
     return {
         "metric": metric,
         "metrics": [LOSS, BITS_PER_BYTE, *([ACCURACY] if any(run.evaluation.choice for run in runs) else [])],
@@ -86,7 +87,7 @@ def page_context(experiments: Sequence[Experiment], kept: bool = False, times: b
         "by_configuration": _by_configuration(groups),
         "commits": list(dict.fromkeys(run.base[:10] for run in runs)),
         "days": sorted({run.date[:10] for run in runs if run.date}),
-        "machines": list(dict.fromkeys(map(_machine, runs))),
+        "machines": list(dict.fromkeys(f"{it.describe()}, {it.dtype}, torch {it.torch}" for it in hardware)),
         "differences": measurement_differences(experiments),
         "runs_table": runs_table([*runs, *unfinished], kept, times),
         "effects": effects(groups, metric),
@@ -106,15 +107,6 @@ def page_context(experiments: Sequence[Experiment], kept: bool = False, times: b
             "lines": MAX_LINES,
         },
     }
-
-
-def _machine(run: Run) -> str:
-    """`2 × NVIDIA H100, bfloat16, torch 2.13.0`, as markdown."""
-    hardware = run.summary.hardware
-    times = f"{hardware.world_size} × " if hardware.world_size > 1 else ""
-    cores = [f"{hardware.cores} cores"] if hardware.device == "cpu" else []
-    names = map(md.text, (hardware.device_name, *cores, hardware.dtype, f"torch {hardware.torch}"))
-    return times + ", ".join(names)
 
 
 def _eval_tokens(runs: Sequence[Run]) -> list[int]:
@@ -176,7 +168,7 @@ def runs_table(experiments: Sequence[Experiment], kept: bool, times: bool) -> Ta
 
 def _columns(runs: Sequence[Run], times: bool) -> list[Column]:
     incomparable = incomparable_metrics(runs)
-    items = {"HellaSwag" if choice.is_hellaswag else "Next lines" for run in runs if (choice := run.evaluation.choice)}
+    items = {choice.short_name for run in runs if (choice := run.evaluation.choice)}
     columns = []
     if runs:
         for metric in (LOSS, BITS_PER_BYTE):
@@ -199,7 +191,7 @@ def _wandb(run: Run, kept: bool) -> str:
     """A link to the W&B run, or its id, which is of use only on the machine that holds its files."""
     wandb = run.summary.wandb
     if wandb.url:
-        return f"[{md.text(wandb.name)}]({wandb.url})"
+        return md.link(wandb.name, wandb.url)
     return "" if kept or wandb.mode == "disabled" else md.code(wandb.id)
 
 

@@ -10,12 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from pipeline.comparison.configurations import (
-    Configuration,
-    Metric,
-    configuration_keys,
-    label,
-)
+from pipeline.comparison.configurations import Configuration, Metric, configuration_keys, label
 
 ALPHA = 0.05
 """A difference with a smaller corrected p is called statistically significant."""

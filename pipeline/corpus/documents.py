@@ -101,20 +101,15 @@ def write_documents(
 
 
 def read_row_group(path: Path, row_group: int) -> list[str]:
-    """The documents of one row group. Raises UserError that names file, row group and row of what is not text."""
+    """The documents of one row group. Raises UserError that names the file and the row group if they are not text."""
     try:
         column = pq.ParquetFile(path).read_row_group(row_group, columns=[COLUMN], use_threads=False).column(COLUMN)
-    except (pa.ArrowException, KeyError, OSError) as error:
+        texts: list[str] = column.to_pylist()
+    except (pa.ArrowException, KeyError, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: row group {row_group} cannot be read: {error}") from None
-    texts = []
-    for row, value in enumerate(column):
-        try:
-            text = value.as_py()
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}: row group {row_group}, row {row}: not UTF-8: {error}") from None
+    for row, text in enumerate(texts):
         if not isinstance(text, str):
             raise UserError(f"{path}: row group {row_group}, row {row} ({text!r}) must be text")
-        texts.append(text)
     return texts
 
 

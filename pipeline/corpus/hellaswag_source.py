@@ -40,7 +40,7 @@ class HellaswagParams(Section):
     as HellaSwag; file: `path`; hub: the validation split of Rowan/hellaswag."""
 
     path: str | None
-    """Of source `file`: a .jsonl in HellaSwag's schema, relative to the repository's root."""
+    """With source `file`: a .jsonl in HellaSwag's schema, relative to the repository's root."""
 
     items: int | None = Field(ge=1)
     """At most this many items; null: all (of source `documents`: as many as the validation documents give)."""
@@ -167,13 +167,9 @@ def _excerpt(document: int, text: str, position: int) -> _Excerpt | None:
     earliest = middle - CONTEXT_CHARACTERS
     breaks = (text.find(character, earliest, middle) for character in "\n ")
     begin = next((index for index in breaks if index >= 0), earliest - 1)
-    end = _word_end(text, middle + ENDING_CHARACTERS)
+    end = middle + ENDING_CHARACTERS
+    end = next((index for index in range(end, min(end + 40, len(text))) if text[index].isspace()), end)
     context, ending = text[begin + 1 : middle].strip(), text[middle + 1 : end].strip()
     if not context or len(ending) < ENDING_CHARACTERS // 2:
         return None
     return _Excerpt(document, text[:ENDING_CHARACTERS].split("\n")[0].strip() or "Text", context, ending)
-
-
-def _word_end(text: str, start: int) -> int:
-    """The index of the first white space within 40 characters from `start`; `start` if there is none."""
-    return next((index for index in range(start, min(start + 40, len(text))) if text[index].isspace()), start)

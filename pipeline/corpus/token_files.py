@@ -5,9 +5,8 @@ A token file holds the tokens of a row group or of a shard:
     train-000042.npy    1-D tokens
     train-000042.json   TokenFile, written last: without it, the .npy is ignored
 
-So a killed process leaves files that are complete or ignored, and a rerun can tell what is left to do. The files are
-not flushed to disk one by one, which would take up to a tenth of the stage's time: damage by a power loss is found by
-the hash before the file is used.
+The files are not flushed to disk one by one, which would take up to a tenth of the stage's time: damage by a power
+loss is found by the hash before the file is used.
 """
 
 import hashlib

@@ -1,21 +1,21 @@
-"""Documents to shards of tokens: the same bytes for any number of workers, machines and interruptions.
+"""Turns documents into token shards, byte-identical for any number of workers, machines or interruptions.
 
-Workers encode the row groups of data/raw, each into a token file. The prefix sums of the token files' lengths say where
-every shard begins and ends, and workers then copy the shards from the token files. Work in progress survives a kill in
+Workers encode the row groups of data/raw, each into a token file. Prefix sums over the token files' lengths give the
+shard boundaries, and workers then copy the shards from the token files. Work in progress survives a kill in
 
     .runs/tokenize-<fingerprint>/
         tokenizer/                       trained or downloaded once
         row_groups/train-000042.npy ...  see pipeline.corpus.token_files
         shards-<shard_tokens>/           train_000000.npy ...
 
-The fingerprint is a hash of the documents and of the tokenizer's parameters, so that configurations never mix.
+The fingerprint is a hash of the documents and of the tokenizer's parameters, so that no two
+configurations share a directory.
 """
 
 import bisect
 import hashlib
 import json
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -51,17 +51,17 @@ from pipeline.files import atomic_directory, exclusive_lock, link_or_copy, remov
 from pipeline.log import UserError, logger
 from pipeline.progress import Progress
 
-WORK_VERSION = 1  # of the work in progress: raise it when token files change for the same documents and parameters
-OUTPUT_FILES = (MANIFEST_FILE, TOKENIZER_DIRECTORY, "*.npy", "encoding")  # encoding: of manifest version 1
-VALIDATION_SHARE = 10  # the first shard is for validation, but at most a tenth of the tokens
-# The first shard's text is held out before its tokens are known. So that it is held out for certain, more is:
+WORK_VERSION = 1  # of the work in progress: raise it if token files change for the same documents and parameters
+OUTPUT_FILES = (MANIFEST_FILE, TOKENIZER_DIRECTORY, "*.npy", "encoding")  # encoding: written by manifest version 1
+VALIDATION_DIVISOR = 10  # the first shard is for validation, but never more than a tenth of the tokens
+# BPE training must skip the validation shard before its size in bytes is known, so it skips an upper bound:
 MAX_BYTES_PER_TOKEN = 8  # average over the shard
-HELD_OUT_SHARE = 5  # at most a fifth of the text
+HELD_OUT_DIVISOR = 5  # but never more than a fifth of the text
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to tokenize, and the directory of its work in progress."""
+    """A corpus to tokenize, and the directory of its work in progress."""
 
     params: TokenizerParams
     raw: Path
@@ -74,7 +74,7 @@ class Job:
         corpus = RawCorpus.read(raw / SOURCE_FILE)
         files = [[file.file, file.sha256, file.row_groups] for split in corpus.splits.values() for file in split]
         rules: list[object] = [WORK_VERSION, files, params.encoding]
-        if params.encoding == "bpe":  # shard_tokens decides which text is held out where no documents are
+        if params.encoding == "bpe":  # without val documents, shard_tokens decides which text is held out
             rules += [params.vocab_size, params.training_bytes, "val" in corpus.splits or params.shard_tokens]
         return cls(
             params, raw, corpus, runs / f"tokenize-{hashlib.sha256(json.dumps(rules).encode()).hexdigest()[:12]}"
@@ -96,23 +96,22 @@ class Job:
 
     @property
     def shards(self) -> Path:
-        """Where shards are collected until all are written. Shards of any size are copied from the same token files."""
+        """The directory for shards until all are written. Shards of any size are copied from the same token files."""
         return self.work / f"shards-{self.params.shard_tokens}"
 
     @property
     def held_out_bytes(self) -> int:
-        """Bytes at the start of the training documents that may become the validation split. No BPE trains on them."""
+        """Bytes at the start of the training documents, possibly for validation, that BPE training skips."""
         if "val" in self.corpus.splits:
             return 0
         total = self.corpus.utf8_bytes("train")
-        return min(MAX_BYTES_PER_TOKEN * self.params.shard_tokens, total // HELD_OUT_SHARE)
+        return min(MAX_BYTES_PER_TOKEN * self.params.shard_tokens, total // HELD_OUT_DIVISOR)
 
 
 def tokenize(params: TokenizerParams, raw: Path, out: Path, runs: Path, workers: int) -> Manifest:
     """Writes the documents of `raw` (data/raw) as shards, manifest and tokenizer to `out` (data/shards).
 
     `out` is replaced as a whole. Token files that earlier runs or other machines have left in `runs` are used.
-
     Raises UserError or OSError that names the cause. Finished token files are kept for the next run.
     """
     job = Job.open(params, raw, runs)
@@ -145,7 +144,7 @@ def tokenize(params: TokenizerParams, raw: Path, out: Path, runs: Path, workers:
 
 
 def tokenize_part(params: TokenizerParams, raw: Path, runs: Path, workers: int, part: int, parts: int) -> int:
-    """Encodes row group `part`, `part + parts`, ... (counted from 1) and leaves the token files in `runs`.
+    """Encodes every `parts`-th row group, starting with number `part` (from 1); leaves the token files in `runs`.
 
     For several machines that share `runs`, or whose work is copied together before `tokenize` runs on one of them. A
     second run of the same part waits for the first, and `tokenize` waits for every running part.
@@ -178,7 +177,7 @@ def _tokenizer(job: Job) -> tiktoken.Encoding:
 
 
 def _training_texts(job: Job) -> Iterator[str]:
-    """The training documents after the held-out bytes, up to `training_bytes`."""
+    """The texts of the training documents after the held-out bytes, up to `training_bytes`."""
     skip, left = job.held_out_bytes, job.params.training_bytes or float("inf")
     for text in read_texts(job.raw, job.corpus.splits["train"]):
         if left <= 0:
@@ -193,7 +192,7 @@ def _training_texts(job: Job) -> Iterator[str]:
 
 
 def _check_held_out(job: Job, val: Split) -> None:
-    """Raises UserError when the tokenizer was trained on text of the validation split."""
+    """Raises UserError if the tokenizer was trained on text of the validation split."""
     held_out = job.held_out_bytes
     if job.params.encoding == "bpe" and "val" not in job.corpus.splits and val.utf8_bytes > held_out:
         raise UserError(
@@ -210,16 +209,15 @@ def _encode(job: Job, pool: Workers, row_groups: list[RowGroupTask]) -> None:
     done = sum(record.utf8_bytes for record in finished.values())
     share = len(row_groups) / len([*job.row_groups("train"), *job.row_groups("val")])
     total = round((job.corpus.utf8_bytes("train") + job.corpus.utf8_bytes("val")) * share)
-    tokens, start = 0, time.monotonic()
+    tokens = 0
     with Progress("tokenize", total=max(total, done), unit="B", start=done) as progress:
         for _, record in pool.run(encode_row_group, [task for task in row_groups if task not in finished]):
             tokens += record.tokens
-            rate = tokens / (time.monotonic() - start)
-            progress.advance(record.utf8_bytes, tokens=f"{tokens:,}", rate=f"{rate / 1e6:.2f}M tok/s")
+            progress.advance(record.utf8_bytes, tokens=f"{tokens:,}")
 
 
 def _write_shards(job: Job, pool: Workers) -> dict[SplitName, Split]:
-    """Writes the shards that are not there yet, and returns what all of them hold."""
+    """Writes the missing shards and returns the record of each split."""
     targets: dict[SplitName, list[Path]] = {}
     records: dict[Path, TokenFile] = {}
     missing: list[ShardTask] = []
@@ -264,7 +262,7 @@ def _shard_tasks(job: Job) -> dict[SplitName, list[ShardTask]]:
 
 
 def _token_counts(job: Job, split: SplitName) -> list[int]:
-    """The length of each token file. Raises UserError when their documents are not those that source.json lists."""
+    """The length of each token file. Raises UserError if the number of documents is not that in source.json."""
     records = [record for task in job.row_groups(split) if (record := read_token_file(task.target))]
     documents = sum(record.documents for record in records)
     if len(records) != len(job.row_groups(split)) or documents != job.corpus.documents(split):
@@ -276,11 +274,11 @@ def _token_counts(job: Job, split: SplitName) -> list[int]:
 
 
 def validation_tokens(total: int, shard_tokens: int) -> int:
-    """The number of tokens at the start that are for validation where no documents are held out.
+    """The number of tokens at the start that are for validation if no documents are held out.
 
-    The first shard, as in https://github.com/karpathy/build-nanogpt; a tenth of a corpus of fewer than ten shards.
+    The first shard, as in https://github.com/karpathy/build-nanogpt, but never more than a tenth of the tokens.
     """
-    return min(shard_tokens, max(1, total // VALIDATION_SHARE))
+    return min(shard_tokens, max(1, total // VALIDATION_DIVISOR))
 
 
 def shard_ranges(start: int, stop: int, shard_tokens: int) -> list[tuple[int, int]]:
@@ -293,7 +291,7 @@ def shard_ranges(start: int, stop: int, shard_tokens: int) -> list[tuple[int, in
 
 
 def spans(paths: Sequence[Path], lengths: Sequence[int], start: int, stop: int) -> Iterator[Span]:
-    """Where the tokens [start, stop) of a stream are in the token files that make it up, `lengths[i]` tokens each.
+    """The parts of token files that hold the tokens [start, stop) of a stream; file i has `lengths[i]` tokens.
 
     >>> [tuple(span) for span in spans(["a", "b", "c"], [4, 0, 6], 2, 7)]
     [('a', 2, 4), ('c', 0, 3)]

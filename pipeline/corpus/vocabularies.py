@@ -69,7 +69,7 @@ def gpt2_tokenizer(directory: Path | None = None) -> tiktoken.Encoding:
     vocabulary = None if directory is None else _huggingface_vocabulary(directory)
     if vocabulary is None:
         vocabulary = json.loads(_gpt2_file())
-    byte_of = _bytes_by_character()
+    byte_of = {character: byte for byte, character in enumerate(byte_characters())}
     ranks = {bytes(byte_of[c] for c in token): rank for token, rank in vocabulary.items() if token != END_OF_TEXT}
     return tiktoken.Encoding(
         "gpt2",
@@ -80,11 +80,10 @@ def gpt2_tokenizer(directory: Path | None = None) -> tiktoken.Encoding:
     )
 
 
-def _bytes_by_character() -> dict[str, int]:
-    """How GPT-2's files spell bytes: a printable byte as itself, the others as characters from 256 on."""
-    printable = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
-    others = [byte for byte in range(256) if byte not in set(printable)]
-    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+def byte_characters() -> list[str]:
+    """The character that GPT-2's files write for each byte: itself if printable, else one from U+0100 on (space: Ġ)."""
+    others = iter(range(256, 512))
+    return [chr(byte if chr(byte).isprintable() and byte != ord(" ") else next(others)) for byte in range(256)]
 
 
 def _huggingface_vocabulary(directory: Path) -> dict[str, int] | None:
@@ -131,7 +130,9 @@ def _check_nothing_added(directory: Path) -> None:
 
 def _gpt2_file() -> bytes:
     """The bytes of encoder.json from tiktoken's cache, or downloaded and stored there."""
-    cached = _tiktoken_cache() / hashlib.sha1(GPT2_URL.encode()).hexdigest()  # tiktoken's name for it
+    default = Path(tempfile.gettempdir()) / "data-gym-cache"  # this and the file's name are tiktoken's
+    cache = Path(os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR") or default)
+    cached = cache / hashlib.sha1(GPT2_URL.encode()).hexdigest()
     if cached.exists() and _is_gpt2(content := cached.read_bytes()):
         return content
     content = _download_gpt2_file()
@@ -157,8 +158,3 @@ def _download_gpt2_file() -> bytes:
 
 def _is_gpt2(content: bytes) -> bool:
     return hashlib.sha256(content).hexdigest() == GPT2_SHA256
-
-
-def _tiktoken_cache() -> Path:
-    default = Path(tempfile.gettempdir()) / "data-gym-cache"
-    return Path(os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR") or default)

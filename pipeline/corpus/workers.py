@@ -1,21 +1,19 @@
-"""A process pool with bounded queues, results in completion order, and one clear error when a process dies."""
+"""A process pool whose workers end with this process, and one clear error when a worker dies."""
 
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import wait as wait_for
+from multiprocessing.connection import wait
 from typing import Any, Self, TypeVar
 
 from pipeline.log import UserError
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-TASKS_PER_WORKER = 2  # one running, one queued
 
 
 class Workers:
@@ -30,7 +28,6 @@ class Workers:
     """
 
     def __init__(self, count: int, set_up: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-        self.count = count
         self._pool: ProcessPoolExecutor | None = None
         if count == 1:
             set_up(*arguments)
@@ -39,23 +36,12 @@ class Workers:
             self._pool = ProcessPoolExecutor(count, context, _start, (set_up, arguments))
 
     def run(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
-        """The results of `function` for all tasks, in completion order.
+        """The results of `function` for all tasks, in their order. Tasks and results must be small: many are waiting.
 
         Raises the first error of `function`, and UserError when a process died.
         """
-        if self._pool is None:
-            yield from map(function, tasks)
-            return
-        queued, running = iter(tasks), set[Future[R]]()
         try:
-            while True:
-                while len(running) < self.count * TASKS_PER_WORKER and (task := next(queued, None)) is not None:
-                    running.add(self._pool.submit(function, task))
-                if not running:
-                    return
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    yield future.result()
+            yield from self._pool.map(function, tasks) if self._pool else map(function, tasks)
         except BrokenProcessPool:
             raise UserError(
                 "a worker process was killed, possibly out of memory (runtime.workers sets their number): run again to "
@@ -80,5 +66,5 @@ def _start(set_up: Callable[..., None], arguments: tuple[Any, ...]) -> None:
 def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
-    wait_for([parent.sentinel])
+    wait([parent.sentinel])
     os._exit(1)

@@ -13,7 +13,7 @@
 Where the protocols leave a choice:
 - Of endings with the same score, the first wins.
 - An ending without characters (acc_norm) or without tokens (all metrics) cannot win.
-- Items that do not fit the model's context are truncated (pipeline.evaluation.scoring) and counted in `truncated`.
+- Items that do not fit the model's context are truncated (`score_requests`) and counted in `truncated`.
 - The answers are those of float32, as in the reference tools. In bfloat16 a log-likelihood is off by some tenths of a
   nat. So every request whose answer could be changed by twice the largest error seen is scored again in float32.
 """
@@ -32,7 +32,8 @@ import torch
 
 from pipeline.corpus.hellaswag import Item
 from pipeline.distributed import Group
-from pipeline.evaluation.scoring import Request, Scores, score_requests
+from pipeline.evaluation.surprisal import summed_nats
+from pipeline.inference import for_inference
 from pipeline.model.gpt import GPT
 from pipeline.progress import Progress
 
@@ -43,18 +44,25 @@ BFLOAT16_ERROR = 0.5  # assumed error of a bfloat16 log-likelihood, in nats; doc
 SUBSET_SEED = 20190519  # fixed, so that every run scores the same items
 
 Answers = npt.NDArray[np.int64]
+Scores = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class ItemRequest(Request):
-    """An item under one protocol."""
+class Request:
+    """An item under one protocol: a context of at least one token, and the endings to score after it."""
 
+    context: list[int]
+    endings: list[list[int]]
     protocol: str
     characters: list[int]
     """Length of each ending's text, without the space before it."""
 
+    def fits(self, block_size: int) -> bool:
+        """Whether the context and the longest ending fit the window. The last token is never an input."""
+        return len(self.context) + max(len(ending) for ending in self.endings) - 1 <= block_size
 
-def build_request(item: Item, protocol: str, tokenizer: tiktoken.Encoding) -> ItemRequest:
+
+def build_request(item: Item, protocol: str, tokenizer: tiktoken.Encoding) -> Request:
     """The tokens of an item under `protocol`, one of PROTOCOLS."""
     if protocol == HARNESS:
         text = preprocess(f"{item.activity_label}: {item.ctx_a} {item.ctx_b.capitalize()}")
@@ -65,7 +73,7 @@ def build_request(item: Item, protocol: str, tokenizer: tiktoken.Encoding) -> It
         texts = list(item.endings)
         context = tokenizer.encode_ordinary(item.ctx)
         endings = [tokenizer.encode_ordinary(f" {ending}") for ending in texts]
-    return ItemRequest(context or [tokenizer.eot_token], endings, protocol, [len(ending) for ending in texts])
+    return Request(context or [tokenizer.eot_token], endings, protocol, [len(ending) for ending in texts])
 
 
 def preprocess(text: str) -> str:
@@ -152,14 +160,12 @@ def subset(items: Sequence[Item], count: int | None) -> list[Item]:
     return [items[index] for index in sorted(order[:count])]
 
 
-def answers_of(nats: Scores, requests: Sequence[ItemRequest]) -> dict[str, Answers]:
+def answers_of(nats: Scores, requests: Sequence[Request]) -> dict[str, Answers]:
     """Metric -> the best ending of each of its protocol's requests. `nats`: summed loss of each ending.  # (n, 4)"""
     return {metric: _best(nats[rows], lengths) for metric, rows, lengths in _by_metric(requests)}
 
 
-def _rescore(
-    nats: Scores, requests: Sequence[ItemRequest], in_float32: Callable[[Sequence[ItemRequest]], Scores]
-) -> None:
+def _rescore(nats: Scores, requests: Sequence[Request], in_float32: Callable[[Sequence[Request]], Scores]) -> None:
     """Replaces the scores of requests whose answers an error as large as twice the largest seen could change.
 
     The error is seen on the rescored requests, so a large one can make more requests uncertain.
@@ -171,7 +177,7 @@ def _rescore(
         nats[uncertain], rescored[uncertain] = exact, True
 
 
-def _uncertain(nats: Scores, requests: Sequence[ItemRequest], error: float) -> npt.NDArray[np.bool_]:
+def _uncertain(nats: Scores, requests: Sequence[Request], error: float) -> npt.NDArray[np.bool_]:
     """Whether errors of at most `error` nats in each score could change an answer to a request.  # (n,)"""
     uncertain = np.zeros(len(requests), dtype=bool)
     for _, rows, lengths in _by_metric(requests):
@@ -182,7 +188,7 @@ def _uncertain(nats: Scores, requests: Sequence[ItemRequest], error: float) -> n
     return uncertain
 
 
-def _by_metric(requests: Sequence[ItemRequest]) -> Iterator[tuple[str, Answers, Answers]]:
+def _by_metric(requests: Sequence[Request]) -> Iterator[tuple[str, Answers, Answers]]:
     """(metric, its protocol's requests, what the loss of each ending is divided by (n, 4)); 0: it cannot win."""
     tokens = np.array([[len(ending) for ending in request.endings] for request in requests])
     characters = np.array([request.characters for request in requests])
@@ -200,3 +206,101 @@ def _normalized(nats: Scores, lengths: Answers) -> Scores:
 def _best(nats: Scores, lengths: Answers) -> Answers:
     """The ending with the smallest normalized loss, the first of equals.  # (n,)"""
     return np.argmin(_normalized(nats, lengths), axis=1)
+
+
+# Scoring. The endings of a request share their context, so it goes through the model once and its keys and values are
+# reused. The lm_head, a third of the work of a small model, sees only the positions that predict a token of an ending.
+# Requests of similar length share a batch, and so do endings of similar length. Nothing is padded on the left:
+#
+#   contexts   the first tokens of each: one fewer than the batch's shortest context    (B, shared)
+#   endings    the rest of the context, then the ending                                 (rows, width)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A request, or a part of one, that fits the model's window."""
+
+    context: list[int]
+    endings: list[list[int]]
+    rows: list[int]
+    """Where the score of each ending goes."""
+
+
+@torch.no_grad()
+def score_requests(
+    model: GPT,
+    requests: Sequence[Request],
+    *,
+    batch_size: int,
+    dtype: torch.dtype,
+    group: Group,
+    progress: Progress | None = None,
+) -> Scores:
+    """The summed cross entropy of every ending, in nats: its negative log-likelihood.  # (requests, endings)
+
+    All requests have the same number of endings. Called by every rank; all return the same result. `batch_size`:
+    sequences per forward pass of a rank. `progress` is advanced by the endings of all ranks' batches when this rank has
+    finished its own. Batches are cut before they are assigned to ranks, so the scores do not depend on the world size.
+
+    An ending of no tokens has 0 nats. Where a request does not fit the model's window, each ending is scored after the
+    newest part of the context that fits, as in lm-evaluation-harness; of an ending longer than the window, the last
+    `block_size` tokens are scored.
+    """
+    endings = len(requests[0].endings) if requests else 0
+    tasks = [
+        task
+        for number, request in enumerate(requests)
+        for task in _split(request, number * endings, model.config.block_size)
+    ]
+    # The longest contexts first: if memory does not suffice, that shows at once.
+    tasks.sort(key=lambda task: (-len(task.context), sum(map(len, task.endings)), task.rows))
+    batches = [tasks[first : first + batch_size] for first in range(0, len(tasks), batch_size)]
+
+    fast = for_inference(model, dtype)
+    nats = torch.zeros(len(requests) * endings, dtype=torch.float64)
+    for begin in range(0, len(batches), group.world_size):
+        at_once = batches[begin : begin + group.world_size]  # a batch for each rank
+        if group.rank < len(at_once):
+            for row, value in _score_batch(fast, at_once[group.rank], batch_size, group.device):
+                nats[row] = value
+        if progress is not None:
+            progress.advance(sum(len(task.rows) for batch in at_once for task in batch))
+    group.sum_(nats)  # each row is nonzero on one rank only, so this sum is exact
+    return nats.view(len(requests), endings).numpy()
+
+
+def _split(request: Request, first_row: int, block_size: int) -> Iterator[_Task]:
+    """The request as one task if it fits the window, else as one task for each ending."""
+    rows = list(range(first_row, first_row + len(request.endings)))
+    if request.fits(block_size):
+        yield _Task(request.context, request.endings, rows)
+        return
+    for row, ending in zip(rows, request.endings, strict=True):
+        text = (request.context + ending)[-(block_size + 1) :]  # the last token is a target only
+        cut = max(1, len(text) - len(ending))
+        yield _Task(text[:cut], [text[cut:]], [row])
+
+
+def _score_batch(
+    model: GPT, tasks: Sequence[_Task], batch_size: int, device: torch.device
+) -> Iterator[tuple[int, float]]:
+    """(row, nats) of every ending with tokens. At most `batch_size` endings go through the model at a time."""
+    shared = min(len(task.context) for task in tasks) - 1
+    cache = None
+    if shared:
+        cache = model.new_cache(len(tasks), shared)
+        model.hidden(torch.tensor([task.context[:shared] for task in tasks], device=device), cache)
+    endings = [
+        ([*task.context[shared:], *ending][:-1], ending, context, row)
+        for context, task in enumerate(tasks)
+        for ending, row in zip(task.endings, task.rows, strict=True)
+        if ending
+    ]
+    endings.sort(key=lambda ending: len(ending[0]))
+    for first in range(0, len(endings), batch_size):
+        inputs, targets, contexts, rows = zip(*endings[first : first + batch_size], strict=True)
+        part = None
+        if cache is not None:
+            part = cache.take(torch.tensor(contexts, device=device), cache.length + max(map(len, inputs)))
+        nats = summed_nats(model, list(zip(inputs, targets, strict=True)), device, part)
+        yield from zip(rows, nats.tolist(), strict=True)

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from pipeline.log import UserError
-from pipeline.model.config import GPTConfig
+from pipeline.model.config import GPTConfig, gpt2_config
 from pipeline.model.gpt import EPSILON
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -77,23 +77,15 @@ def config_from(values: Mapping[str, Any], source: Path) -> GPTConfig:
     if activation not in ACTIVATIONS:
         raise UserError(f"{source}: activation_function ({activation}) must be one of {', '.join(ACTIVATIONS)}")
     try:
-        return GPTConfig(
+        return gpt2_config("gpt2").changed(
             block_size=values.get("n_positions", 1024),
             n_layer=values["n_layer"],
             n_head=values["n_head"],
-            n_kv_head=None,
             n_embd=values["n_embd"],
             dropout=values.get("resid_pdrop", 0.1),
-            bias=True,
-            position="learned",
-            norm="layernorm",
-            norm_placement="pre",
-            qk_norm=False,
-            mlp=ACTIVATIONS[activation],  # type: ignore[arg-type]
+            mlp=ACTIVATIONS[activation],
             mlp_expansion=(values.get("n_inner") or 4 * values["n_embd"]) / values["n_embd"],
-            attention="sdpa",
             tie_embeddings=values.get("tie_word_embeddings", True),
-            init="scaled",
             vocab_size=values["vocab_size"],
             text_vocab_size=values["vocab_size"],
         )

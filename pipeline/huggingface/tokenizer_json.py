@@ -9,6 +9,7 @@ from typing import Any
 import tiktoken
 
 from pipeline.corpus.tokenizer import END_OF_TEXT
+from pipeline.corpus.vocabularies import byte_characters
 from pipeline.log import UserError
 
 
@@ -69,13 +70,6 @@ def tokenizer_config(context: int) -> dict[str, Any]:
         "model_max_length": context,
         "clean_up_tokenization_spaces": False,
     }
-
-
-def byte_characters() -> list[str]:
-    """GPT-2's printable character for each byte: itself if printable, else one from U+0100 on (a space is Ġ)."""
-    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-    others = iter(range(256, 512))
-    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
 def merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:

@@ -97,15 +97,14 @@ def parameters(config: GPTConfig) -> Parameters:
     )
 
 
-def flops_per_token(config: GPTConfig, length: int | None = None) -> int:
-    """FLOPs per trained token, forward and backward, in sequences of `length` tokens (default: block_size).
+def flops_per_token(config: GPTConfig) -> int:
+    """FLOPs per trained token, forward and backward, in sequences of block_size tokens.
 
-    6N + 12·n_layer·n_embd·T, as PaLM counts (arXiv 2204.02311, appendix B): two FLOPs per multiply-add, the backward
-    pass costs twice the forward pass, attention is counted as if it were not causal. Grouped-query attention shrinks N
-    only.
+    6N + 12·n_layer·n_embd·block_size, as PaLM counts (arXiv 2204.02311, appendix B): two FLOPs per multiply-add, the
+    backward pass costs twice the forward pass, attention is counted as if it were not causal. Grouped-query attention
+    shrinks N only.
     """
-    length = config.block_size if length is None else length
-    return 6 * parameters(config).multiplied + 12 * config.n_layer * config.n_embd * length
+    return 6 * parameters(config).multiplied + 12 * config.n_layer * config.n_embd * config.block_size
 
 
 @dataclass(frozen=True)

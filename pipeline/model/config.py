@@ -73,7 +73,8 @@ class Architecture(Section):
     is not an integer, it is rounded to a multiple of 8."""
 
     attention: Literal["sdpa", "eager"]
-    """sdpa: PyTorch's fused scaled_dot_product_attention. eager: the same as matrix products and a softmax."""
+    """sdpa: PyTorch's fused scaled_dot_product_attention. eager: the same computation, written out as matrix
+    products and a softmax."""
 
     tie_embeddings: bool
     """The output head shares its matrix with the token embedding (GPT-2)."""

@@ -254,16 +254,15 @@ class GPT(nn.Module):
         return KVCache([LayerCache(slots) for _ in range(self.config.n_layer)], batch, slots, padding)
 
     @torch.no_grad()
-    def init_weights(self, seed: int | None = None) -> None:
-        """Draws all weights as `config.init` says, from torch's random state or from `seed`."""
-        generator = None if seed is None else torch.Generator(self.lm_head.weight.device).manual_seed(seed)
+    def init_weights(self) -> None:
+        """Draws all weights as `config.init` says, from torch's random state."""
         scaled = 0.02 / (2 * self.config.n_layer) ** 0.5
         residual_std = {"scaled": scaled, "normal": 0.02, "zero": 0.0}[self.config.init]
         for name, parameter in self.named_parameters():
             if parameter.dim() == 1:  # biases, and the gains of norms
                 parameter.fill_(1.0 if name.endswith("weight") else 0.0)
             else:
-                parameter.normal_(0.0, residual_std if name.endswith("c_proj.weight") else 0.02, generator=generator)
+                parameter.normal_(0.0, residual_std if name.endswith("c_proj.weight") else 0.02)
 
     def stored_weights(self) -> dict[str, Tensor]:
         """The tensors to save, by name: float32, on the CPU; a tied head is the embedding and not repeated."""

@@ -75,8 +75,6 @@ class KVCache:
         four = cache.take(torch.arange(cache.batch).repeat_interleave(4))   # four continuations of each context
         """
         slots = self.slots if slots is None else slots
-        if slots < self.length:
-            raise ValueError(f"{slots} slots cannot hold the {self.length} tokens of this cache")
         padding = None if self.padding is None else self.padding[rows]
         return KVCache([layer.take(rows, slots) for layer in self.layers], rows.numel(), slots, padding)
 

@@ -1,9 +1,10 @@
 """The charts of one run as Vega-Lite specs. A chart without data is left out."""
 
 import math
+from dataclasses import dataclass
 from functools import reduce
 from operator import add, or_
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,6 @@ from pipeline.artifacts import ChoiceMetrics
 from pipeline.charts import specs
 from pipeline.charts.specs import Axis, Chart, curve, smoothed, thinned
 from pipeline.formatting import exact, fixed, percent
-from pipeline.reporting.references import CHANCE, FINEWEB_EDU_LOSS, PROTOCOLS
 from pipeline.reporting.run import Run
 
 SMALL = 500
@@ -20,6 +20,45 @@ SMALL = 500
 
 START = 0.05
 """Share of a run whose fall from the untrained loss may be cut off, so that the rest can be read."""
+
+# Published results of GPT-2, shown only where the comparison is fair: same items, same text, same tokenizer.
+
+CHANCE = 0.25
+"""Accuracy of guessing one of four endings."""
+
+FINEWEB_EDU_LOSS = ("GPT-2 124M", 3.2924)
+"""OpenAI's weights on FineWeb-Edu's validation shard, nats per GPT-2 token.
+https://github.com/karpathy/build-nanogpt/blob/master/play.ipynb"""
+
+
+@dataclass(frozen=True)
+class ChoiceMetric:
+    """An accuracy by one rule of choosing an ending, with GPT-2's on HellaSwag's 10,042 validation items."""
+
+    name: Literal["acc", "acc_norm", "acc_norm_token"]
+    rule: str
+    references: tuple[tuple[str, float], ...]
+
+
+# All three from the head of https://github.com/karpathy/build-nanogpt/blob/master/hellaswag.py, which cites the first
+# two from lm-evaluation-harness.
+CHOICE_METRICS = (
+    ChoiceMetric(
+        "acc",
+        "highest log-probability, prompt as in lm-evaluation-harness",
+        (("GPT-2 124M", 0.2892), ("GPT-2 1558M", 0.4004)),
+    ),
+    ChoiceMetric(
+        "acc_norm",
+        "highest log-probability per character, prompt as in lm-evaluation-harness",
+        (("GPT-2 124M", 0.3114), ("GPT-2 1558M", 0.5089)),
+    ),
+    ChoiceMetric(
+        "acc_norm_token",
+        "lowest mean loss per token after the raw context, as in build-nanogpt",
+        (("GPT-2 124M", 0.2955), ("GPT-2 1558M", 0.4893)),
+    ),
+)
 
 
 def run_charts(run: Run, smoothing: float) -> list[Chart]:
@@ -42,6 +81,7 @@ def loss_chart(run: Run, smoothing: float) -> Chart | None:
     y = Axis("loss (nats per token)", None if high is None else (low - 0.03 * (high - low), high))
     x = _tokens(raw, val)
     marks = _marks(run, high)
+    resumes = run.curves.loc[run.curves["step"].isin([resume.step for resume in run.train.resumes]), "tokens"]
     names = [str(name) for frame in (raw, val, marks) for name in frame["series"].unique()]
     ends = pd.concat([frame.tail(1) for frame in (smooth, val)])
     layers = [
@@ -50,7 +90,7 @@ def loss_chart(run: Run, smoothing: float) -> Chart | None:
         *([specs.lines(val, x, y, names, dots=True)] if len(val) else []),
         *([specs.points(marks, x, y, names, "triangle-up")] if len(marks) else []),
         *_reference_loss(run, y),
-        *_resumes(run, x),
+        *([specs.rules([(float(value), "resumed") for value in resumes], x, "x")] if len(resumes) else []),
         specs.end_labels(ends.assign(label=[fixed(value, 3) for value in ends["y"]]), x, y, names),
         specs.hover(pd.concat([thinned(smooth), val]), x, y, names, ("series", "tokens", "loss")),
     ]
@@ -92,11 +132,11 @@ def training_chart(run: Run, smoothing: float) -> Chart | None:
 
 
 def accuracy_chart(run: Run) -> Chart | None:
-    """Accuracy by protocol with its standard error; chance; on HellaSwag also GPT-2."""
-    choice = run.metrics.choice if run.metrics else None
-    if choice is None or not choice.items:
+    """Accuracy by metric with its standard error; chance; on HellaSwag also GPT-2."""
+    choice = run.metrics.choice
+    if choice is None:
         return None
-    rows = [(protocol.name, *accuracy(choice, protocol.name)) for protocol in PROTOCOLS]
+    rows = [(metric.name, *accuracy(choice, metric.name)) for metric in CHOICE_METRICS]
     frame = pd.DataFrame(
         [
             {
@@ -111,13 +151,13 @@ def accuracy_chart(run: Run) -> Chart | None:
         ]
     )
     x = Axis("accuracy (%) ± one standard error")
-    y = Axis("", categories=[protocol.name for protocol in PROTOCOLS])
+    y = Axis("", categories=[metric.name for metric in CHOICE_METRICS])
     spec = specs.rules([(100 * CHANCE, "chance")], x, "x") + specs.points(frame, x, y, ["accuracy"])
     if choice.is_hellaswag:
         references = [
-            {"y": protocol.name, "x": 100 * share, "label": model}
-            for protocol in PROTOCOLS
-            for model, share in protocol.references
+            {"y": metric.name, "x": 100 * share, "label": model}
+            for metric in CHOICE_METRICS
+            for model, share in metric.references
         ]
         spec += specs.marks(pd.DataFrame(references), x, y)
     shares = "; ".join(f"{name} {percent(share)}" for name, share, _ in rows)
@@ -127,21 +167,20 @@ def accuracy_chart(run: Run) -> Chart | None:
 
 def accuracy_curve(run: Run) -> Chart | None:
     """Accuracy (acc_norm) during training with its standard error; None where it was measured less than twice."""
-    prefix = "hellaswag" if "hellaswag/acc_norm" in run.curves else "next_lines"
-    name = "HellaSwag" if prefix == "hellaswag" else "Next lines"
-    frame = curve(run.curves, f"{prefix}/acc_norm")
+    choice = run.metrics.choice
+    if choice is None:
+        return None
+    frame = curve(run.curves, f"{'hellaswag' if choice.is_hellaswag else 'next_lines'}/acc_norm")
     if len(frame) < 2:
         return None
-    items = items_in_training(run)
+    items = items_in_training(run, choice)
     share = frame["y"]
-    frame = frame.assign(y=100 * share, series="acc_norm")
-    if items is not None:
-        error = 100 * np.sqrt(share * (1 - share) / max(items - 1, 1))
-        frame = frame.assign(low=frame["y"] - error, high=frame["y"] + error)
-    x, y = _tokens(frame), Axis(f"{name}, acc_norm (%)")
+    error = 100 * np.sqrt(share * (1 - share) / max(items - 1, 1))
+    frame = frame.assign(y=100 * share, low=100 * share - error, high=100 * share + error, series="acc_norm")
+    x, y = _tokens(frame), Axis(f"{choice.short_name}, acc_norm (%)")
     labels = [(100 * CHANCE, "chance")]
-    if prefix == "hellaswag":
-        labels += [(100 * value, model) for model, value in PROTOCOLS[1].references]
+    if choice.is_hellaswag:
+        labels += [(100 * value, model) for model, value in CHOICE_METRICS[1].references]
     layers = [
         specs.rules(labels, y, "y"),
         specs.lines(frame, x, y, ["acc_norm"]),
@@ -149,23 +188,22 @@ def accuracy_curve(run: Run) -> Chart | None:
         specs.hover(frame, x, y, ["acc_norm"], ("", "tokens", "accuracy (%)")),
     ]
     alt_text = (
-        f"Accuracy (acc_norm) on {name} during training{f', {exact(items)} items' if items else ''}: "
+        f"Accuracy (acc_norm) on {choice.short_name} during training, {exact(items)} items: "
         f"from {percent(share.iloc[0])} to {percent(share.iloc[-1])}. Chance is {percent(CHANCE, 0)}."
     )
     return Chart("accuracy-curve", alt_text, reduce(add, layers).properties(height=170))
 
 
-def accuracy(choice: ChoiceMetrics, protocol: str) -> tuple[float, float]:
-    """(accuracy, standard error) under a protocol, each 0 to 1."""
-    return getattr(choice, protocol), getattr(choice, f"{protocol}_stderr")
+def accuracy(choice: ChoiceMetrics, metric: str) -> tuple[float, float]:
+    """(accuracy, standard error) by a metric, each 0 to 1."""
+    return getattr(choice, metric), getattr(choice, f"{metric}_stderr")
 
 
-def items_in_training(run: Run) -> int | None:
+def items_in_training(run: Run, choice: ChoiceMetrics) -> int:
     """How many items training scored: those it was set to, or all where there are fewer."""
-    items: int | None = run.setting("train.hellaswag_items")
-    choice = run.metrics.choice if run.metrics else None
+    items: int = run.setting("train.hellaswag_items")
     all_evaluated = run.setting("evaluate.hellaswag_items") is None
-    return min(items, choice.items) if items and choice and choice.items and all_evaluated else items
+    return min(items, choice.items) if all_evaluated else items
 
 
 def loss_limit(run: Run, smoothing: float) -> float | None:
@@ -197,12 +235,6 @@ def _marks(run: Run, high: float | None) -> pd.DataFrame:
         for event, name in (("spike", "spikes"), ("skipped", "skipped steps"))
     ]
     return pd.concat(frames).dropna()
-
-
-def _resumes(run: Run, x: Axis) -> list[Any]:
-    steps = [resume.step for resume in run.train.resumes]
-    tokens = run.curves.loc[run.curves["step"].isin(steps), "tokens"]
-    return [specs.rules([(float(value), "resumed") for value in tokens], x, "x")] if len(tokens) else []
 
 
 def _reference_loss(run: Run, y: Axis) -> list[Any]:

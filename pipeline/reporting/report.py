@@ -1,24 +1,33 @@
 """Writes the report of a run: report.md with SVGs and report.html with interactive charts, from report.md.jinja."""
 
+import math
+from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from pipeline import markdown as md
-from pipeline.artifacts import Hardware, TrackedRun
+from pipeline.artifacts import TrackedRun
 from pipeline.charts import pages
 from pipeline.charts.specs import curve
 from pipeline.files import write_text
-from pipeline.formatting import percent, significant
-from pipeline.reporting import provenance, surprisal
-from pipeline.reporting.figures import accuracy, items_in_training, loss_limit, run_charts
-from pipeline.reporting.references import CHANCE, PROTOCOLS
-from pipeline.reporting.run import Run, read_run
+from pipeline.formatting import exact, fixed, percent, power_of_ten, significant
+from pipeline.reporting.figures import CHANCE, CHOICE_METRICS, accuracy, items_in_training, loss_limit, run_charts
+from pipeline.reporting.run import Run, commands, commit_link, differences, read_run, uncommitted
 
 TEMPLATE = Path(__file__).with_name("report.md.jinja")
 
 SIGNIFICANT = 2.0
 """Standard errors from chance below which an accuracy does not differ from it: about 95 % confidence."""
+
+MAX_FILES = 8
+"""Most files to name in a sentence."""
+
+MAX_TOKENS = 600
+"""Most tokens in the text coloured by surprisal."""
+
+MAX_NATS = 10
+"""Nats of the strongest colour: a probability of 1 in 22,000. The same in every report, so that two can be compared."""
 
 
 def write_report(root: Path, title: str, smoothing: float) -> Path:
@@ -31,7 +40,7 @@ def write_report(root: Path, title: str, smoothing: float) -> Path:
     pages.write_svgs(root / "reports/figures", charts)
     figures = {chart.name: pages.html_figure(chart) for chart in charts}
     body = md.render(TEMPLATE, {**values, "html": True, "charts": figures})
-    write_text(root / "reports/report.html", pages.html_page(title, body, charts, surprisal.STYLE))
+    write_text(root / "reports/report.html", pages.html_page(title, body, charts, SURPRISAL_STYLE))
     pictures = {chart.name: pages.picture(chart, "figures") for chart in charts}
     write_text(root / "reports/report.md", md.render(TEMPLATE, {**values, "html": False, "charts": pictures}))
     return Path("reports/report.md")
@@ -39,39 +48,36 @@ def write_report(root: Path, title: str, smoothing: float) -> Path:
 
 def context(run: Run, title: str, smoothing: float) -> dict[str, Any]:
     """What the template uses besides the records in `run`."""
-    choice = run.metrics.choice if run.metrics and run.metrics.choice and run.metrics.choice.items else None
+    choice = run.metrics.choice
     loss = curve(run.curves, "train/loss")["y"].tolist()
-    tokens = run.samples.surprisal.tokens if run.samples else []
-    inputs, others = provenance.uncommitted(run)
+    tokens = run.samples.surprisal.tokens
+    inputs, others = uncommitted(run)
     return {
         "title": title,
         "run": run,
         "train": run.train,
-        "val": run.metrics.val if run.metrics else None,
+        "val": run.metrics.val,
         "choice": choice,
-        "choice_name": "HellaSwag" if choice and choice.is_hellaswag else "Next lines",
         "chance": CHANCE,
         "versus_chance": versus_chance(*accuracy(choice, "acc_norm")) if choice else "",
-        "protocols": [(protocol, *accuracy(choice, protocol.name)) for protocol in PROTOCOLS] if choice else [],
-        "hardware": describe_hardware(run.train.hardware),
+        "choice_metrics": [(metric, *accuracy(choice, metric.name)) for metric in CHOICE_METRICS] if choice else [],
+        "items_in_training": items_in_training(run, choice) if choice else None,
         "loss_points": len(loss),
         "cut_off": loss[0] if loss_limit(run, smoothing) is not None else None,
         "has_validation_curve": not curve(run.curves, "val/loss").empty,
-        "items_in_training": items_in_training(run),
         "mean_surprisal": sum(nats for _, nats in tokens) / len(tokens) if tokens else None,
-        "hardest": surprisal.hardest(tokens),
+        "hardest": hardest(tokens),
         "surprisal_tokens": len(tokens),
-        "surprisal_shown": min(len(tokens), surprisal.SHOWN),
-        "surprisal_html": surprisal.html(tokens),
-        "differences": provenance.differences(run),
+        "surprisal_shown": min(len(tokens), MAX_TOKENS),
+        "surprisal_html": surprisal_html(tokens),
+        "differences": differences(run),
         "uncommitted_inputs": inputs,
         "uncommitted_others": others,
         "wandb": tracked(run.train.wandb),
-        "versions": provenance.versions(run),
         "outputs": [part for part in run.lock.outputs if part.stage != "report"] if run.lock else [],
-        "commands": provenance.commands(run),
-        "commit_link": provenance.commit_link,
-        "file_list": provenance.file_list,
+        "commands": commands(run),
+        "commit_link": commit_link,
+        "file_list": file_list,
     }
 
 
@@ -86,20 +92,74 @@ def versus_chance(share: float, error: float) -> str:
     return f"{significant(abs(distance), 2)} standard errors {'above' if distance > 0 else 'below'} {chance}"
 
 
-def describe_hardware(hardware: Hardware) -> str:
-    """Where a run was computed: `2 cores (Intel Xeon)`, `8 × NVIDIA H100`."""
-    if hardware.device != "cpu":
-        return f"{hardware.world_size} × {hardware.device_name or hardware.device}"
-    cores = "1 core" if hardware.cores == 1 else f"{hardware.cores} cores"
-    return (
-        f"{cores} ({hardware.device_name})" if hardware.device_name.lower() not in ("", "cpu") else f"{cores} of a CPU"
-    )
-
-
 def tracked(run: TrackedRun) -> str:
     """The W&B run in markdown, with its link where there is one."""
     if run.url:
-        return f"[{md.text(run.name or run.id)}]({quote(run.url, safe=':/?=&%#~')})"
+        return md.link(run.name or run.id, run.url)
     if run.mode == "offline":
         return f"{md.text(run.name)} (id {md.code(run.id)}), offline: `wandb sync` uploads it"
     return "none: tracking was off"
+
+
+def file_list(paths: Sequence[str]) -> str:
+    """Files in a sentence, the first few by name: `a`, `b` and 3 more."""
+    words = [md.code(path) for path in paths[:MAX_FILES]]
+    if len(paths) > MAX_FILES:
+        words.append(f"{exact(len(paths) - MAX_FILES)} more")
+    return md.listing(words)
+
+
+# Surprisal: how little the model expected each token of a text, in nats (-ln of its probability)
+
+Tokens = Sequence[tuple[str, float]]
+"""The tokens of a text with their nats."""
+
+
+def hardest(tokens: Tokens, number: int = 5) -> list[tuple[str, float]]:
+    """The least expected tokens, as they are named in a sentence."""
+    return [(_token_name(token), nats) for token, nats in sorted(tokens, key=lambda token: -token[1])[:number]]
+
+
+def surprisal_html(tokens: Tokens) -> str:
+    """The coloured text as one line of HTML, as an empty line would end the block in markdown."""
+    spans = []
+    for token, nats in tokens[:MAX_TOKENS]:
+        text = escape(md.printable(token)).replace("\n", "<i></i>&#10;")
+        share = round(100 * min(max(nats, 0) / MAX_NATS, 1))
+        spans.append(f'<span style="--share:{share}%" title="{escape(_token_title(token, nats))}">{text}</span>')
+    legend = f'<div class="legend">0 nats <span></span> {MAX_NATS} nats or more</div>'
+    return f'<div class="surprisal">{legend}<div class="text">{"".join(spans)}</div></div>'
+
+
+def _token_title(token: str, nats: float) -> str:
+    """What the mouse shows on a token: `lord: 2.26 nats, probability 10.4 %`."""
+    probability = math.exp(-nats)
+    if probability >= 0.01:
+        share = percent(probability)
+    else:
+        share = f"{significant(100 * probability, 2)} %" if probability > 1e-6 else power_of_ten(probability)
+    return f"{_token_name(token)}: {fixed(nats, 2)} nats, probability {share}"
+
+
+def _token_name(token: str) -> str:
+    """A token in a sentence: without spaces around it, unless it is all spaces; newlines as ↵."""
+    return md.printable(token).strip(" ").replace("\n", "↵").replace("\t", "⇥") or "␣" * len(token)
+
+
+# A newline is marked by CSS, so that a copy of the text does not have the mark.
+SURPRISAL_STYLE = """\
+.surprisal { --hot: #f0883e; margin: 1em 0; }
+@media (prefers-color-scheme: dark) { .surprisal { --hot: #9b4a04; } }
+.surprisal .text { font: 14px/1.8 ui-monospace, Menlo, Consolas, monospace; }
+.surprisal .text { white-space: pre-wrap; overflow-wrap: anywhere; }
+.surprisal .text span {
+  background: color-mix(in oklab, var(--hot) var(--share), transparent);
+  border-right: 1px solid var(--background); border-radius: 2px; padding: 0.15em 0; box-decoration-break: clone;
+}
+.surprisal i::after { content: "↵"; font-style: normal; }
+.surprisal .legend { color: var(--muted); font-size: 12px; margin-bottom: 1em; }
+.surprisal .legend span {
+  display: inline-block; width: 10em; height: 0.8em; vertical-align: middle;
+  background: linear-gradient(to right, var(--background), var(--hot));
+}
+"""

@@ -1,18 +1,20 @@
-"""One run as the stages left it: every file that its report is made from, read once.
+"""One run as the stages left it, read once: its results, what differs from the last committed run, and the commands
+that reproduce it."""
 
-Only what the train stage writes has to be there; the rest is None where it is missing.
-"""
-
+import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pandas as pd
 
 from pipeline import dvc_lock, git
+from pipeline import markdown as md
 from pipeline.artifacts import EvaluationMetrics, RunSummary, Samples
 from pipeline.curves import read_curves
+from pipeline.recipes import hydra_value
 
 
 @dataclass(frozen=True)
@@ -21,13 +23,14 @@ class Run:
 
     curves: pd.DataFrame
     train: RunSummary
-    metrics: EvaluationMetrics | None
-    samples: Samples | None
+    metrics: EvaluationMetrics
+    samples: Samples
     lock: dvc_lock.Lock | None
+    """None where the stages were run by hand."""
     committed: dvc_lock.Lock | None
     """dvc.lock as last committed."""
-    committed_params: Mapping[str, Any] | None
-    """params.yaml as last committed: dotted key to value."""
+    committed_params: Mapping[str, Any]
+    """params.yaml as last committed: dotted key to value; empty without a commit."""
     revision: git.Revision
 
     def setting(self, key: str) -> Any:
@@ -37,37 +40,90 @@ class Run:
         return recorded[name] if name in recorded else (self.lock.params.get(key) if self.lock else None)
 
     @property
-    def validation_tokens(self) -> int | None:
+    def validation_tokens(self) -> int:
         """Tokens of the validation split that can be scored: all but the first, which nothing predicts."""
-        split = self.train.data.get("val")
-        return split.tokens - 1 if split and split.tokens else None
+        return self.train.data["val"].tokens - 1
 
     @property
-    def epochs(self) -> float | None:
-        """How often training read its split; None where the split's size is unknown."""
-        split = self.train.data.get("train")
-        return self.train.tokens / split.tokens if split and split.tokens else None
+    def epochs(self) -> float:
+        """How often training read its split."""
+        return self.train.tokens / self.train.data["train"].tokens
 
     @property
     def validation_in_training(self) -> int | None:
         """Tokens, from the split's start, that the validation curve is over; None where it is over all of them."""
-        tokens: int | None = self.setting("train.eval_tokens")
-        return None if tokens is None or tokens >= (self.validation_tokens or tokens + 1) else tokens
+        tokens: int = self.setting("train.eval_tokens")
+        return tokens if tokens < self.validation_tokens else None
 
 
 def read_run(root: Path) -> Run:
     """Reads the run in the repository at `root`.
 
-    Raises FileNotFoundError where training has not run, UserError where a file does not have the expected form.
+    Raises FileNotFoundError where a stage has not run, UserError where a file does not have the expected form.
     """
-    metrics, samples = root / "reports/evaluate/metrics.json", root / "reports/sample/samples.json"
     return Run(
         curves=read_curves(root / "reports/train/curves.csv"),
         train=RunSummary.read(root / "reports/train/summary.json"),
-        metrics=EvaluationMetrics.read(metrics) if metrics.exists() else None,
-        samples=Samples.read(samples) if samples.exists() else None,
+        metrics=EvaluationMetrics.read(root / "reports/evaluate/metrics.json"),
+        samples=Samples.read(root / "reports/sample/samples.json"),
         lock=dvc_lock.read_lock(root / "dvc.lock"),
         committed=dvc_lock.parse_lock(git.show(root, "HEAD", "dvc.lock")),
-        committed_params=dvc_lock.parse_params(git.show(root, "HEAD", "params.yaml")),
+        committed_params=dvc_lock.flat(git.params_at("HEAD", root)),
         revision=git.revision(root),
     )
+
+
+def commands(run: Run) -> list[str]:
+    """The shell commands that reproduce the run: clone, check out, run with what differs from the committed params."""
+    revision = run.revision
+    lines = []
+    if revision.remote:
+        directory = re.sub(r"\.git$", "", revision.remote.rstrip("/")).rpartition("/")[2]
+        lines.append(f"git clone {shlex.quote(revision.remote)} && cd {shlex.quote(directory)}")
+    if revision.commit:
+        lines.append(f"git checkout {revision.commit}")
+    lines.append("make setup && . .venv/bin/activate")
+    changed = _changed_settings(run.committed_params, run.lock.params) if run.lock and run.committed_params else []
+    settings = [
+        f"-S {shlex.quote(f'{key}={hydra_value(value)}')}" for key, _, value in changed if value != dvc_lock.ABSENT
+    ]
+    lines.append(" \\\n  ".join(["dvc exp run", *settings]) if settings else "dvc repro")
+    return lines
+
+
+def differences(run: Run) -> dict[str, list[Any]] | None:
+    """What differs from the committed dvc.lock: `settings` as (key, was, now), `code` as paths; None without one."""
+    if run.lock is None or run.committed is None:
+        return None
+    return {
+        "settings": _changed_settings(run.committed.params, run.lock.params),
+        "code": [path for path, _, _ in dvc_lock.differing(run.committed.inputs, run.lock.inputs)],
+    }
+
+
+def _changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(key, old, new) of the params that differ; those of the report change no result."""
+    return [change for change in dvc_lock.differing(old, new) if not change[0].startswith("report.")]
+
+
+def uncommitted(run: Run) -> tuple[list[str], list[str]]:
+    """Changed or new files: (those that the run was made from, those that no stage reads).
+
+    Without dvc.lock any file may be an input. Git names a new directory by its `/`.
+    """
+    inputs = [*run.lock.inputs, "params.yaml", "dvc.yaml"] if run.lock else None
+    read = [path for path in run.revision.changed if inputs is None or any(_overlap(path, part) for part in inputs)]
+    return read, [path for path in run.revision.changed if path not in read]
+
+
+def _overlap(path: str, other: str) -> bool:
+    """Whether they are the same, or one is a directory that holds the other."""
+    first, second = PurePosixPath(path), PurePosixPath(other)
+    return first.is_relative_to(second) or second.is_relative_to(first)
+
+
+def commit_link(run: Run, commit: str) -> str:
+    """A commit in markdown, as a link where the repository is on GitHub."""
+    if match := re.search(r"github\.com[:/]([\w.-]+/[\w.-]+?)(?:\.git)?/?$", run.revision.remote or ""):
+        return f"[`{commit[:10]}`](https://github.com/{match[1]}/commit/{commit})"
+    return md.code(commit)

@@ -1,8 +1,8 @@
-"""The W&B run of a training: identity, name and group, and a client that can neither stop nor slow the stage.
+"""The W&B run of a training run: identity, name and group, and a client that can neither stop nor slow the stage.
 
-The only module that imports wandb. Every call to wandb runs in a thread behind a bounded queue. Without a network, an
-API key or wandb itself, or with a server that hangs, training continues: a warning names the cause, and the curves are
-on disk. Used by the train stage, and by pipeline/tracking/publish.py in the report stage.
+The only module that imports wandb. All calls on the run are made by a thread behind a bounded queue. Without a
+network, an API key or wandb itself, or with a server that hangs, training continues: a warning names the cause, and the
+curves are on disk. Used by the train stage, and by pipeline/tracking/publish.py in the report stage.
 """
 
 import atexit
@@ -12,27 +12,28 @@ import queue
 import secrets
 import shutil
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import TrackedRun
 from pipeline.curves import Curves, typed
+from pipeline.dvc_lock import short_keys
 from pipeline.files import main_root
 from pipeline.git import Experiment, code_revision, current_experiment, params_at
 from pipeline.log import logger
 from pipeline.tracking.params import TrackingParams
 
 NAMING_SECTIONS = ("data", "hellaswag", "tokenizer", "model", "train")
-"""What training depends on. Other sections may change after it, and do not change its name."""
+"""The sections that training depends on. Other sections may change after training and do not affect the name."""
 
 LONGEST_NAME, LONGEST_VALUE = 100, 24  # characters; W&B takes names of 128
 SHORT_REVISION = 7
 
-QUEUE_LENGTH = 1000  # waiting calls, of ten rows each: hours of training
+QUEUE_LENGTH = 1000  # waiting calls, each normally with up to ten rows: 10,000 steps
+START_TIMEOUT_S = 120.0  # of wandb's own process; after it (by default 30 s) wandb 0.31 hangs instead of failing
 FINISH_TIMEOUT_S = 60.0
-FAILED_TIMEOUT_S = 10.0  # after an interruption: torchrun and schedulers kill a process 30 s after their signal
+FAILED_TIMEOUT_S = 10.0  # after a signal or an error: schedulers may kill a process 30 s after their signal
 
 Table = tuple[Sequence[str], Sequence[Sequence[Any]]]  # columns, rows
 
@@ -41,11 +42,11 @@ Table = tuple[Sequence[str], Sequence[Sequence[Any]]]  # columns, rows
 
 
 def run_identity(file: Path, name: str, group: str | None, mode: str) -> TrackedRun:
-    """The identity stored in `file`, so that a resumed training stays one W&B run; else a new one, stored there.
+    """The identity stored in `file`, so that a resumed training run stays one W&B run; else a new one, stored there.
 
     A resumed process logs all rows again that the server does not have, and `wandb sync` never checks for duplicates.
     So the offline files of earlier processes are removed. An offline process cannot know which rows the server has:
-    where it may have some, the resumed training becomes a new W&B run.
+    if it may have some, training continues as a new W&B run.
     """
     stored, identity = _stored(file), TrackedRun(id=secrets.token_hex(4), name=name, mode=mode, group=group)
     if stored is not None:
@@ -74,10 +75,10 @@ def _stored(file: Path) -> TrackedRun | None:
 
 
 def run_name(params: Mapping[str, Any], committed: Mapping[str, Any], experiment: Experiment, key: str) -> str:
-    """What the run changes in the committed params: `position=rope seed=2`.
+    """The run's name: what it changes in the committed params, such as `position=rope seed=2`.
 
-    An experiment whose DVC name has a `=`, as in a sweep, keeps that name; so does one that changes nothing. A plain
-    run of committed params has the commit and the run's key, both cut short.
+    An experiment whose DVC name contains `=`, as in a sweep, keeps that name; so does one that changes nothing. A run
+    of the committed params without an experiment is named by the commit and the run's key, both shortened.
     """
     if experiment.name and "=" in experiment.name:
         return experiment.name
@@ -96,7 +97,7 @@ def run_group(group: str | None, experiment: Experiment) -> str | None:
 
 
 def changes(params: Mapping[str, Any], committed: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted key to value, for every param of NAMING_SECTIONS with another value than in `committed`."""
+    """Dotted key to value, for every param of NAMING_SECTIONS whose value differs from that in `committed`."""
     return {
         f"{section}.{key}": value
         for section in NAMING_SECTIONS
@@ -120,17 +121,10 @@ def changes_text(changed: Mapping[str, Any]) -> str:
     return text
 
 
-def short_keys(keys: Iterable[str]) -> dict[str, str]:
-    """Dotted key to its last part, or to all of it where two keys share the last part."""
-    last = {key: key.rpartition(".")[2] for key in keys}
-    count = Counter(last.values())
-    return {key: short if count[short] == 1 else key for key, short in last.items()}
-
-
 def resolved_mode(params: TrackingParams) -> str:
     """ "online", "offline" or "disabled": from params or WANDB_MODE, else online if there is an API key.
 
-    wandb itself would ask at the terminal, or raise where there is none.
+    wandb itself would ask at the terminal, or raise an error without one.
     """
     choice = os.environ.get("WANDB_MODE", "auto") if params.mode == "auto" else params.mode
     if choice != "auto":
@@ -158,10 +152,10 @@ def _key_in_netrc() -> bool:
 def training_run(
     state: Path, tracking: TrackingParams, params: Mapping[str, Any], key: str, curves: Curves
 ) -> "WandbRun":
-    """The W&B run of a training, new or resumed.
+    """The W&B run of a training run, new or resumed.
 
     `state`: the run's directory, which stores the identity. `params`: all of params.yaml. `key`: the run's key.
-    `curves`: hold the rows that earlier processes logged.
+    `curves`: the rows that earlier processes logged.
     """
     experiment = current_experiment()
     name = run_name(params, params_at(experiment.baseline), experiment, key)
@@ -177,7 +171,7 @@ def training_run(
 
 
 class WandbRun:
-    """One W&B run. Its methods return at once and never raise."""
+    """One W&B run. Its methods never raise, and all but `finish` return at once."""
 
     def __init__(
         self,
@@ -186,7 +180,7 @@ class WandbRun:
         init: Mapping[str, Any] | None = None,
         curves: Curves | None = None,
     ) -> None:
-        """`init`: config, tags and notes for wandb.init. `curves`: of a training; None where a run is only added to."""
+        """`init`: config, tags and notes for wandb.init. `curves`: of the training run; None to only add to a run."""
         self.identity, self.curves = identity, curves
         self._run: Any = None
         self._given_up = False
@@ -198,7 +192,7 @@ class WandbRun:
             self._submit(lambda: self._init(params, init or {}))
 
     def rewind(self, step: int) -> None:
-        """Logs the rows of the curves up to `step`, the checkpoint's, that the server does not have."""
+        """Logs the rows of the curves up to `step`, the step of the checkpoint, that the server does not have."""
         if self.curves is not None:
             rows = [typed(row) for row in self.curves.rows()]
             self.record([row for row in rows if row["step"] <= step])
@@ -221,7 +215,7 @@ class WandbRun:
     def log_table(self, name: str, table: Table, after_step: int, tokens: int) -> None:
         """Logs a table under `name`, in a row after that of `after_step`.
 
-        `run.step` knows the server's steps when online; an offline part of the run begins at 0.
+        `run.step` is the server's next step if online; it starts at 0 in each offline folder of the run.
         """
 
         def log() -> None:
@@ -250,9 +244,10 @@ class WandbRun:
         self._submit(log)
 
     def finish(self, exit_code: int = 0) -> TrackedRun:
-        """Ends the run, and waits up to a minute until everything is sent. Returns the identity with the run's URL.
+        """Ends the run and waits, for about a minute at most, until everything is sent.
 
-        `exit_code`: what the process will exit with. If it is not 0, the wait is ten seconds at most.
+        `exit_code`: the code that the process will exit with. If it is not 0, the wait is ten seconds at most.
+        Returns the identity, with the run's URL if it is online.
         """
         if self.identity.mode == "disabled":
             return self.identity
@@ -273,7 +268,7 @@ class WandbRun:
 
         # Beside the runs, for `wandb sync` to find: the home directory may be small or read-only.
         os.environ.setdefault("WANDB_DATA_DIR", str(main_root() / "wandb"))
-        wandb.setup(settings=wandb.Settings(silent=True))
+        wandb.setup(settings=wandb.Settings(silent=True, x_service_wait=START_TIMEOUT_S))
         self._run = wandb.init(
             project=params.project,
             entity=params.entity,
@@ -321,7 +316,7 @@ class WandbRun:
             try:
                 call()
             except BaseException as error:  # wandb raises its own types, and SystemExit too
-                self._given_up |= self._run is None  # other calls may still succeed where there is a run
+                self._given_up |= self._run is None  # if the run exists, other calls may still succeed
                 self._warn(f"{type(error).__name__}: {error}")
 
     def _warn(self, cause: str) -> None:

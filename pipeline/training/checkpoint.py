@@ -1,4 +1,4 @@
-"""Checkpoints: all that a run needs to resume bit for bit, whole or absent.
+"""Checkpoints: everything needed to resume bit for bit. A checkpoint is complete or absent.
 
 A checkpoint is a directory `step_00000200/`:
 
@@ -8,14 +8,12 @@ A checkpoint is a directory `step_00000200/`:
     manifest.json   CheckpointManifest: step, statistics, hashes of the files and of the code; written last
 
 It is filled under a temporary name, flushed and renamed. Files are read with `weights_only=True`, which runs no code
-from them. A milestone is a checkpoint that is also linked into a second directory, where nothing removes it.
+from them. A milestone is a checkpoint that is also hard-linked into a second directory, where nothing removes it.
 
-`collect` and `restore` are our own rather than torch.distributed.checkpoint.state_dict: its get_optimizer_state_dict
-takes an optimizer step where the state is still empty, which advances AdamW's step count, and copies to the CPU twice.
+`collect` and `restore` do without torch.distributed.checkpoint.state_dict, which can advance AdamW's step count.
 """
 
 import hashlib
-import os
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,22 +28,16 @@ from torch.utils._pytree import tree_map_only
 
 from pipeline.artifacts import MANIFEST_FILE, Record
 from pipeline.distributed import Group
-from pipeline.files import atomic_directory, sha256_of
+from pipeline.files import atomic_directory, link_or_copy, sha256_of
 from pipeline.log import UserError, logger
 from pipeline.model.gpt import GPT
+from pipeline.run_state import changed_files
 from pipeline.training.metrics import MetricsState
 from pipeline.training.optim import Optimizer
 from pipeline.training.parallel import gather, shard_like
 
 CHECKPOINT_FORMAT = 3
 CHECKPOINT_FILES = (MANIFEST_FILE, "*.pt")
-
-
-class CheckpointFile(Record):
-    """One file of a checkpoint."""
-
-    bytes: int
-    sha256: str
 
 
 class CheckpointManifest(Record):
@@ -59,10 +51,11 @@ class CheckpointManifest(Record):
     """Optimizer steps done."""
     metrics: MetricsState
     execution: dict[str, Any]
-    """How the run was executed, as far as it changes the last digits."""
+    """Execution settings that bit-identical results depend on."""
     code: dict[str, str]
     """Code of the train stage that wrote the checkpoint: path -> sha256."""
-    files: dict[str, CheckpointFile]
+    files: dict[str, str]
+    """Name -> sha256."""
     sha256: str = ""
     """Of the other fields."""
 
@@ -76,6 +69,8 @@ class Checkpoint:
 
     directory: Path
     manifest: CheckpointManifest
+    changed_files: list[str]
+    """Code that has changed since it was written."""
 
     @property
     def step(self) -> int:
@@ -140,12 +135,17 @@ class CheckpointStore:
                 shutil.rmtree(leftover, ignore_errors=True)
         for directory in sorted(self.directory.glob("step_*"), reverse=True):
             try:
-                return _verified(directory)
+                manifest = _verified_manifest(directory)
             except (OSError, ValueError) as error:
                 damaged = directory.with_name(f"damaged_{directory.name}")
                 shutil.rmtree(damaged, ignore_errors=True)
                 directory.replace(damaged)
                 logger.warning("checkpoint %s is damaged (%s); renamed to %s", directory.name, error, damaged.name)
+                continue
+            changed = changed_files(manifest.code, self.code)
+            if changed:
+                logger.warning("code changed since the checkpoint of step %d: %s", manifest.step, ", ".join(changed))
+            return Checkpoint(directory, manifest, changed)
         if all_damaged := list(self.directory.glob("damaged_*")):  # by this process or an earlier one
             raise UserError(
                 f"all {len(all_damaged)} checkpoints in {self.directory} are damaged; "
@@ -161,7 +161,7 @@ class CheckpointStore:
             for name, tree in parts.items():
                 file = temporary / f"{name}.pt"
                 _save(tree, file)
-                files[file.name] = CheckpointFile(bytes=file.stat().st_size, sha256=sha256_of(file))
+                files[file.name] = sha256_of(file)
             manifest = CheckpointManifest(
                 format_version=CHECKPOINT_FORMAT,
                 step=step,
@@ -174,7 +174,7 @@ class CheckpointStore:
             if self.milestones and self.milestone_interval and step % self.milestone_interval == 0:
                 with atomic_directory(self.milestones / target.name, CHECKPOINT_FILES) as milestone:
                     for file in temporary.iterdir():  # hard links: no second copy, and either can be removed
-                        os.link(file, milestone / file.name)
+                        link_or_copy(file, milestone / file.name)
         self._rotate()
 
     def _rotate(self) -> None:
@@ -196,18 +196,15 @@ def _save(tree: Any, file: Path) -> None:
             raise error.__context__ or error from None
 
 
-def _verified(directory: Path) -> Checkpoint:
-    """The checkpoint in `directory`. Raises ValueError or OSError that says what is wrong with it."""
+def _verified_manifest(directory: Path) -> CheckpointManifest:
+    """The manifest of a checkpoint whose files match it. Raises UserError or OSError that says what is wrong."""
     manifest = CheckpointManifest.read(directory / MANIFEST_FILE)
     if manifest.sha256 != manifest.digest():
         raise UserError("manifest.json does not match its sha256")
-    for name, expected in manifest.files.items():
-        file = directory / name
-        if (size := file.stat().st_size) != expected.bytes:
-            raise UserError(f"{name} has {size} bytes, not {expected.bytes}")
-        if sha256_of(file) != expected.sha256:
+    for name, sha256 in manifest.files.items():
+        if sha256_of(directory / name) != sha256:
             raise UserError(f"{name} does not match its sha256 in manifest.json")
-    return Checkpoint(directory, manifest)
+    return manifest
 
 
 def collect(model: GPT, optimizer: Optimizer, group: Group) -> dict[str, Any]:
@@ -257,7 +254,10 @@ def restore(store: CheckpointStore, model: GPT, optimizer: Optimizer, group: Gro
             values.update({name: _receive(t, parameters[index], group) for name, t in values.items()})
     optimizer.load_state_dict(parts["optimizer"])
     if len(parts["rng"]) == group.world_size:
-        _set_rng_state(parts["rng"][group.rank], group.device)
+        rng = parts["rng"][group.rank]
+        torch.set_rng_state(rng["cpu"])
+        if group.device.type == "cuda" and "cuda" in rng:
+            torch.cuda.set_rng_state(rng["cuda"], group.device)
     else:
         logger.info(
             "resuming on %d rank(s) (checkpoint was written on %d): same batches, but dropout masks and summation "
@@ -285,9 +285,3 @@ def _rng_state(device: torch.device) -> dict[str, Tensor]:
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
     return state
-
-
-def _set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)

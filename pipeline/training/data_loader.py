@@ -1,9 +1,9 @@
-"""Which blocks of the token stream a step sees, and the batches of one rank.
+"""The blocks of the token stream that a step sees, and the batches of one rank.
 
-The blocks of a step are a pure function of (seed, step), the same for every world size and micro-batch. So the step is
-the loader's whole state. The permutation of an epoch is computed, not stored: a Feistel network over the next even
-power of two, applied again until it lands inside the range (cycle walking; Black and Rogaway, "Ciphers with arbitrary
-finite domains", 2002). It costs no memory for any number of blocks.
+The blocks of a step depend only on seed, shuffle, sequences per step, number of blocks and step, not on the world size
+or the micro-batch size. So the step is the loader's whole state. The permutation of an epoch is computed, not stored: a
+Feistel network over the next power of four, applied again until the result is inside the range (cycle walking; Black
+and Rogaway, "Ciphers with arbitrary finite domains", 2002). It needs no memory for any number of blocks.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,10 @@ import torch
 from torch import Tensor
 
 from pipeline.corpus.shards import TokenStream
+from pipeline.distributed import Group
 from pipeline.log import UserError
+from pipeline.runtime import RuntimeParams
+from pipeline.training.params import TrainParams
 
 ROUNDS = 6  # of the Feistel network
 
@@ -26,7 +29,7 @@ def blocks_of_step(step: int, sequences: int, n_blocks: int, shuffle: bool, seed
     """The block indices of step `step`, counted from 0: (sequences,) int64, each in [0, n_blocks).
 
     Steps take consecutive positions in an endless sequence of epochs; a step may span several. Within an epoch every
-    block occurs exactly once, with `shuffle` in a new order each epoch.
+    block occurs exactly once: in the order of the stream or, with `shuffle`, in a new order each epoch.
     """
     positions = np.arange(step * sequences, (step + 1) * sequences, dtype=np.int64)
     epochs, indices = np.divmod(positions, n_blocks)
@@ -40,7 +43,7 @@ def blocks_of_step(step: int, sequences: int, n_blocks: int, shuffle: bool, seed
 
 
 def permute(indices: Indices, size: int, seed: int, epoch: int) -> Indices:
-    """`indices` under the permutation of range(size) that (seed, epoch) chooses; int64 of the same shape."""
+    """Applies the permutation of range(size) that (seed, epoch) selects to `indices`; int64 of the same shape."""
     half_bits = max(1, -(-(size - 1).bit_length() // 2))  # the network's domain: 2 ** (2 * half_bits) >= size
     keys = np.random.SeedSequence((seed, epoch)).generate_state(ROUNDS, np.uint64).astype(np.uint64)
     values = indices.astype(np.uint64)
@@ -72,43 +75,30 @@ class Loader:
     """Yields the micro-batches of any step on one rank."""
 
     def __init__(
-        self,
-        stream: TokenStream,
-        block_size: int,
-        total_batch_size: int,
-        micro_batch_size: int,
-        shuffle: bool,
-        seed: int,
-        rank: int,
-        world_size: int,
-        device: torch.device,
+        self, stream: TokenStream, block_size: int, train: TrainParams, runtime: RuntimeParams, group: Group
     ) -> None:
-        """`total_batch_size`: tokens. `micro_batch_size`: sequences, at most.
-
-        Raises UserError if the batch cannot be divided among the ranks, or the split is shorter than one block.
-        """
-        self.stream, self.block_size, self.shuffle, self.seed = stream, block_size, shuffle, seed
-        self.rank, self.world_size, self.device = rank, world_size, device
-        self.sequences = total_batch_size // block_size
-        if self.sequences % world_size:
+        """Raises UserError if the batch cannot be divided among the ranks, or the split is shorter than one block."""
+        self.stream, self.block_size, self.train, self.group = stream, block_size, train, group
+        self.sequences = train.total_batch_size // block_size
+        if self.sequences % group.world_size:
             raise UserError(
-                f"train.total_batch_size ({total_batch_size}) must be a multiple of "
-                f"model.block_size ({block_size}) x world size ({world_size})"
+                f"train.total_batch_size ({train.total_batch_size}) must be a multiple of "
+                f"model.block_size ({block_size}) x world size ({group.world_size})"
             )
-        self.n_blocks = (len(stream) - 1) // block_size  # +1 for the last target
+        self.n_blocks = (len(stream) - 1) // block_size  # the last block needs one more token, its final target
         if self.n_blocks < 1:
             raise UserError(
                 f"data/shards: the train split ({len(stream)} tokens) must hold model.block_size ({block_size}) + 1"
             )
-        self.micro_batch_size = largest_divisor(self.sequences // world_size, micro_batch_size)
-        self.accumulation_steps = self.sequences // world_size // self.micro_batch_size
+        self.micro_batch_size = largest_divisor(self.sequences // group.world_size, runtime.micro_batch_size)
+        self.accumulation_steps = self.sequences // group.world_size // self.micro_batch_size
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._ahead: tuple[int, Future[Tensor]] | None = None
 
     def micro_batches(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs and targets of a step, counted from 0: `accumulation_steps` pairs of (B, T) int64 on the device.
 
-        The next step is read in the background meanwhile.
+        Meanwhile, the next step is read in the background.
         """
         if self._ahead is not None and self._ahead[0] == step:
             tokens = self._ahead[1].result()
@@ -117,7 +107,7 @@ class Loader:
         self._ahead = (step + 1, self._pool.submit(self._read, step + 1))
         for block in tokens:  # (B, T + 1)
             # Converted on the device: a copy that also converts goes through unpinned memory and blocks the host.
-            block = block.to(self.device, non_blocking=True).long()
+            block = block.to(self.group.device, non_blocking=True).long()
             yield block[:, :-1], block[:, 1:]
 
     def close(self) -> None:
@@ -127,17 +117,18 @@ class Loader:
     def _read(self, step: int) -> Tensor:
         """This rank's blocks of a step: (accumulation steps, B, T + 1) int32, in pinned memory for a GPU.
 
-        Micro-batch m of rank r holds rows [(m x world + r) B, ...) of the step. Without shuffling that is nanoGPT's
-        chunked stream: neighbouring ranks read neighbouring chunks, and all advance by B x T x world.
+        Micro-batch m of rank r holds rows [(m x world + r) B, ...) of the step. Without shuffling, this matches the
+        order of build-nanogpt's DataLoaderLite within a shard: neighbouring ranks read neighbouring chunks of B x T
+        tokens, and all advance by B x T x world size.
         """
-        blocks = blocks_of_step(step, self.sequences, self.n_blocks, self.shuffle, self.seed)
-        mine = blocks.reshape(self.accumulation_steps, self.world_size, self.micro_batch_size)[:, self.rank]
+        blocks = blocks_of_step(step, self.sequences, self.n_blocks, self.train.shuffle, self.train.seed)
+        mine = blocks.reshape(self.accumulation_steps, self.group.world_size, self.micro_batch_size)[:, self.group.rank]
         length = self.block_size + 1
         tokens = np.empty((mine.size, length), dtype=np.int32)
         for row, block in enumerate(mine.ravel()):
             tokens[row] = self.stream.read(int(block) * self.block_size, length)
         batch = torch.from_numpy(tokens.reshape(*mine.shape, length))
-        return batch.pin_memory() if self.device.type == "cuda" else batch
+        return batch.pin_memory() if self.group.device.type == "cuda" else batch
 
 
 def largest_divisor(number: int, limit: int) -> int:

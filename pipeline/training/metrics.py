@@ -1,13 +1,12 @@
-"""Training metrics: kept on the device step by step, read together, and logged as the rows of curves.csv.
+"""Training metrics: collected on the device step by step, read together, and logged as the rows of curves.csv.
 
-Also the statistics of a run, which its checkpoints carry on, and the detection of spikes and non-finite steps.
+Also the statistics of a run, which its checkpoints contain, and the detection of spikes and non-finite steps.
 """
 
 import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from pipeline.artifacts import Record, Resume
 from pipeline.log import UserError, logger
+from pipeline.model.accounting import gpu_peak
 from pipeline.training.params import TrainParams
 
 Row = dict[str, Any]
@@ -24,37 +24,38 @@ Row = dict[str, Any]
 
 SPIKE_WINDOW = 100  # losses
 SPIKE_Z = 6.0
+PEAK_SECONDS = 0.3  # of measuring a CPU's peak
 
 
 class Logger(Protocol):
-    """Where rows go: curves.csv, W&B."""
+    """A destination of rows: curves.csv or W&B."""
 
     def rewind(self, step: int) -> None:
-        """Drops the rows after `step`, if any: the run resumes from there."""
+        """Prepares to continue after `step`: curves.csv drops later rows, W&B sends those it lacks."""
 
     def record(self, rows: list[Row]) -> None:
-        """Takes rows, in the order of their steps."""
+        """Records rows, in the order of their steps."""
 
     def flush(self) -> None:
-        """Makes what was recorded durable."""
+        """Makes the recorded rows durable, if this is a file."""
 
 
 class RunStats(Record):
-    """What is counted over a whole run, resumes included."""
+    """Statistics of a whole run, over all its processes."""
 
     model_config = ConfigDict(frozen=False)
 
     train_time_s: float = 0.0
-    """In training steps alone."""
+    """Time in training steps alone."""
     wall_time_s: float = 0.0
-    """While a process of the run was training, probes and checkpoints included."""
+    """Time in which a process of the run was training, probes and checkpoints included."""
     resumes: list[Resume] = Field(default_factory=list)
     skipped_steps: int = 0
     spikes: int = 0
 
 
 class MetricsState(Record):
-    """What a checkpoint keeps of a MetricsLogger."""
+    """The state of StepMetrics in a checkpoint."""
 
     stats: RunStats = Field(default_factory=RunStats)
     recent_losses: list[float] = Field(default_factory=list)
@@ -69,12 +70,12 @@ class StepClock:
         self._started: float | None = None
 
     def start(self) -> None:
-        """Starts or goes on measuring."""
+        """Starts or resumes the clock."""
         if self._started is None:
             self._started = time.perf_counter()
 
     def stop(self) -> float:
-        """Waits for the device, stops measuring and returns the seconds since the beginning of the run."""
+        """Waits for the device and stops the clock; returns the seconds in steps so far, over all processes."""
         if self._started is not None:
             if self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)
@@ -111,7 +112,7 @@ class StepReading:
     losses: list[float]
     """Mean loss of each rank's part of the batch, nats per token."""
     grad_norm: float
-    """Of the averaged gradient, before clipping."""
+    """Norm of the averaged gradient, before clipping."""
 
     @property
     def loss(self) -> float:
@@ -120,7 +121,7 @@ class StepReading:
 
     @property
     def is_finite(self) -> bool:
-        """Whether the update was made: the same test as the training loop's on the device."""
+        """Whether the update was made: the same test as in the training loop, there on the device."""
         return all(map(math.isfinite, (*self.losses, self.grad_norm)))
 
     def problem(self) -> str:
@@ -129,20 +130,18 @@ class StepReading:
         return ", ".join(losses) or f"gradient norm {self.grad_norm} with finite losses"
 
 
-class MetricsLogger:
-    """Collects the metrics of steps, logs them as rows, and stops a run that skips too many steps."""
+class StepMetrics:
+    """Collects the metrics of steps, returns them as rows, and stops a run that skips too many steps."""
 
     def __init__(
         self,
-        loggers: Sequence[Logger],
         train: TrainParams,
         device: torch.device,
         flops_per_token: int,
         peak_flops: float | None,
     ) -> None:
         """`peak_flops`: FLOP/s of all ranks together; None if unknown."""
-        self.loggers, self.train = loggers, train
-        self.flops_per_token, self.peak_flops = flops_per_token, peak_flops
+        self.train, self.flops_per_token, self.peak_flops = train, flops_per_token, peak_flops
         self.clock, self.stats = StepClock(device), RunStats()
         self.last: StepReading | None = None
         self.last_skipped: StepReading | None = None
@@ -153,7 +152,7 @@ class MetricsLogger:
         self._began = time.monotonic()
 
     def load_state_dict(self, state: MetricsState, step: int, changed_files: list[str]) -> None:
-        """Continues from what `state_dict` returned after `step`. `changed_files`: code that differs from then."""
+        """Restores what `state_dict` returned after `step`. `changed_files`: code that has changed since then."""
         self.stats = state.stats.model_copy(deep=True)
         self.stats.resumes.append(Resume(step=step, changed_files=changed_files))
         self._spikes.recent.extend(state.recent_losses)
@@ -162,13 +161,13 @@ class MetricsLogger:
         self._began = time.monotonic() - self.stats.wall_time_s
 
     def state_dict(self) -> MetricsState:
-        """A copy of the statistics, brought up to date, and of the losses that spikes are measured by."""
+        """A copy of the updated statistics and of the recent losses, for spike detection."""
         self.stats.train_time_s = self.clock.elapsed
         self.stats.wall_time_s = time.monotonic() - self._began
         return MetricsState(stats=self.stats.model_copy(deep=True), recent_losses=list(self._spikes.recent))
 
     def add(self, step: int, lr: float, losses: Tensor, grad_norm: Tensor) -> None:
-        """Keeps a step's (world size,) losses and scalar norm, on the device, without waiting for them."""
+        """Stores a step's (world size,) losses and scalar gradient norm, on the device, without waiting for them."""
         self._pending.append((step, lr, torch.cat([losses, grad_norm.reshape(1)])))
 
     def read(self) -> list[Row]:
@@ -187,21 +186,6 @@ class MetricsLogger:
         self._tokens_per_sec = steps * self.train.total_batch_size / max(seconds, 1e-9)
         self._last_read = (self.last.step, elapsed)
         return [self._row(reading, elapsed) for reading in readings]
-
-    def rewind(self, step: int) -> None:
-        """Drops the rows after `step`."""
-        for sink in self.loggers:
-            sink.rewind(step)
-
-    def record(self, rows: list[Row]) -> None:
-        """Logs rows."""
-        for sink in self.loggers:
-            sink.record(rows)
-
-    def flush(self) -> None:
-        """Makes the logged rows durable."""
-        for sink in self.loggers:
-            sink.flush()
 
     def check_skipped_steps(self) -> None:
         """Raises UserError, on every rank alike, if more than train.max_skipped_steps steps were skipped."""
@@ -248,3 +232,22 @@ class MetricsLogger:
             self.stats.spikes += 1
             return "spike"
         return ""
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """FLOP/s of dense matrix products in `dtype`; None for an unknown GPU.
+
+    A GPU's comes from its data sheet whatever the dtype, which is how MFU is usually given. A CPU's is measured: the
+    fastest of several square matrix products on all threads.
+    """
+    if device.type == "cuda":
+        return gpu_peak(torch.cuda.get_device_name(device))
+    size = 1024
+    generator = torch.Generator().manual_seed(0)  # leaves the run's random state alone
+    a = torch.randn(size, size, generator=generator).to(dtype)
+    best, began = float("inf"), time.perf_counter()
+    while time.perf_counter() - began < PEAK_SECONDS:
+        start = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best

@@ -6,7 +6,6 @@
 Checkpoints, probes and the finished model see whole tensors.
 """
 
-from inspect import signature
 from typing import Any
 
 import torch
@@ -30,11 +29,6 @@ def parallelize(model: GPT, sharding: str, group: Group) -> None:
     model.to(group.device)
 
 
-# PyTorch 2.13 renamed broadcast_buffers and warns about the old name.
-_DDP_PARAMETERS = signature(DistributedDataParallel).parameters
-_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _DDP_PARAMETERS else "broadcast_buffers"
-
-
 def data_parallel(module: nn.Module, group: Group) -> nn.Module:
     """`module`, a parallelized model or torch.compile of one, with DDP around it where it needs that.
 
@@ -43,9 +37,12 @@ def data_parallel(module: nn.Module, group: Group) -> nn.Module:
     """
     if group.world_size == 1 or any(isinstance(part, FSDPModule) for part in module.modules()):
         return module
-    options: dict[str, Any] = {_BUFFERS: False}  # position tables are the same on every rank
-    device_ids = [group.device] if group.device.type == "cuda" else None
-    return DistributedDataParallel(module, device_ids=device_ids, gradient_as_bucket_view=True, **options)
+    return DistributedDataParallel(
+        module,
+        device_ids=[group.device] if group.device.type == "cuda" else None,
+        forward_sync_buffers=False,  # position tables are the same on every rank
+        gradient_as_bucket_view=True,
+    )
 
 
 def set_gradient_sync(module: nn.Module, enabled: bool) -> None:
@@ -60,7 +57,7 @@ def set_gradient_sync(module: nn.Module, enabled: bool) -> None:
 
 def reset_grads(model: nn.Module) -> None:
     """Drops all gradients, also what a backward pass that failed has left in FSDP."""
-    if isinstance(model, FSDPModule) and hasattr(model, "reset_iter_state"):  # since PyTorch 2.13
+    if isinstance(model, FSDPModule):
         model.reset_iter_state()
     model.zero_grad(set_to_none=True)
 

@@ -1,4 +1,4 @@
-"""The `train` section of params.yaml: what training computes. `runtime` says how it is executed."""
+"""The `train` section of params.yaml: what training computes. The `runtime` section says how it is executed."""
 
 from collections.abc import Iterator, Mapping
 from typing import Annotated, ClassVar, Literal, Self
@@ -15,22 +15,22 @@ class TrainParams(Section):
     section: ClassVar[str] = "train"
 
     seed: int = Field(ge=0, lt=2**32)
-    """Of the initial weights, the data order and dropout."""
+    """Seed of the initial weights, the data order and dropout."""
 
     shuffle: bool
-    """true: each epoch sees all blocks in a new random order. false: in the order of the token stream."""
+    """true: each epoch sees all blocks in a new random order. false: each epoch reads them in the stream's order."""
 
     total_batch_size: int = Field(ge=1)
     """Tokens per optimizer step, over all ranks and micro-batches; a multiple of model.block_size."""
 
     max_steps: int = Field(ge=1)
-    """Optimizer steps."""
+    """Number of optimizer steps."""
 
     optimizer: Literal["adamw", "muon"]
     """adamw; or muon for the matrices inside the blocks and adamw for embeddings, head, norms and biases."""
 
     max_lr: float = Field(gt=0)
-    """Learning rate after warmup. Muon's updates are scaled to the size of AdamW's, so that both share it."""
+    """Learning rate after warmup. Muon's updates are scaled to the RMS of AdamW's, so that both use the same rate."""
 
     betas: Annotated[tuple[float, float], Strict(False)]
     """AdamW's decay rates of the first and second moment, each in [0, 1)."""
@@ -39,22 +39,22 @@ class TrainParams(Section):
     """AdamW's epsilon."""
 
     weight_decay: float = Field(ge=0)
-    """Decoupled, on matrices only: not on biases, norms and other vectors."""
+    """Decoupled weight decay, applied to matrices only: not to biases, norms and other vectors."""
 
     grad_clip: float = Field(ge=0)
     """Gradients with a larger global norm are scaled down to it. 0: off."""
 
     schedule: Literal["cosine", "wsd", "linear", "constant"]
-    """After warmup: cosine or linear decay to the end, warmup-stable-decay (wsd), or constant."""
+    """Learning rate after warmup: cosine or linear decay to the end, warmup-stable-decay (wsd), or constant."""
 
     warmup_steps: int = Field(ge=0)
-    """Steps of linear warmup: the learning rate of step s is max_lr (s + 1) / warmup_steps."""
+    """Steps of linear warmup: the learning rate of step s, counted from 1, is max_lr * s / warmup_steps."""
 
     min_lr_ratio: float = Field(ge=0, le=1)
     """Final learning rate / max_lr."""
 
     decay_fraction: float = Field(ge=0, le=1)
-    """Fraction of max_steps over which wsd decays at the end."""
+    """Fraction of max_steps, at the end, over which wsd decays the learning rate."""
 
     max_skipped_steps: int = Field(ge=0)
     """Steps with a non-finite loss or gradient are skipped; the run stops after more than this many."""
@@ -63,13 +63,13 @@ class TrainParams(Section):
     """Steps between validation losses. 0: off."""
 
     eval_tokens: int = Field(ge=1)
-    """Tokens of the validation split, from its start, for the validation loss in the loop."""
+    """Tokens, from the start of the validation split, on which training measures the validation loss."""
 
     hellaswag_interval: int = Field(ge=0)
     """Steps between multiple-choice evaluations. 0: off."""
 
     hellaswag_items: int = Field(ge=1)
-    """Size of the fixed subset of items that the loop evaluates."""
+    """Number of items, a fixed subset, that training evaluates."""
 
     sample_interval: int = Field(ge=0)
     """Steps between text samples. 0: off."""

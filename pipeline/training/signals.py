@@ -50,7 +50,7 @@ class SignalHandler:
         if not self._step_began:
             sys.exit(128 + number)
         if not self._received:  # torchrun and a terminal may each send one
-            logger.info("%s received: stopping after this step", signal.Signals(number).name)
+            logger.info("%s received: stopping after this step or the next", signal.Signals(number).name)
         self._received = number
 
     def __enter__(self) -> Self:

@@ -1,15 +1,18 @@
 """The training loop.
 
-What a step computes is a function of the params and the step number alone, so a run that is killed and resumed ends
-with the weights of a run that never was. Probes and loggers only look on: they cannot change the weights.
+A step depends only on the params, the data, its number and the checkpointed state (weights, optimizer, random state).
+So a run that is killed and resumed ends with the weights of a run that never was. Probes and loggers only observe: they
+cannot change the weights.
 """
 
 import gc
 import logging
-from collections.abc import Sequence
+import math
+import os
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,18 +20,17 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pipeline.artifacts import TrainMetrics
 from pipeline.corpus.shards import TokenStream
-from pipeline.distributed import Group, autocast, autocast_dtype
+from pipeline.distributed import Group, autocast, autocast_dtype, device_name
 from pipeline.log import logger
 from pipeline.model.accounting import flops_per_token
 from pipeline.model.gpt import GPT
 from pipeline.progress import Progress
-from pipeline.run_state import changed_files
 from pipeline.runtime import RuntimeParams
 from pipeline.training.checkpoint import CheckpointStore, collect, restore
 from pipeline.training.data_loader import Loader
-from pipeline.training.hardware import device_name, peak_flops, use_deterministic_algorithms
-from pipeline.training.metrics import Logger, MetricsLogger, Row, RunStats
+from pipeline.training.metrics import Logger, Row, StepMetrics, peak_flops
 from pipeline.training.optim import Optimizer, learning_rate
 from pipeline.training.parallel import (
     data_parallel,
@@ -42,37 +44,20 @@ from pipeline.training.params import TrainParams
 from pipeline.training.signals import Interrupted, SignalHandler
 
 LOG_INTERVAL = 10  # steps between readings of the metrics, each of which waits for the device
-# FLOPs of a run per process from which compiling saves more time than it takes: about a minute of eager training.
-COMPILE_FROM = {"cpu": 2e13, "cuda": 1e15}
-NOT_THE_COMPILERS = (torch.OutOfMemoryError, dist.DistError)  # errors that eager training would meet too
-
-
-class Probe(Protocol):
-    """Something measured in the loop. Called on every rank; must not change weights, modes or random state."""
-
-    @property
-    def interval(self) -> int:
-        """In steps; 0: never."""
-
-    def measure(self, model: GPT, step: int) -> Row:
-        """The columns that it adds to the row of `step`."""
+# FLOPs of a run per process from which compiling saves more time than it takes: about a minute of eager training on two
+# CPU cores; the value for CUDA is an estimate.
+COMPILE_MIN_FLOPS = {"cpu": 2e13, "cuda": 1e15}
+NON_COMPILER_ERRORS = (torch.OutOfMemoryError, dist.DistError)  # errors that eager training would meet too
 
 
 @dataclass(frozen=True)
-class TrainResult:
-    """A finished run."""
+class Probe:
+    """Something measured in the loop, on every rank. It must not change weights, modes or random state."""
 
-    steps: int
-    tokens: int
-    flops: int
-    final_train_loss: float
-    tokens_per_sec: float
-    """Over the time in training steps alone."""
-    mfu: float | None
-    micro_batch_size: int
-    dtype: torch.dtype
-    compiled: bool
-    stats: RunStats
+    interval: int
+    """In steps; 0: never."""
+    measure: Callable[[GPT, int], Row]
+    """(model, step) -> the columns that it adds to the row of that step."""
 
 
 class Trainer:
@@ -89,23 +74,14 @@ class Trainer:
         loggers: Sequence[Logger],
         probes: Sequence[Probe],
     ) -> None:
-        """`model`: with the same weights on every rank. `loggers`: only on rank 0.
+        """`model` must have the same weights on every rank. `loggers`: only on rank 0.
 
         Raises UserError if the batch does not fit the number of ranks, or the corpus is shorter than the context.
         """
         use_deterministic_algorithms(runtime.deterministic)
-        self.train, self.runtime, self.group, self.store, self.probes = train, runtime, group, store, probes
-        self.loader = Loader(
-            stream,
-            model.config.block_size,
-            train.total_batch_size,
-            runtime.micro_batch_size,
-            train.shuffle,
-            train.seed,
-            group.rank,
-            group.world_size,
-            group.device,
-        )
+        self.train, self.runtime, self.group, self.store = train, runtime, group, store
+        self.loggers, self.probes = loggers, probes
+        self.loader = Loader(stream, model.config.block_size, train, runtime, group)
         for block in model.transformer.h:
             block.activation_checkpointing = runtime.activation_checkpointing  # type: ignore[assignment]
         parallelize(model, runtime.sharding, group)
@@ -114,16 +90,16 @@ class Trainer:
         self.optimizer = Optimizer(model, train, group.device)
         peak = peak_flops(group.device, self.dtype)
         flops = flops_per_token(model.config)
-        self.metrics = MetricsLogger(loggers, train, group.device, flops, peak and peak * group.world_size)
+        self.metrics = StepMetrics(train, group.device, flops, peak and peak * group.world_size)
 
-    def run(self) -> TrainResult:
+    def run(self) -> TrainMetrics:
         """Trains to train.max_steps and leaves the whole model in `model` on every rank.
 
         Raises Interrupted on a signal, UserError if too many steps were skipped or a rank does not respond.
         """
         torch.manual_seed(dropout_seed(self.train.seed, self.group.rank))
         self.compiled = False
-        self._activity = "the start"  # named where a rank does not take part in it
+        self._activity = "the start"  # in the error if a rank does not join it
         with SignalHandler(self.group) as signals, self.group.name_absent_ranks(lambda: self._activity):
             try:
                 start = self._resume()
@@ -135,11 +111,23 @@ class Trainer:
                 self.loader.close()
                 self._unwrap()
         self.model = whole_model(self.model)
-        return self._result()
+
+        tokens = self.train.max_steps * self.train.total_batch_size
+        train_time_s = self.metrics.state_dict().stats.train_time_s
+        loss, rate = self.metrics.final_loss, tokens / max(train_time_s, 1e-9)
+        mfu = self.metrics.mfu(rate)
+        return TrainMetrics(
+            final_train_loss=loss if math.isfinite(loss) else None,
+            tokens=tokens,
+            flops=tokens * self.metrics.flops_per_token,
+            train_time_s=round(train_time_s, 2),
+            tokens_per_sec=round(rate, 1),
+            mfu=None if mfu is None else round(mfu, 4),
+        )
 
     def _loop(self, start: int, signals: SignalHandler) -> None:
         train, group, optimizer, metrics = self.train, self.group, self.optimizer, self.metrics
-        total_tokens, tokens_done = (steps * train.total_batch_size for steps in (train.max_steps, start))
+        total_tokens, tokens_done = train.max_steps * train.total_batch_size, start * train.total_batch_size
         if start == 0 and (probes := self._due_probes(0)):
             self._log([{"step": 0, "tokens": 0}], probes)
         with Progress("train", total_tokens, "tok", start=tokens_done) as progress:
@@ -179,7 +167,14 @@ class Trainer:
                     self.store.check()
                 if saving:
                     self._save(step)
-                progress.advance(train.total_batch_size, **self._progress_note())
+                note = {}
+                if last := metrics.last:
+                    note = {
+                        "step": f"{last.step}/{train.max_steps}",
+                        "loss": f"{last.loss:.4f}",
+                        "lr": f"{last.lr:.2e}",
+                    }
+                progress.advance(train.total_batch_size, **note)
                 if interrupted_by is not None and step < train.max_steps:
                     self.store.wait()
                     group.barrier()  # torchrun ends all ranks 30 s after the first has exited
@@ -196,26 +191,26 @@ class Trainer:
         step = 0
         if checkpoint is not None:
             step = checkpoint.step
-            changed = changed_files(checkpoint.manifest.code, self.store.code) if self.group.is_main else []
-            self.metrics.load_state_dict(checkpoint.manifest.metrics, step, changed)
+            self.metrics.load_state_dict(checkpoint.manifest.metrics, step, checkpoint.changed_files)
             logger.info("resuming after step %d of %d", step, self.train.max_steps)
-            if changed:
-                logger.warning("code changed since the checkpoint of step %d: %s", step, ", ".join(changed))
             before, now = checkpoint.manifest.execution, self._execution()
             different = [
                 f"{key} {now[key]} (checkpoint: {was})" for key, was in before.items() if now.get(key, was) != was
             ]
             if different:
-                logger.info("resuming with %s: same batches, but the last digits differ", ", ".join(different))
-        self.metrics.rewind(step)
+                logger.info(
+                    "resuming with %s: same batches, but results will not be bit-identical", ", ".join(different)
+                )
+        for log in self.loggers:
+            log.rewind(step)
         return step
 
     def _wrap(self) -> None:
-        """Makes `module` of `model`: compiled where that pays and works, and data parallel. The same on every rank."""
-        # A function of the params alone, so that a resumed run decides as before.
+        """Sets `module`: `model`, compiled if that pays and works, in DDP if needed. The same on every rank."""
+        # Depends on the params, the world size and the device: a run resumed on the same hardware decides alike.
         tokens_per_rank = self.train.total_batch_size * self.train.max_steps / self.group.world_size
         flops = self.metrics.flops_per_token * tokens_per_rank
-        pays = flops >= COMPILE_FROM.get(self.group.device.type, float("inf"))
+        pays = flops >= COMPILE_MIN_FLOPS.get(self.group.device.type, float("inf"))
         if self.runtime.compile == "on" or (self.runtime.compile == "auto" and pays):
             logger.info("compiling the model (about a minute on two CPU cores, less on a GPU machine)")
             logging.getLogger("torch._inductor").setLevel(logging.ERROR)
@@ -232,7 +227,7 @@ class Trainer:
         self.module = data_parallel(self.model, self.group)
 
     def _warm_up(self) -> str | None:
-        """A forward and backward pass, which compiles the model outside the measured time; returns why it failed."""
+        """A forward and backward pass that compiles the model outside the measured time. Returns the error, or None."""
         inputs, targets = next(iter(self.loader.micro_batches(0)))
         cuda = [self.group.device] if self.group.device.type == "cuda" else []
         # Without DDP's synchronisation: a rank that fails to compile must not leave the others waiting.
@@ -242,9 +237,9 @@ class Trainer:
                 with autocast(self.group.device, self.dtype):
                     loss = self.module(inputs, targets)[1]
                 loss.backward()
-        except NOT_THE_COMPILERS:
+        except NON_COMPILER_ERRORS:
             raise
-        except Exception as error:  # whatever the compiler raises, eager training is the answer
+        except Exception as error:  # whatever the compiler raises: train without it
             return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
         finally:
             reset_grads(self.model)
@@ -269,18 +264,20 @@ class Trainer:
             model = whole_model(self.model)
             for probe in probes:
                 rows[-1].update(probe.measure(model, rows[-1]["step"]))
-        self.metrics.record(rows)
-        if probes:
-            self.metrics.flush()
+        for log in self.loggers:
+            log.record(rows)
+            if probes:
+                log.flush()
 
     def _save(self, step: int) -> None:
         parts = collect(self.model, self.optimizer, self.group)
-        self.metrics.flush()  # first: the curves are never behind the checkpoint
+        for log in self.loggers:
+            log.flush()  # first: the curves are never behind the checkpoint
         if self.group.is_main:
             self.store.save(step, parts, self.metrics.state_dict(), self._execution())
 
     def _execution(self) -> dict[str, Any]:
-        """What may change when a run is resumed, and then changes the last digits of its results."""
+        """Settings that may change on resume and then make results no longer bit-identical."""
         return {
             "micro_batch_size": self.loader.micro_batch_size,
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -292,30 +289,20 @@ class Trainer:
             "torch": torch.__version__,
         }
 
-    def _progress_note(self) -> dict[str, str]:
-        last = self.metrics.last
-        if last is None:
-            return {}
-        return {"step": f"{last.step}/{self.train.max_steps}", "loss": f"{last.loss:.4f}", "lr": f"{last.lr:.2e}"}
-
-    def _result(self) -> TrainResult:
-        tokens = self.train.max_steps * self.train.total_batch_size
-        stats = self.metrics.state_dict().stats
-        rate = tokens / max(stats.train_time_s, 1e-9)
-        return TrainResult(
-            steps=self.train.max_steps,
-            tokens=tokens,
-            flops=tokens * self.metrics.flops_per_token,
-            final_train_loss=self.metrics.final_loss,
-            tokens_per_sec=rate,
-            mfu=self.metrics.mfu(rate),
-            micro_batch_size=self.loader.micro_batch_size,
-            dtype=self.dtype,
-            compiled=self.compiled,
-            stats=stats,
-        )
-
 
 def dropout_seed(seed: int, rank: int) -> int:
     """The seed of a rank's dropout masks; no two pairs of (seed, rank) share a stream, as seed + rank would."""
     return int(np.random.SeedSequence(seed, spawn_key=(rank,)).generate_state(1, np.uint64)[0])
+
+
+def use_deterministic_algorithms(enabled: bool) -> None:
+    """Restricts this process to algorithms with a fixed order of additions, or lifts that.
+
+    Without it, threads add up the gradient of an embedding in the order in which they finish, also in compiled code on
+    a CPU. Operations without such an algorithm only warn: https://pytorch.org/docs/stable/notes/randomness.html
+    """
+    if enabled:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    torch.use_deterministic_algorithms(enabled, warn_only=True)
+    # Filling uninitialised memory costs time and only hides reads of memory that was never written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

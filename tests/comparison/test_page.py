@@ -136,7 +136,7 @@ def test_commits_days_and_machines() -> None:
     assert context["commits"] == ["base", "other"]
     assert context["days"] == ["2026-11-20", "2026-11-21"]
     assert context["machines"] == [
-        "Intel Xeon Platinum 8481C, 2 cores, bfloat16, torch 2.13.0",
+        "2 cores (Intel Xeon Platinum 8481C), bfloat16, torch 2.13.0",
         "8 × NVIDIA H100, bfloat16, torch 2.13.0",
     ]
 

@@ -62,14 +62,14 @@ def test_a_tokenization_killed_at_any_point_resumes_and_gives_the_same_bytes(
 
     renames = int(run(tmp_path / "whole", tmp_path / "runs", 0, "never").stdout)
     assert renames > 15
-    for fatal in (1, 5, 8, renames - 5, renames):
-        for when in ("before", "after"):
-            out, runs = tmp_path / f"out-{fatal}-{when}", tmp_path / f"runs-{fatal}-{when}"
-            assert run(out, runs, fatal, when).returncode == -signal.SIGKILL
-            missing = count_row_groups(raw) - count_encoded(runs)
-            assert count_encodings(lambda out=out, runs=runs: tokenize(params, raw, out, runs, 1)) == missing
-            assert contents(out) == contents(tmp_path / "expected")
-            assert not list(tmp_path.glob(f".out-{fatal}-{when}.*"))
+    before, after = (1, 5, renames - 5, renames), (8, renames)
+    for fatal, when in [*((number, "before") for number in before), *((number, "after") for number in after)]:
+        out, runs = tmp_path / f"out-{fatal}-{when}", tmp_path / f"runs-{fatal}-{when}"
+        assert run(out, runs, fatal, when).returncode == -signal.SIGKILL
+        missing = count_row_groups(raw) - count_encoded(runs)
+        assert count_encodings(lambda out=out, runs=runs: tokenize(params, raw, out, runs, 1)) == missing
+        assert contents(out) == contents(tmp_path / "expected")
+        assert not list(tmp_path.glob(f".out-{fatal}-{when}.*"))
 
 
 SLOW_CORPUS = [f"document {number} " * 400 for number in range(300)]

@@ -16,7 +16,7 @@ from dvc.cli import parse_args
 from dvc.utils.cli_parse import to_path_overrides
 from dvc.utils.hydra import apply_overrides, get_hydra_sweeps
 
-from pipeline.__main__ import COMMANDS
+from pipeline.__main__ import load_command
 from pipeline.config import load_yaml, validate
 from pipeline.recipes import apply_recipe, flags
 
@@ -107,7 +107,7 @@ def check_pipeline(name: str, arguments: list[str]) -> None:
         raise Parsed
 
     with patch.object(argparse.ArgumentParser, "parse_args", stop), pytest.raises(Parsed):
-        importlib.import_module(COMMANDS[name][0]).main(arguments)
+        load_command(name)(arguments)
     if name == "sweep":
         from pipeline.cli.sweep import trials
 

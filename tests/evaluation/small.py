@@ -16,7 +16,7 @@ from pipeline.files import sha256_of
 from pipeline.model.gpt import GPT
 from tests.model.configs import TINY
 
-ALONE = Group(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
+ALONE = Group(rank=0, world_size=1, device=torch.device("cpu"))
 BYTES = bytes_tokenizer()
 TEXT = "Shall I compare thee to a summer's day? Thou art more lovely – and more temperate: " * 4
 

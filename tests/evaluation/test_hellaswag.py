@@ -20,15 +20,16 @@ from pipeline.evaluation.hellaswag import (
     PROTOCOLS,
     TOKEN_MEAN,
     HellaswagResult,
-    ItemRequest,
+    Request,
+    Scores,
     answers_of,
     build_request,
     encode_pair,
     preprocess,
     score_items,
+    score_requests,
     subset,
 )
-from pipeline.evaluation.scoring import Request, Scores, score_requests
 from pipeline.huggingface.export import export_model
 from pipeline.model.gpt import GPT
 from pipeline.progress import Progress
@@ -184,7 +185,7 @@ def test_a_trained_model_finds_the_endings_it_has_seen() -> None:
         optimizer.step()
     result = score(model, items)
     assert [result.accuracy(metric) for metric in METRICS] == [1.0, 1.0, 1.0]
-    wrong = score(model, [Item(**{**one.__dict__, "label": (one.label + 1) % 4}) for one in items])
+    wrong = score(model, [one.model_copy(update={"label": (one.label + 1) % 4}) for one in items])
     assert [wrong.accuracy(metric) for metric in METRICS] == [0.0, 0.0, 0.0]
 
 
@@ -204,13 +205,13 @@ def test_an_ending_without_tokens_has_no_loss_and_wins_only_if_all_are_empty() -
     endings: list[list[list[int]]] = [[[], [3, 4], [], [5]], [[], [], [], []]]
     nats = score_requests(
         tiny_model(block_size=64),
-        [Request([1, 2], four) for four in endings],
+        [Request([1, 2], four, HARNESS, [3, 2, 1, 1]) for four in endings],
         batch_size=4,
         dtype=torch.float32,
         group=ALONE,
     )
     assert (nats > 0).tolist() == [[False, True, False, True], [False] * 4]
-    requests = [ItemRequest([1, 2], four, protocol, [3, 2, 1, 1]) for protocol in PROTOCOLS for four in endings]
+    requests = [Request([1, 2], four, protocol, [3, 2, 1, 1]) for protocol in PROTOCOLS for four in endings]
     for first, second in answers_of(np.concatenate([nats, nats]), requests).values():
         assert first in (1, 3)
         assert second == 0
@@ -277,8 +278,8 @@ def test_bfloat16_without_rescoring_changes_answers(monkeypatch: pytest.MonkeyPa
     assert not same_answers(score(model, items), score(model, items, dtype=torch.bfloat16))
 
 
-def four_endings(endings: list[list[int]], protocol: str, number: int = 0) -> ItemRequest:
-    return ItemRequest([number], endings, protocol, [len(ending) for ending in endings])
+def four_endings(endings: list[list[int]], protocol: str, number: int = 0) -> Request:
+    return Request([number], endings, protocol, [len(ending) for ending in endings])
 
 
 def test_a_large_error_makes_more_answers_uncertain() -> None:
@@ -291,7 +292,7 @@ def test_a_large_error_makes_more_answers_uncertain() -> None:
     exact = nats - [0.0, 1.0, 0.0, 0.0]  # every second ending is off by 1 nat, twice BFLOAT16_ERROR
     rescored: list[list[int]] = []
 
-    def in_float32(uncertain: list[ItemRequest]) -> Scores:
+    def in_float32(uncertain: list[Request]) -> Scores:
         rescored.append([request.context[0] for request in uncertain])
         return exact[rescored[-1]]
 

@@ -84,7 +84,7 @@ def test_a_model_with_another_tokenizer_is_refused_and_old_metrics_stay(workspac
     other = type(BYTES)("other", pat_str=r"\S+|\s+", mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 256})
     save_tokenizer(other, workspace / "other")
     save_model(workspace / "data/model", tiny_model(), workspace / "other")
-    with pytest.raises(UserError, match=r"data/model/tokenizer: tokenizer other \(257 ids\)"):
+    with pytest.raises(UserError, match=r"data/model: its tokenizer other \(257 ids"):
         evaluate.main()
     assert metrics() == before
 

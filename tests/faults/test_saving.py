@@ -16,6 +16,7 @@ from pipeline.model.gpt import GPT
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import CheckpointStore
 from pipeline.training.metrics import Row
+from pipeline.training.trainer import Probe
 from tests.faults.conftest import Begin
 from tests.faults.saves import METRICS, parts
 from tests.faults.small import ROOT, same
@@ -117,17 +118,16 @@ def fail(*_: Any, **__: Any) -> None:
 def test_a_save_that_failed_stops_the_run_at_once_and_not_when_the_next_is_due(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class WaitForTheSave:
-        interval = 3
-
-        def measure(self, _model: GPT, _step: int) -> Row:
-            if run.store._saving is not None:
-                run.store._saving.exception()
-            return {}
+    def wait_for_the_save(_model: GPT, _step: int) -> Row:
+        if run.store._saving is not None:
+            run.store._saving.exception()
+        return {}
 
     monkeypatch.setattr("torch.save", fail)
     recorder = MemoryLogger()
-    run = trainer(data / "shards", tmp_path, recorder, runtime={"checkpoint_interval": 5}, probes=(WaitForTheSave(),))
+    run = trainer(
+        data / "shards", tmp_path, recorder, runtime={"checkpoint_interval": 5}, probes=(Probe(3, wait_for_the_save),)
+    )
     with pytest.raises(UserError, match="Input/output error"):
         run.run()
     assert recorder.rows[-1]["step"] == 6

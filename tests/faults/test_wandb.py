@@ -11,7 +11,7 @@ from tests.faults.conftest import Begin
 from tests.faults.small import SmallRun, same
 
 ONLINE = {"mode": "online"}
-PATIENCE_S = 5.0  # in place of the minute that a run waits for W&B at its end
+PATIENCE_S = 2.0  # in place of the minute that a run waits for W&B at its end
 
 
 def key_and(url: str) -> dict[str, str]:

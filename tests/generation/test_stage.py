@@ -1,6 +1,5 @@
 """The sample stage and `python -m pipeline generate`."""
 
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from pipeline.corpus.tokenizer import bytes_tokenizer, save_tokenizer
 from pipeline.generation import sampling
 from pipeline.huggingface.export import export_model
 from pipeline.inference import for_inference
+from pipeline.log import UserError
 from pipeline.model.gpt import GPT
 from pipeline.model_directory import load_model, save_model
 from stages import sample
@@ -174,32 +174,35 @@ def test_a_wrong_number_of_samples_is_refused(samples: str, capsys: pytest.Captu
     assert "--samples" in capsys.readouterr().err
 
 
-def endless(workspace: Path) -> "subprocess.Popen[str]":
-    """The command, generating more than a test will read."""
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("temperature", "-1.0"),
+        ("temperature", "inf"),
+        ("temperature", "nan"),
+        ("seed", "-1"),
+        ("top_k", "-1"),
+        ("top_p", "0.0"),
+        ("max_new_tokens", "0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(key: str, value: str) -> None:
+    with pytest.raises(UserError, match=rf"{key} \({value}\)"):
+        generate.main([f"--{key.replace('_', '-')}={value}"])
+
+
+def test_a_closed_pipe_ends_generation_quietly(workspace: Path) -> None:
     command = [sys.executable, "-m", "pipeline", "generate", "xxxxx", "--samples=5000"]
-    return subprocess.Popen(
+    with subprocess.Popen(
         [*command, f"--model={workspace / 'data/model'}"],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
-
-
-def test_a_closed_pipe_ends_generation_quietly(workspace: Path) -> None:
-    with endless(workspace) as process:
+    ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         assert process.stdout.read(5) == "xxxxx"
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 141
-
-
-def test_ctrl_c_ends_generation_quietly(workspace: Path) -> None:
-    with endless(workspace) as process:
-        assert process.stdout is not None
-        assert process.stdout.read(5) == "xxxxx"
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
-    assert (process.returncode, errors) == (130, "\n")

@@ -10,8 +10,7 @@ import tiktoken
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.cli import export_model as export_command
-from pipeline.cli import import_model as import_command
+from pipeline.cli import convert
 from pipeline.corpus.tokenizer import END_OF_TEXT, bytes_tokenizer, fingerprint, load_tokenizer, save_tokenizer
 from pipeline.corpus.vocabularies import gpt2_tokenizer
 from pipeline.huggingface.export import export_model
@@ -261,8 +260,8 @@ def gpt2_is_bytes(monkeypatch: pytest.MonkeyPatch) -> tiktoken.Encoding:
             raise UserError(f"{directory / 'vocab.json'}: not GPT-2's")
         return tokenizer
 
-    monkeypatch.setattr(import_command, "gpt2_tokenizer", gpt2_tokenizer)
-    monkeypatch.setattr(import_command, "GPT2_VOCAB_SIZE", tokenizer.n_vocab)
+    monkeypatch.setattr(convert, "gpt2_tokenizer", gpt2_tokenizer)
+    monkeypatch.setattr(convert, "GPT2_VOCAB_SIZE", tokenizer.n_vocab)
     return tokenizer
 
 
@@ -271,7 +270,7 @@ def imported(ids: int, directory: Path, own_tokenizer: bool = False) -> GPT:
     export_model(GPT(TINY.changed(vocab_size=ids, text_vocab_size=ids)), None, directory / "theirs")
     if own_tokenizer:
         (directory / "theirs/vocab.json").write_text(json.dumps({"a": 0}))
-    import_command.main([str(directory / "theirs"), str(directory / "ours")])
+    convert.import_main([str(directory / "theirs"), str(directory / "ours")])
     return load_model(directory / "ours")
 
 
@@ -298,7 +297,7 @@ def test_other_vocabularies_are_imported_without_a_tokenizer(ids: int, own_token
 @pytest.mark.parametrize("name", ["spiece.model", "vocab.txt"])
 def test_a_tokenizer_of_another_kind_is_unknown(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("")
-    assert import_command.find_tokenizer(tmp_path, 50_304) is None
+    assert convert.find_tokenizer(tmp_path, 50_304) is None
 
 
 @pytest.mark.parametrize("target", ["..", "ours"])
@@ -312,19 +311,19 @@ def test_import_and_export_never_overwrite_a_directory(
     thesis.write_text("years of work")
     path = Path("..") if target == ".." else tmp_path / target
     with pytest.raises(FileExistsError):
-        import_command.import_model(str(tmp_path / "theirs"), path)
+        convert.import_model(str(tmp_path / "theirs"), path)
     with pytest.raises(FileExistsError):
         export_model(GPT(TINY), None, path)
     assert thesis.read_text() == "years of work"
     assert (tmp_path / "theirs/config.json").exists()
 
 
-def test_the_export_and_import_commands_round_trip(tmp_path: Path) -> None:
+def test_the_export_and_converts_round_trip(tmp_path: Path) -> None:
     save_tokenizer(bytes_tokenizer(), tmp_path / "tokenizer")
     model = GPT(TINY.changed(vocab_size=257, text_vocab_size=257))
     save_model(tmp_path / "model", model, tmp_path / "tokenizer")
-    export_command.main([str(tmp_path / "model"), str(tmp_path / "hf")])
-    import_command.main([str(tmp_path / "hf"), str(tmp_path / "back")])
+    convert.export_main([str(tmp_path / "model"), str(tmp_path / "hf")])
+    convert.import_main([str(tmp_path / "hf"), str(tmp_path / "back")])
     back = load_model(tmp_path / "back")
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), back.parameters(), strict=True))
     assert fingerprint(load_tokenizer(tmp_path / "back/tokenizer")) == fingerprint(bytes_tokenizer())
@@ -336,5 +335,5 @@ def test_a_hub_entry_of_models_is_imported(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "models/gpt2").write_text(f"owner/gpt2@{'0' * 40}\n")
     monkeypatch.setattr("pipeline.model_directory.download", lambda hub_id: tmp_path / "download")
     monkeypatch.chdir(tmp_path)
-    import_command.main(["gpt2", "models/mine"])
+    convert.import_main(["gpt2", "models/mine"])
     assert load_model(tmp_path / "models/mine").config.n_layer == TINY.n_layer

@@ -38,21 +38,6 @@ def test_chunks_through_the_cache_equal_one_pass(name: str) -> None:
 
 @pytest.mark.parametrize("name", OPTIONS)
 @torch.no_grad()
-def test_greedy_decoding_with_the_cache_equals_recomputation(name: str) -> None:
-    model, idx = make(option(name)), ids(2, 4)
-    cache = model.new_cache(2, 16)
-    hidden = model.hidden(idx, cache)
-    plain = idx
-    for _ in range(12):
-        expected = model(plain)[0][:, -1].argmax(-1, keepdim=True)
-        found = model.logits(hidden[:, -1]).argmax(-1, keepdim=True)
-        assert torch.equal(found, expected)
-        plain = torch.cat((plain, expected), dim=1)
-        hidden = model.hidden(found, cache) if plain.size(1) < 16 else hidden
-
-
-@pytest.mark.parametrize("name", OPTIONS)
-@torch.no_grad()
 def test_padding_is_not_attended_to(name: str) -> None:
     model, idx = make(option(name)), ids(3, 10)
     padding = torch.tensor([0, 3, 7])
@@ -143,5 +128,3 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
         model.hidden(ids(1, 9), model.new_cache(1, 8))
     with pytest.raises(ValueError, match=r"2.*1"):
         model.hidden(ids(2, 3), model.new_cache(1, 8))
-    with pytest.raises(ValueError, match=r"17.*16"):
-        model.hidden(ids(1, 17), model.new_cache(1, 32))

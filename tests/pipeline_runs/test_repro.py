@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.dag.imports import STAGES
 from tests.pipeline_runs.project import Project, stages_run
 
 pytestmark = pytest.mark.slow
@@ -65,15 +64,6 @@ def test_a_second_repro_runs_nothing(finished: Project) -> None:
     assert stages_run(output) == []
     assert "up to date" in output
     assert finished.git("status", "--porcelain") == ""
-
-
-def test_experiments_run_only_the_stages_that_their_params_change(project: Project) -> None:
-    assert stages_run(project.dvc("exp", "run", "-S", "sample.temperature=0.5")) == ["sample", "report"]
-    assert stages_run(project.dvc("exp", "run", "-S", "model.n_layer=1")) == list(STAGES[2:])
-    assert "n_layer" in project.dvc("params", "diff")
-    assert "model.n_layer" in (project.path / "reports/report.md").read_text()
-    project.set(**{"runtime.micro_batch_size": 2, "tracking.mode": "disabled"})
-    assert stages_run(project.dvc("repro")) == []
 
 
 def changed_stages(project: Project) -> set[str]:
@@ -138,18 +128,6 @@ def test_training_without_probes_gives_the_same_weights(finished: Project, fresh
     fresh.set(**{"tracking.mode": "disabled"})
     fresh.dvc("repro", "train")
     assert fresh.hash_of("data/model") == finished.hash_of("data/model")
-
-
-def test_two_processes_train_through_torchrun(fresh: Project) -> None:
-    fresh.set(**{"model.dropout": 0.0})
-    losses = []
-    for processes in (2, 1):
-        fresh.environment["NPROC_PER_NODE"] = str(processes)
-        fresh.dvc("repro", "-f", "-s", "train")
-        fresh.dvc("repro", "-f", "-s", "evaluate")
-        assert fresh.json("reports/train/summary.json")["hardware"]["world_size"] == processes
-        losses.append(fresh.json("reports/evaluate/metrics.json")["val"]["loss"])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_bad_params_end_in_one_error_before_work_and_cost_no_finished_model(project: Project) -> None:

@@ -95,13 +95,6 @@ def test_svgs_are_well_formed_deterministic_and_in_both_themes(rich_chart: Chart
         assert {"a & b", "<c>", "$d$", "level", "place", "reference", "p", "q"} <= texts
 
 
-def test_a_folder_with_other_files_is_left_alone(rich_chart: Chart, tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"notes\.txt"):
-        pages.write_svgs(tmp_path, [rich_chart])
-    assert (tmp_path / "notes.txt").read_text() == "mine"
-
-
 def test_a_page_escapes_what_it_shows(rich_chart: Chart) -> None:
     page = pages.html_page("<script>alert(1)</script>", pages.html_figure(rich_chart), [rich_chart])
     assert "<title>&lt;script&gt;alert(1)&lt;/script&gt;</title>" in page

@@ -38,15 +38,17 @@ def test_what_a_field_accepts() -> None:
     class Example(BaseModel):
         count: int | None = Field(ge=1)
         kind: Literal["a", "b"]
+        single: Literal["a"]
         pair: Annotated[tuple[float, float], Strict(False)]
         names: tuple[str | None, ...] = Field(min_length=1)
         tags: list[str]
         share: float = Field(gt=0, lt=1)
         on: bool
 
-    assert {key: accepted(field) for key, field in Example.model_fields.items()} == {
+    assert {key: accepted(schema) for key, schema in Example.model_json_schema()["properties"].items()} == {
         "count": "integer, at least 1; or `null`",
         "kind": "`a`, `b`",
+        "single": "`a`",
         "pair": "[number, number]",
         "names": "list of text or `null`, not empty",
         "tags": "list of text",

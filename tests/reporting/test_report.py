@@ -1,4 +1,4 @@
-"""The report of a run: its charts, the values of its template, and the pages, also where files are missing."""
+"""The report of a run: its charts, the values of its template, and the pages, also of a run by hand."""
 
 import copy
 import itertools
@@ -14,13 +14,21 @@ import numpy as np
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from pipeline.artifacts import CodeRevision, PromptSamples, Resume, Samples, Surprisal, TokenizerInfo, TrackedRun
+from pipeline.artifacts import (
+    CodeRevision,
+    EvaluationMetrics,
+    PromptSamples,
+    Resume,
+    Samples,
+    Surprisal,
+    TokenizerInfo,
+    TrackedRun,
+)
 from pipeline.charts.specs import Chart
 from pipeline.log import UserError
 from pipeline.reporting.figures import accuracy_chart, accuracy_curve, loss_chart, run_charts
-from pipeline.reporting.provenance import commands, commit_link, differences, uncommitted
-from pipeline.reporting.report import context, describe_hardware, tracked, versus_chance, write_report
-from pipeline.reporting.run import Run, read_run
+from pipeline.reporting.report import context, tracked, versus_chance, write_report
+from pipeline.reporting.run import Run, commands, commit_link, differences, read_run, uncommitted
 
 from . import fixtures
 from .test_charts import layers
@@ -125,21 +133,22 @@ def test_accuracy_has_its_error_and_on_hellaswag_gpt2(tmp_path: Path) -> None:
     assert references["acc_norm_token", "GPT-2 124M"] == 29.55
 
 
-@pytest.mark.parametrize(("asked", "evaluated"), [(100, 400), (5_000, 400), (1_000, 10_042), (None, 400)])
-def test_accuracy_during_training_has_the_error_of_its_items(tmp_path: Path, asked: int | None, evaluated: int) -> None:
+@pytest.mark.parametrize(("asked", "evaluated"), [(100, 400), (5_000, 400), (1_000, 10_042)])
+def test_accuracy_during_training_has_the_error_of_its_items(tmp_path: Path, asked: int, evaluated: int) -> None:
     frame = fixtures.curves()
     frame.loc[[0, 600, 1199], "next_lines/acc_norm"] = [0.21, 0.32, 0.39]
     summary = fixtures.run_summary(params=with_settings(hellaswag_items=asked))
     root = fixtures.write_run(tmp_path, frame, summary, fixtures.evaluation_metrics(items=evaluated))
     bars = [row for row in rows(accuracy_curve(read_run(root)), "rule") if "low" in row]
-    items = min(asked, evaluated) if asked else None
-    expected = [100 * math.sqrt(share * (1 - share) / (items - 1)) for share in (0.21, 0.32, 0.39)] if items else []
+    items = min(asked, evaluated)
+    expected = [100 * math.sqrt(share * (1 - share) / (items - 1)) for share in (0.21, 0.32, 0.39)]
     assert [row["y"] - row["low"] for row in bars] == pytest.approx(expected, rel=1e-4)
 
 
 def test_charts_without_data_are_left_out(tmp_path: Path) -> None:
-    root = fixtures.write_run(tmp_path, fixtures.curves(steps=300)[["step", "tokens", "train/loss"]])
-    (root / "reports/evaluate/metrics.json").unlink()
+    metrics = EvaluationMetrics(val=fixtures.evaluation_metrics().val)
+    frame = fixtures.curves(steps=300)[["step", "tokens", "train/loss"]]
+    root = fixtures.write_run(tmp_path, frame, metrics=metrics)
     assert [chart.name for chart in run_charts(read_run(root), 0.9)] == ["loss"]
     frame = fixtures.curves(steps=300)[["step", "tokens"]]
     assert run_charts(read_run(fixtures.write_run(tmp_path / "empty", frame)), 0.9)[0].name == "accuracy"
@@ -151,12 +160,11 @@ def test_charts_without_data_are_left_out(tmp_path: Path) -> None:
 def test_the_values_of_the_page(run: Run) -> None:
     values = context(run, "A model", 0.9)
     assert values["versus_chance"] == "3.9 standard errors above chance (25 %)"
-    assert [(protocol.name, share, error) for protocol, share, error in values["protocols"]] == [
+    assert [(metric.name, share, error) for metric, share, error in values["choice_metrics"]] == [
         ("acc", 0.2861, 0.0226),
         ("acc_norm", 0.3425, 0.0238),
         ("acc_norm_token", 0.3350, 0.0236),
     ]
-    assert values["choice_name"] == "Next lines"
     assert values["mean_surprisal"] == pytest.approx((6.0 + 3.5 + 2.25 + 11.2) / 4)
     assert values["hardest"][:2] == [("telephone", 11.2), ("KING", 6.0)]
     assert values["cut_off"] == pytest.approx(8.8, abs=0.3)
@@ -173,10 +181,10 @@ def test_an_accuracy_is_compared_with_chance(share: float, error: float, words: 
 
 
 def test_hardware_in_words() -> None:
-    assert describe_hardware(fixtures.hardware()) == "2 cores (Intel Xeon Platinum 8481C)"
-    assert describe_hardware(fixtures.hardware(cores=1, device_name="cpu")) == "1 core of a CPU"
+    assert fixtures.hardware().describe() == "2 cores (Intel Xeon Platinum 8481C)"
+    assert fixtures.hardware(cores=1, device_name="cpu").describe() == "1 core of a CPU"
     gpus = fixtures.hardware(device="cuda", device_name="NVIDIA H100", world_size=8)
-    assert describe_hardware(gpus) == "8 × NVIDIA H100"
+    assert gpus.describe() == "8 × NVIDIA H100"
 
 
 def test_the_tracked_run_is_linked() -> None:
@@ -289,23 +297,17 @@ def test_items_cut_from_the_documents_are_not_compared_with_hellaswag(tmp_path: 
     assert "GPT-2" not in report(fixtures.write_run(tmp_path))
 
 
-@pytest.mark.parametrize("missing", ["reports/evaluate/metrics.json", "reports/sample/samples.json", "dvc.lock"])
-def test_a_report_without_the_file_of_another_stage(tmp_path: Path, missing: str) -> None:
-    root = fixtures.write_run(tmp_path)
-    (root / missing).unlink()
-    page = report(root)
-    assert "None" not in page.replace("None: settings", "")
-    assert page.count("\n## ") == (7 if missing.endswith("samples.json") else 8)
-
-
-def test_a_report_of_the_shortest_run(tmp_path: Path) -> None:
+def test_a_report_of_the_shortest_run_by_hand_without_items_and_surprisal(tmp_path: Path) -> None:
     frame = fixtures.curves(steps=2)
     frame.loc[0, "train/loss"] = np.nan  # before the step, only the validation loss is measured
-    root = fixtures.write_run(tmp_path, frame, fixtures.run_summary(params={}, data={}))
-    (root / "reports/evaluate/metrics.json").unlink()
-    (root / "reports/sample/samples.json").unlink()
+    metrics = EvaluationMetrics(val=fixtures.evaluation_metrics().val)
+    drawn = fixtures.samples(surprisal=Surprisal(text="", tokens=[]))
+    root = fixtures.write_run(tmp_path, frame, metrics=metrics, drawn=drawn)
     (root / "dvc.lock").unlink()
-    assert report(root).startswith("# A model\n")
+    page = report(root)
+    assert page.startswith("# A model\n")
+    assert "None" not in page
+    assert page.count("\n## ") == 7
     assert [len(rows(loss_chart(read_run(root), 0.9), mark)) > 0 for mark in ("line", "point")] == [True, True]
 
 
@@ -363,8 +365,8 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (root / "reports/evaluate/metrics.json").write_text('{"val": {"loss": "low"}}')
     with pytest.raises(UserError, match=r"metrics\.json.*val\.loss"):
         report(root)
-    (root / "reports/train/summary.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"summary\.json.*dvc repro train"):
+    (root / "reports/evaluate/metrics.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"metrics\.json.*dvc repro evaluate"):
         report(root)
 
 

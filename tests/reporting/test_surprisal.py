@@ -11,7 +11,7 @@ from markdown_it import MarkdownIt
 
 from pipeline import markdown as md
 from pipeline.charts.pages import DARK, LIGHT
-from pipeline.reporting import surprisal
+from pipeline.reporting.report import MAX_TOKENS, SURPRISAL_STYLE, hardest, surprisal_html
 
 texts = st.text() | st.text(st.sampled_from(" \n\t<&日\u0301"))
 tokens = st.lists(st.tuples(texts, st.floats(min_value=0, max_value=1e6)), max_size=80)
@@ -34,18 +34,18 @@ class Page(HTMLParser):
 
 @given(tokens)
 def test_any_text_is_whole_and_one_block_of_markdown(tokens: list[tuple[str, float]]) -> None:
-    html = surprisal.html(tokens)
+    html = surprisal_html(tokens)
     assert Page(html.split('<div class="text">')[1]).text == "".join(md.printable(token) for token, _ in tokens)
     assert MarkdownIt("commonmark", {"html": True}).render(f"before\n\n{html}\n\nafter").count(html) == 1
 
 
 def test_a_long_text_is_cut() -> None:
-    assert surprisal.html([("ab ", 1.0)] * 5000).count("ab </span>") == surprisal.SHOWN
+    assert surprisal_html([("ab ", 1.0)] * 5000).count("ab </span>") == MAX_TOKENS
 
 
 def test_the_hardest_tokens_come_first() -> None:
     tokens = [(" the", 0.5), ("\n", 8.25), (" ", 7.0), ("plain", 3.25)]
-    assert surprisal.hardest(tokens, 3) == [("↵", 8.25), ("␣", 7.0), ("plain", 3.25)]
+    assert hardest(tokens, 3) == [("↵", 8.25), ("␣", 7.0), ("plain", 3.25)]
 
 
 @pytest.mark.parametrize(
@@ -60,18 +60,18 @@ def test_the_hardest_tokens_come_first() -> None:
     ],
 )
 def test_the_title_of_a_token_has_its_nats_and_probability(token: str, nats: float, title: str) -> None:
-    assert Page(surprisal.html([(token, nats)])).titles[1:] == [title]
+    assert Page(surprisal_html([(token, nats)])).titles[1:] == [title]
 
 
 def test_the_colour_grows_with_the_nats_up_to_the_scales_end() -> None:
-    html = surprisal.html([("a", -0.0), ("b", 2.5), ("c", 10.0), ("d", 400.0)])
+    html = surprisal_html([("a", -0.0), ("b", 2.5), ("c", 10.0), ("d", 400.0)])
     assert re.findall(r"--share:(\d+)%", html) == ["0", "25", "100", "100"]
 
 
 @pytest.mark.parametrize(("theme", "number"), [(LIGHT, 0), (DARK, 1)])
 def test_text_on_the_strongest_colour_is_legible(theme: dict[str, Any], number: int) -> None:
     """WCAG asks for a contrast of 4.5; https://www.w3.org/TR/WCAG21/#contrast-minimum"""
-    hot = re.findall(r"--hot: (#\w+)", surprisal.STYLE)[number]
+    hot = re.findall(r"--hot: (#\w+)", SURPRISAL_STYLE)[number]
     lighter, darker = sorted((luminance(hot), luminance(theme["style"]["label"]["color"])), reverse=True)
     assert (lighter + 0.05) / (darker + 0.05) > 4.5
 

@@ -81,7 +81,7 @@ CONFIG = {
     "vocab_size": 320,
     "text_vocab_size": 257,
 }
-ONE_RANK = Group(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
+ONE_RANK = Group(rank=0, world_size=1, device=torch.device("cpu"))
 
 
 def write_shards(directory: Path, tokens: int = 2000, shard_tokens: int = 700) -> Path:

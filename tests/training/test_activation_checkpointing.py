@@ -6,28 +6,30 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.distributed import Group
 from pipeline.model.gpt import Block
-from tests.ranks import on_ranks
-from tests.training.conftest import ONE_RANK, MemoryLogger, same, trainer, weights_of
+from tests.training.conftest import MemoryLogger, same, trainer, weights_of
 
 ON: dict[str, Any] = {"activation_checkpointing": True}
 STEPS = {"max_steps": 4, "warmup_steps": 1}
 
 
 def trained(
-    shards: Path, state: Path, config: dict[str, Any], group: Group = ONE_RANK, **runtime: Any
+    shards: Path, state: Path, config: dict[str, Any], **runtime: Any
 ) -> tuple[dict[str, torch.Tensor], MemoryLogger]:
     log = MemoryLogger()
-    run = trainer(shards, state, log, group, train=STEPS, runtime=runtime, config=config)
+    run = trainer(shards, state, log, train=STEPS, runtime=runtime, config=config)
     run.run()
     return weights_of(run), log
 
 
 @pytest.mark.parametrize(
-    "config", [{}, {"position": "rope", "norm": "rmsnorm", "mlp": "swiglu"}, {"position": "alibi", "dropout": 0.3}]
+    ("config", "dtype"),
+    [
+        ({}, "float32"),
+        ({"position": "rope", "norm": "rmsnorm", "mlp": "swiglu"}, "bfloat16"),
+        ({"position": "alibi", "dropout": 0.3}, "float32"),
+    ],
 )
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_weights_are_the_same_bit_for_bit(shards: Path, tmp_path: Path, config: dict[str, Any], dtype: str) -> None:
     """With dropout: recomputing drops the same activations."""
     kept, log = trained(shards, tmp_path / "kept", config, dtype=dtype)
@@ -42,16 +44,6 @@ def test_a_compiled_run_has_the_same_weights(shards: Path, tmp_path: Path) -> No
     again, _ = trained(shards, tmp_path / "again", {}, compile="on", **ON)
     for name, weight in kept.items():
         torch.testing.assert_close(again[name], weight, rtol=1e-5, atol=1e-6)
-
-
-def compare_on_this_rank(group: Group, shards: Path, states: Path) -> None:
-    kept, _ = trained(shards, states / "kept", {}, group)
-    again, _ = trained(shards, states / "again", {}, group, **ON)
-    assert same(kept, again)
-
-
-def test_two_ranks_have_the_same_weights_bit_for_bit(shards: Path, tmp_path: Path) -> None:
-    on_ranks(2, compare_on_this_rank, shards, tmp_path)
 
 
 def test_each_block_is_recomputed_once_per_backward_pass(

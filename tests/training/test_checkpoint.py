@@ -90,7 +90,7 @@ def test_no_flipped_bit_in_a_manifest_goes_unnoticed(tmp_path: Path) -> None:
     for position in range(len(content)):
         manifest.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
         try:
-            read = checkpoint._verified(manifest.parent).manifest
+            read = checkpoint._verified_manifest(manifest.parent)
         except (OSError, ValueError):
             continue
         assert read == expected
@@ -114,7 +114,15 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000003", "step_00000004"]
 
 
-def test_milestones_outlive_rotation_and_the_run_itself(tmp_path: Path) -> None:
+@pytest.mark.parametrize("hard_links", [True, False])
+def test_milestones_outlive_rotation_and_the_run_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hard_links: bool
+) -> None:
+    def no_links(*_: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    if not hard_links:
+        monkeypatch.setattr("os.link", no_links)
     run, milestones = tmp_path / "run", tmp_path / "milestones"
     store = CheckpointStore(run, 1, CODE, milestones, milestone_interval=4)
     for step in (2, 4, 6, 8, 10):

@@ -17,6 +17,8 @@ from pipeline.training.parallel import data_parallel
 from tests.ranks import on_ranks
 from tests.training.conftest import same, trainer, weights_of
 
+THREE_STEPS = {"max_steps": 3}
+
 
 class Breaks(nn.Module):
     """A compiled model whose compiler fails at the head."""
@@ -41,12 +43,14 @@ class RunsOutOfMemory(Breaks):
 
 
 def fail_to_compile(group: Group, shards: Path, states: Path, sharding: str) -> None:
-    eager = trainer(shards, states / "eager", None, group, runtime={"sharding": sharding})
+    eager = trainer(shards, states / "eager", None, group, train=THREE_STEPS, runtime={"sharding": sharding})
     eager.run()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "compile", Breaks)
-        fallen_back = trainer(shards, states / "back", None, group, runtime={"sharding": sharding, "compile": "on"})
-        assert not fallen_back.run().compiled
+        runtime = {"sharding": sharding, "compile": "on"}
+        fallen_back = trainer(shards, states / "back", None, group, train=THREE_STEPS, runtime=runtime)
+        fallen_back.run()
+    assert not fallen_back.compiled
     assert same(weights_of(eager), weights_of(fallen_back))
 
 
@@ -75,7 +79,7 @@ def free_ddp(group: Group, shards: Path, state: Path) -> None:
         patch.setattr(trainer_module, "data_parallel", record)
         patch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
         for choice in ("off", "on"):
-            trainer(shards, state / choice, None, group, runtime={"compile": choice}).run()
+            trainer(shards, state / choice, None, group, train=THREE_STEPS, runtime={"compile": choice}).run()
     assert [reference() for reference in wrapped] == [None, None]
 
 
@@ -95,8 +99,9 @@ def compile_and_count(group: Group, shards: Path, state: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "compile", partial(torch.compile, backend=count))
         large = {"n_embd": 192, "n_layer": 2, "dropout": 0.0}  # more than DDP's first bucket of 1 MB
-        run = trainer(shards, state, None, group, config=large, train={"max_steps": 3}, runtime={"compile": "on"})
-        assert run.run().compiled
+        run = trainer(shards, state, None, group, config=large, train=THREE_STEPS, runtime={"compile": "on"})
+        run.run()
+    assert run.compiled
     assert (len(graphs) > 1) == (group.world_size > 1)
 
 

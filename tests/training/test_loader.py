@@ -12,11 +12,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.corpus.shards import TokenStream, open_split
+from pipeline.distributed import Group
 from pipeline.log import UserError
+from pipeline.runtime import RuntimeParams
 from pipeline.training.data_loader import Loader, blocks_of_step, largest_divisor, permute
-from tests.training.conftest import write_shards
+from pipeline.training.params import TrainParams
+from tests.training.conftest import RUNTIME, TRAIN, write_shards
 
-CPU = torch.device("cpu")
+
+def loader_of(
+    stream: TokenStream,
+    sequences: int,
+    micro: int,
+    shuffle: bool = True,
+    rank: int = 0,
+    world: int = 1,
+    block: int = 16,
+    device: str = "cpu",
+) -> Loader:
+    """The loader of one rank, with steps of `sequences` blocks."""
+    train = TrainParams.model_validate({**TRAIN, "total_batch_size": sequences * block, "shuffle": shuffle})
+    runtime = RuntimeParams.model_validate({**RUNTIME, "micro_batch_size": micro})
+    return Loader(stream, block, train, runtime, Group(rank, world, torch.device(device)))
 
 
 def rows_of(
@@ -25,7 +42,7 @@ def rows_of(
     """All rows of a step, over all ranks, as tuples of block + 1 tokens."""
     rows = []
     for rank in range(world):
-        loader = Loader(stream, block, sequences * block, micro, shuffle, 3, rank, world, CPU)
+        loader = loader_of(stream, sequences, micro, shuffle, rank, world, block)
         for inputs, targets in loader.micro_batches(step):
             assert torch.equal(inputs[:, 1:], targets[:, :-1])
             rows += [(*map(int, x), int(y[-1])) for x, y in zip(inputs, targets, strict=True)]
@@ -105,7 +122,7 @@ def test_blocks_are_cut_from_the_stream_across_shards(stream: TokenStream) -> No
 def test_without_shuffling_ranks_read_neighbouring_chunks(stream: TokenStream, world: int, micro: int) -> None:
     """Rank r takes [r B T, (r + 1) B T) of each global micro-batch; then the stream advances by B T world."""
     block = 16
-    loaders = [Loader(stream, block, 8 * block, micro, False, 0, rank, world, CPU) for rank in range(world)]
+    loaders = [loader_of(stream, 8, micro, False, rank, world) for rank in range(world)]
     position = 0
     for step in range(3):
         batches = [list(loader.micro_batches(step)) for loader in loaders]
@@ -151,9 +168,7 @@ def test_an_epoch_predicts_every_token_of_its_blocks_once(
     length: int, block: int, sequences: int, world: int, micro: int, shuffle: bool
 ) -> None:
     stream: Any = Positions(max(length, block + 1))
-    loaders = [
-        Loader(stream, block, sequences * world * block, micro, shuffle, 7, rank, world, CPU) for rank in range(world)
-    ]
+    loaders = [loader_of(stream, sequences * world, micro, shuffle, rank, world, block) for rank in range(world)]
     n_blocks = loaders[0].n_blocks
     predicted: list[list[int]] = []
     for step in range(-(-n_blocks // (sequences * world))):
@@ -171,7 +186,7 @@ def test_an_epoch_predicts_every_token_of_its_blocks_once(
 
 def test_the_next_step_is_read_while_this_one_is_computed() -> None:
     stream: Any = Positions(16 * 8 + 1)  # a step is an epoch, so the next step reads the same blocks
-    loader = Loader(stream, 16, 8 * 16, 4, True, 1, 0, 1, CPU)
+    loader = loader_of(stream, 8, 4)
     next(iter(loader.micro_batches(0)))
     assert stream.read_again.wait(30)
     loader.close()
@@ -181,14 +196,14 @@ def test_batches_for_a_gpu_are_in_pinned_memory(stream: TokenStream, monkeypatch
     pinned: list[tuple[int, ...]] = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(tuple(self.shape)) or self)
     for device, expected in (("cpu", []), ("cuda", [(2, 4, 17)])):
-        loader = Loader(stream, 16, 8 * 16, 4, True, 1, 0, 1, torch.device(device))
+        loader = loader_of(stream, 8, 4, device=device)
         loader._read(0)
         loader.close()
         assert pinned == expected
 
 
 def test_a_step_does_not_depend_on_the_steps_before_it(stream: TokenStream) -> None:
-    used, fresh = (Loader(stream, 16, 128, 4, True, 1, 0, 1, CPU) for _ in range(2))
+    used, fresh = (loader_of(stream, 8, 4) for _ in range(2))
     for step in range(5):
         list(used.micro_batches(step))
     for batch, expected in zip(used.micro_batches(5), fresh.micro_batches(5), strict=True):
@@ -199,14 +214,14 @@ def test_a_step_does_not_depend_on_the_steps_before_it(stream: TokenStream) -> N
 
 def test_a_batch_that_the_ranks_cannot_share_is_refused(stream: TokenStream) -> None:
     with pytest.raises(UserError, match=r"train\.total_batch_size \(48\).*block_size \(16\) x world size \(2\)"):
-        Loader(stream, 16, 48, 1, True, 1, 0, 2, CPU)
+        loader_of(stream, 3, 1, world=2)
 
 
 def test_a_corpus_smaller_than_a_block_is_refused(tmp_path: Path) -> None:
     small = open_split(write_shards(tmp_path, tokens=16), "train")
     with pytest.raises(UserError, match=r"\(16 tokens\).*model\.block_size \(16\)"):
-        Loader(small, 16, 16, 1, True, 1, 0, 1, CPU)
-    assert Loader(open_split(write_shards(tmp_path, tokens=17), "train"), 16, 16, 1, True, 1, 0, 1, CPU).n_blocks == 1
+        loader_of(small, 1, 1)
+    assert loader_of(open_split(write_shards(tmp_path, tokens=17), "train"), 1, 1).n_blocks == 1
 
 
 def test_the_micro_batch_is_the_largest_divisor_that_is_allowed() -> None:

@@ -16,6 +16,7 @@ from pipeline.model.gpt import GPT, Block
 from pipeline.training.checkpoint import CheckpointStore
 from pipeline.training.metrics import Row
 from pipeline.training.signals import Interrupted
+from pipeline.training.trainer import Probe
 from tests.ranks import on_ranks
 from tests.training.conftest import MemoryLogger, before_each_step, same, state_of, trainer, weights_of
 
@@ -39,9 +40,11 @@ def on_one_rank(shards: Path, state: Path, **options: Any) -> tuple[dict[str, to
     return weights_of(run), log.curve()
 
 
-@pytest.mark.parametrize(("world", "micro"), [(2, 4), (2, 1), (4, 2)])
+@pytest.mark.parametrize(("world", "micro"), [(2, 1), (4, 2)])
 def test_several_ranks_train_as_one_does(shards: Path, tmp_path: Path, world: int, micro: int) -> None:
-    on_ranks(world, train_and_save, shards, tmp_path, tmp_path / "many", {"runtime": {"micro_batch_size": micro}})
+    """Also where they recompute activations."""
+    runtime = {"micro_batch_size": micro, "activation_checkpointing": world == 2}
+    on_ranks(world, train_and_save, shards, tmp_path, tmp_path / "many", {"runtime": runtime})
     weights, curve = on_one_rank(shards, tmp_path / "one")
     ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(world)]
     assert all(same(ranks[0], other) for other in ranks[1:])
@@ -54,13 +57,10 @@ def test_several_ranks_train_as_one_does(shards: Path, tmp_path: Path, world: in
 def stop_on_a_signal_to_rank_1(group: Group, shards: Path, state: Path) -> None:
     """The checkpoint takes so long to write that a rank which did not wait for it would leave early."""
 
-    class Send:
-        interval = 1
-
-        def measure(self, _model: GPT, step: int) -> Row:
-            if step == 3 and group.rank == 1:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return {}
+    def send(_model: GPT, step: int) -> Row:
+        if step == 3 and group.rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {}
 
     write = CheckpointStore._write
 
@@ -71,7 +71,7 @@ def stop_on_a_signal_to_rank_1(group: Group, shards: Path, state: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CheckpointStore, "_write", slowly)
         with pytest.raises(Interrupted):
-            trainer(shards, state, None, group, config=NO_DROPOUT, probes=(Send(),)).run()
+            trainer(shards, state, None, group, config=NO_DROPOUT, probes=(Probe(1, send),)).run()
     assert [path.name for path in state.iterdir()] == ["step_00000004"]
 
 
@@ -94,7 +94,7 @@ def diverge_on_rank_1(
     """At step 3 the loss, or a gradient, is not finite on rank 1 alone."""
     log, states = MemoryLogger(), {}
     runtime = {"micro_batch_size": 1, "sharding": sharding}
-    run = trainer(shards, state, log, group, runtime=runtime, train={"optimizer": optimizer})
+    run = trainer(shards, state, log, group, runtime=runtime, train={"optimizer": optimizer, "max_steps": 6})
     run.optimizer.skips_on_host = on_host
     forward, block = run.model.forward, Block.forward
 
@@ -119,7 +119,7 @@ def diverge_on_rank_1(
 
         with before_each_step(before):
             run.run()
-    for step in range(2, 12):
+    for step in range(2, 6):
         assert all(map(torch.equal, states[step], states[step + 1])) == (step == 3)
     assert [row["step"] for row in log.rows if row["event"] == "skipped"] == [3]
     assert run.metrics.last_skipped is not None
@@ -134,10 +134,7 @@ def diverge_on_rank_1(
     ("what", "sharding", "optimizer", "on_host"),
     [
         ("loss", "ddp", "adamw", True),
-        ("gradient", "ddp", "adamw", True),
-        ("gradient", "fsdp", "adamw", True),
-        ("gradient", "fsdp", "adamw", False),
-        ("gradient", "fsdp", "muon", False),
+        ("gradient", "fsdp", "muon", False),  # and AdamW, for the embeddings
     ],
 )
 def test_a_step_that_is_not_finite_on_one_rank_is_skipped_by_all(

@@ -119,6 +119,19 @@ def test_an_unfinished_run_is_never_removed(finished: Path) -> None:
     assert list(finished.parent.iterdir()) == [unfinished]
 
 
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"md5": 1}', b"\xff"])
+def test_a_damaged_note_of_a_finished_run_is_named_and_ignored(
+    finished: Path, content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record(b"this run")
+    damaged = finished.with_name("train-def")
+    damaged.mkdir()
+    (damaged / "finished.json").write_bytes(content)
+    remove_recorded(finished.parent)
+    assert list(finished.parent.iterdir()) == [damaged]
+    assert "train-def" in capsys.readouterr().out
+
+
 def test_without_dvc_a_finished_run_is_removed_at_once(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DVC_STAGE")
     finish(finished, Path("summary.json"))

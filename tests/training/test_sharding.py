@@ -1,5 +1,6 @@
 """A model that is sharded over the ranks (FSDP) trains as one that every rank holds (DDP)."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,13 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from pipeline.corpus.shards import TokenStream, open_split
+from pipeline.corpus.shards import open_split
 from pipeline.corpus.tokenizer import bytes_tokenizer
 from pipeline.distributed import Group
 from pipeline.evaluation.val_loss import validation_loss
 from pipeline.model.gpt import GPT
 from pipeline.training.metrics import Row
+from pipeline.training.trainer import Probe
 from tests.ranks import on_ranks
 from tests.training.conftest import MemoryLogger, same, trainer, weights_of
 from tests.training.test_trainer import stop_after_step_7
@@ -45,6 +47,7 @@ def assert_close(run: tuple[Any, Any], expected: tuple[Any, Any], tolerance: flo
 def train_both_ways(
     group: Group, shards: Path, state: Path, runtime: dict[str, Any], options: dict[str, Any], tolerance: float
 ) -> None:
+    options = {**options, "train": {"max_steps": 6, **options.get("train", {})}}
     ddp = trained(group, shards, state / "ddp", runtime, **options)
     fsdp = trained(group, shards, state / "fsdp", {**runtime, **FSDP}, **options)
     assert_close(fsdp, ddp, tolerance)
@@ -53,14 +56,15 @@ def train_both_ways(
 
 # Runtime, other options, tolerance: bfloat16 has three digits, and Muon computes in it.
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], float]] = {
-    "accumulation and dropout": ({"micro_batch_size": 1}, {}, 2e-5),
-    "activation checkpointing": ({"activation_checkpointing": True}, {}, 2e-5),
-    "another model": (
+    "accumulation, dropout and recomputing": ({"micro_batch_size": 1, "activation_checkpointing": True}, {}, 2e-5),
+    "another model, no clipping": (
         {},
-        {"config": {"tie_embeddings": False, "position": "rope", "norm": "rmsnorm", "mlp": "swiglu"}},
+        {
+            "config": {"tie_embeddings": False, "position": "rope", "norm": "rmsnorm", "mlp": "swiglu"},
+            "train": {"grad_clip": 0.0},
+        },
         2e-5,
     ),
-    "no clipping": ({}, {"train": {"grad_clip": 0.0}}, 2e-5),
     "bfloat16": ({"dtype": "bfloat16"}, {"config": NO_BIAS}, 5e-4),
     "muon": ({"micro_batch_size": 2}, {"train": {"optimizer": "muon"}, "config": NO_BIAS}, 1e-3),
 }
@@ -87,7 +91,7 @@ def test_a_sharded_model_can_be_compiled(shards: Path, tmp_path: Path) -> None:
 
 
 def hold_a_shard(group: Group, shards: Path, state: Path) -> None:
-    run = trainer(shards, state, None, group, runtime=FSDP)
+    run = trainer(shards, state, None, group, runtime=FSDP, train={"max_steps": 3})
     whole = sum(parameter.numel() for parameter in run.model.parameters())
     run.run()
     tensors = [*run.optimizer.parameters]
@@ -102,71 +106,54 @@ def test_each_rank_holds_its_shard_of_weights_and_moments(shards: Path, tmp_path
     on_ranks(2, hold_a_shard, shards, tmp_path)
 
 
-def stop_and_resume(group: Group, shards: Path, states: Path, first: str, second: str, bit_for_bit: bool) -> None:
-    """Stopped after step 7, two steps after the checkpoint."""
-    log = MemoryLogger()
-    stop_after_step_7(shards, states / "stopped", log=log, group=group, runtime={"sharding": first})
-    again = trainer(shards, states / "stopped", log, group, runtime={"sharding": second})
-    assert [resume.step for resume in again.run().stats.resumes] == [5]
-    weights, curve = trained(group, shards, states / "uninterrupted", {"sharding": first})
-    if bit_for_bit:
-        assert same(weights_of(again), weights)
-        assert [row for row in log.curve() if row[0]] == curve
-    assert_close((weights_of(again), [row for row in log.curve() if row[0]]), (weights, curve))
+def stop_and_resume(group: Group, shards: Path, states: Path) -> None:
+    """Stopped after step 7, two steps after the checkpoint; resumed with each sharding."""
+    uninterrupted = trained(group, shards, states / "uninterrupted", FSDP)
+    stop_after_step_7(shards, states / "fsdp", group=group, runtime=FSDP)
+    if group.is_main:
+        shutil.copytree(states / "fsdp", states / "ddp")
+    group.barrier()
+    for sharding in ("fsdp", "ddp"):
+        log = MemoryLogger()
+        again = trainer(shards, states / sharding, log, group, runtime={"sharding": sharding})
+        again.run()
+        assert [resume.step for resume in again.metrics.stats.resumes] == [5]
+        expected = uninterrupted[0], uninterrupted[1][5:]
+        assert_close((weights_of(again), log.curve()), expected)
+        if sharding == "fsdp":
+            assert same(weights_of(again), expected[0])
+            assert log.curve() == expected[1]
 
 
-def test_a_stopped_run_resumes_bit_for_bit(shards: Path, tmp_path: Path) -> None:
-    on_ranks(2, stop_and_resume, shards, tmp_path, "fsdp", "fsdp", True)
-
-
-@pytest.mark.parametrize(("first", "second"), [("fsdp", "ddp"), ("ddp", "fsdp")])
-def test_a_run_resumes_with_the_other_sharding(shards: Path, tmp_path: Path, first: str, second: str) -> None:
-    on_ranks(2, stop_and_resume, shards, tmp_path, first, second, False)
-
-
-def stop_sharded(group: Group, shards: Path, state: Path) -> None:
-    stop_after_step_7(shards, state, group=group, runtime=FSDP, config={"dropout": 0.0})
-
-
-def test_one_rank_resumes_what_two_ranks_sharded(shards: Path, tmp_path: Path) -> None:
-    on_ranks(2, stop_sharded, shards, tmp_path / "stopped")
-    again = trainer(shards, tmp_path / "stopped", runtime=FSDP, config={"dropout": 0.0})
-    assert [resume.step for resume in again.run().stats.resumes] == [5]
-    alone = trainer(shards, tmp_path / "alone", config={"dropout": 0.0})
-    alone.run()
-    for name, weight in weights_of(alone).items():
-        torch.testing.assert_close(weights_of(again)[name], weight, rtol=1e-4, atol=2e-5)
-
-
-class Losses:
-    """A probe of the validation loss, over windows that cannot be divided evenly among the ranks."""
-
-    interval = 4
-
-    def __init__(self, stream: TokenStream, group: Group) -> None:
-        self.stream, self.group, self.losses = stream, group, list[float]()
-
-    def measure(self, model: GPT, step: int) -> Row:
-        tokenizer = bytes_tokenizer()
-        loss = validation_loss(
-            model, self.stream, tokenizer, tokens=80, stride=None, batch_size=1, dtype=torch.float32, group=self.group
-        )
-        self.losses.append(loss.nats_per_token)
-        return {}
+def test_a_stopped_run_resumes_bit_for_bit_and_with_the_other_sharding(shards: Path, tmp_path: Path) -> None:
+    on_ranks(2, stop_and_resume, shards, tmp_path)
 
 
 def probe_both_ways(group: Group, shards: Path, states: Path) -> None:
-    def run(sharding: str, *probes: Losses) -> dict[str, Tensor]:
-        state = states / f"{sharding}{len(probes)}"
-        training = trainer(shards, state, None, group, runtime={"sharding": sharding}, probes=probes)
-        training.run()
-        return weights_of(training)
+    """Validation losses over windows that cannot be divided evenly among the ranks."""
+    stream, tokenizer = open_split(shards, "val"), bytes_tokenizer()
 
-    ddp, fsdp = (Losses(open_split(shards, "val"), group) for _ in range(2))
-    run("ddp", ddp)
-    assert same(run("fsdp", fsdp), run("fsdp"))
-    assert len(fsdp.losses) == 4  # steps 0, 4, 8 and 12
-    assert fsdp.losses == pytest.approx(ddp.losses, rel=1e-5)
+    def run(sharding: str, interval: int) -> tuple[dict[str, Tensor], list[float]]:
+        losses = []
+
+        def measure(model: GPT, _step: int) -> Row:
+            loss = validation_loss(
+                model, stream, tokenizer, tokens=80, stride=None, batch_size=1, dtype=torch.float32, group=group
+            )
+            losses.append(loss.nats_per_token)
+            return {}
+
+        state, runtime = states / f"{sharding}{interval}", {"sharding": sharding}
+        probes, train = (Probe(interval, measure),), {"max_steps": 4}
+        training = trainer(shards, state, None, group, runtime=runtime, probes=probes, train=train)
+        training.run()
+        return weights_of(training), losses
+
+    _, ddp_losses = run("ddp", 2)
+    weights, losses = run("fsdp", 2)
+    assert same(weights, run("fsdp", 0)[0])
+    assert len(losses) == 3  # steps 0, 2 and 4
+    assert losses == pytest.approx(ddp_losses, rel=1e-5)
 
 
 def test_probes_see_the_whole_model_and_leave_its_weights_alone(shards: Path, tmp_path: Path) -> None:

@@ -1,11 +1,15 @@
-"""Makes a model directory from released GPT-2 weights or from a Hugging Face directory.
+"""Import and export of models: between model directories and Hugging Face's GPT-2.
 
     python -m pipeline import gpt2 models/my-gpt2       # or another hub entry of models/
     python -m pipeline import path/to/hf models/mine
+    python -m pipeline export data/model out/my-gpt
 
-The result can be evaluated, sampled and named by `model.init_from`. It contains the tokenizer too, if that is known:
-the one in the source's tokenizer/, else GPT-2's if the vocabulary has 50,257 ids (or 50,304, padded) and no file in the
-source is of another tokenizer. Ids that the tokenizer does not have become padding.
+An imported model can be evaluated, sampled and named by `model.init_from`. It contains the tokenizer too, if that is
+known: the one in the source's tokenizer/, else GPT-2's if the vocabulary has 50,257 ids (or 50,304, padded) and no file
+in the source is of another tokenizer. Ids that the tokenizer does not have become padding.
+
+An exported model can be loaded by transformers and lm-evaluation-harness. A model that GPT-2's architecture in
+transformers cannot express is refused: see pipeline/huggingface/export.py.
 """
 
 import argparse
@@ -17,10 +21,33 @@ import tiktoken
 from pipeline.corpus.tokenizer import TOKENIZER_DIRECTORY, load_tokenizer, save_tokenizer
 from pipeline.corpus.vocabularies import gpt2_tokenizer
 from pipeline.files import check_replaceable
+from pipeline.huggingface.export import export_model
 from pipeline.log import UserError, logger
 from pipeline.model.accounting import describe
 from pipeline.model.config import GPT2_VOCAB_SIZE
 from pipeline.model_directory import MODELS, load_model, match_vocabulary, padded_sizes, save_model, weights_directory
+
+
+def import_main(arguments: list[str]) -> None:
+    """Writes a model directory."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline import", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("source", help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a directory")
+    parser.add_argument("directory", type=Path, help="where the model directory is written")
+    options = parser.parse_args(arguments)
+    import_model(options.source, options.directory)
+
+
+def export_main(arguments: list[str]) -> None:
+    """Writes a Hugging Face directory."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline export", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("model", type=Path, help="a model directory, e.g. data/model")
+    parser.add_argument("directory", type=Path, help="where the Hugging Face directory is written")
+    options = parser.parse_args(arguments)
+    tokenizer = options.model / TOKENIZER_DIRECTORY
+    export_model(load_model(options.model), tokenizer if tokenizer.is_dir() else None, options.directory)
+    logger.info('%s: load it with transformers.AutoModelForCausalLM.from_pretrained("%s")', *[options.directory] * 2)
 
 
 def import_model(source: str, directory: Path) -> None:
@@ -56,12 +83,3 @@ def find_tokenizer(directory: Path, ids: int) -> tiktoken.Encoding | None:
     except UserError as error:
         logger.warning("%s", error)
         return None
-
-
-def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m pipeline import", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("source", help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a directory")
-    parser.add_argument("directory", type=Path, help="where the model directory is written")
-    options = parser.parse_args(arguments)
-    import_model(options.source, options.directory)

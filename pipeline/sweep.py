@@ -1,22 +1,44 @@
-"""DVC's experiment queue: its entries, adding, removing, starting workers. The only module that imports dvc.
+"""Experiments in DVC's queue: adding, removing, starting workers, and watching them until all have ended.
 
-The same from a shell: `dvc exp show`, `dvc queue status`, `dvc queue logs`.
+The only module that imports dvc. The same from a shell: `dvc exp show`, `dvc queue status`, `dvc queue logs`.
 """
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+import re
+import textwrap
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline import git
+from pipeline.artifacts import EvaluationMetrics
 from pipeline.config import PARAMS_FILE
-from pipeline.git import same_files
-from pipeline.log import UserError
+from pipeline.log import UserError, logger
+from pipeline.progress import Progress
 
 State = Literal["done", "failed", "queued", "running"]
 CODE = ("pipeline", "stages", "dvc.yaml")  # with the params, what the results of an experiment depend on
+POLL_S = 2.0
+LOG_LINES = 12  # of a failed experiment
+TRAIN_PROGRESS = re.compile(r"^train (\d+)/(\d+) tok", re.MULTILINE)  # as pipeline.progress prints it
+EVALUATION = "reports/evaluate/metrics.json"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One combination of settings."""
+
+    name: str
+    overrides: tuple[str, ...]
+    """For `dvc exp run -S`."""
+    params: dict[str, Any]
+    """All of params.yaml."""
+    flops: int
+    """Of training."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +135,54 @@ def combinations(settings: Sequence[str]) -> list[dict[str, tuple[Any, str]]]:
 
 def same_code(rev: str) -> bool:
     """Whether a commit has the code of the working tree."""
-    return same_files(rev, *CODE)
+    return git.same_files(rev, *CODE)
+
+
+def watch(queue: ExperimentQueue, trials: Mapping[str, Trial], workers: int) -> list[str]:
+    """Starts workers and waits until all trials, by the revision of their entries, have ended. Returns who failed."""
+    left, failed = dict(trials), []
+    gflop = {rev: trial.flops // 10**9 for rev, trial in trials.items()}
+    with Progress("sweep", sum(gflop.values()), "GFLOP") as progress:
+        while left:
+            entries = queue.entries()
+            states = {entry.rev: entry.state for entry in entries}
+            done = {entry.name: entry.rev for entry in entries if entry.state == "done"}
+            for rev in [rev for rev in left if states.get(rev, "failed") == "failed"]:
+                name = left.pop(rev).name
+                if rev not in states and name in done:  # results have a commit of their own
+                    logger.info("%s: %s", name, result(done[name]))
+                else:
+                    failed.append(name)
+                    tail = "\n".join(queue.log(rev).splitlines()[-LOG_LINES:])
+                    logger.info("%s failed; full log: dvc queue logs %s\n%s", name, name, textwrap.indent(tail, "  | "))
+            running = {rev: trial.name for rev, trial in left.items() if states[rev] == "running"}
+            if left and not running:
+                queue.start(workers)
+            done_gflop = sum(gflop[rev] for rev in trials if rev not in left)
+            done_gflop += sum(int(gflop[rev] * train_progress(queue.log(rev))) for rev in running)
+            progress.advance(
+                max(done_gflop - progress.done, 0),
+                ended=f"{len(trials) - len(left)}/{len(trials)}",
+                running=" ".join(running.values()) or "none",
+            )
+            if left:
+                time.sleep(POLL_S)
+    return failed
+
+
+def train_progress(log: str) -> float:
+    """The trained share, 0 to 1, by the last progress line in a log."""
+    lines = TRAIN_PROGRESS.findall(log)
+    return int(lines[-1][0]) / int(lines[-1][1]) if lines else 0.0
+
+
+def result(rev: str) -> str:
+    """The validation metrics of a finished experiment."""
+    text = git.show(Path.cwd(), rev, EVALUATION)
+    if text is None:
+        return "done"
+    val = EvaluationMetrics.parse(text, EVALUATION).val
+    return f"validation loss {val.loss:.4f}, {val.bpb:.4f} bits per byte"
 
 
 @contextmanager

@@ -1,1 +1,0 @@
-"""Runs combinations of settings through DVC's experiment queue."""
