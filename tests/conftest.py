@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from pipeline.files import exclusive_lock
 from tests.dag.imports import STAGES
 from tests.pipeline_runs.project import Project, stages_run
 
@@ -22,10 +23,18 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project whose pipeline has run once and is committed. Tests that change it work on a copy."""
-    project = Project.copy_of_this(tmp_path_factory.mktemp("finished"))
-    output = project.dvc("repro")
-    assert stages_run(output) == list(STAGES)
-    project.commit("first run")
-    return project
+def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Project:
+    """A project whose pipeline has run once and is committed. Tests that change it work on a copy.
+
+    The processes of pytest-xdist share it: the first that needs it makes it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    path = (base if worker_id == "master" else base.parent) / "finished"
+    with exclusive_lock(path):
+        if not (path / "done").exists():
+            path.mkdir()
+            project = Project.copy_of_this(path / "project")
+            assert stages_run(project.dvc("repro")) == list(STAGES)
+            project.commit("first run")
+            (path / "done").touch()
+    return Project(path / "project")

@@ -66,7 +66,7 @@ class Step(NamedTuple):
     """The stages that DVC must run."""
 
 
-# README.md and docs/cookbook.md in the order of a first day: run, change, compare, sweep, share, clean up.
+# README.md in the order of a first day: run, change, compare, sweep, share, scale.
 STORY = [
     Step("dvc repro", runs=[]),
     Step('python -m pipeline generate "O Romeo, Romeo"', "O Romeo, Romeo"),
@@ -79,10 +79,7 @@ STORY = [
         runs=["train", "evaluate", "sample", "report"],
     ),
     Step("dvc exp apply HEAD"),
-    Step("dvc exp show --only-changed", "[deep]"),
     Step("python -m pipeline compare", "reports/compare.md"),
-    Step("dvc metrics diff HEAD deep", "val.bpb"),
-    Step("dvc plots diff HEAD deep", "index.html"),
     Step("python -m pipeline sweep model.position=learned,rope,alibi train.seed=1,2,3 --dry-run", "9 to run"),
     Step("dvc remote add -d store s3://bucket/gpt", "store"),
     Step('git commit -m "Keep data in the store" .dvc/config', "1 file changed"),
@@ -95,8 +92,6 @@ STORY = [
     Step("dvc exp pull origin deeper", "Pulled experiment", colleague=True),
     Step("dvc exp apply deeper", colleague=True),
     Step("dvc repro", colleague=True, runs=[]),
-    Step("dvc exp remove bold deep", "Removed experiments"),
-    Step("dvc gc --all-commits --all-experiments", "Removed", "dvc gc --all-commits --all-experiments --force"),
     Step("python -m pipeline recipe gpt2-124m --apply"),
     Step("python -m pipeline plan --recipe gpt2-124m --ranks 8", "8 x H100"),
 ]
