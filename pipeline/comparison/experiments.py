@@ -24,7 +24,7 @@ SUMMARY, EVALUATION = "reports/train/summary.json", "reports/evaluate/metrics.js
 SAMPLES, CURVES = "reports/sample/samples.json", "reports/train/curves.csv"
 
 MIN_REVISION_LENGTH = 7
-"""Characters of a revision that can stand for an experiment's name."""
+"""Characters of a revision that can be given in place of an experiment's name."""
 
 NO_METRIC_SECTIONS = ("report.", "tracking.", "sample.")
 """Settings that no compared metric depends on."""

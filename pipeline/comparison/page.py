@@ -235,7 +235,7 @@ class SampleTable:
     settings: list[tuple[str, str]]
     """(name, sampling settings); one if all are the same."""
     seed: str | None
-    """The train.seed of the runs that stand for configurations."""
+    """The train.seed of the runs shown, one of each configuration."""
     available: int
     """Continuations of a prompt, of which MAX_SAMPLES are in the table."""
 

@@ -1,4 +1,4 @@
-"""Reading experiments: what DVC lists, what Git holds, which experiment a name stands for."""
+"""Reading experiments: what DVC lists, what Git holds, which experiment a name refers to."""
 
 from collections.abc import Mapping
 from typing import Any

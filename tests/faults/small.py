@@ -72,7 +72,7 @@ class SmallRun:
         (path / "models").mkdir()
         (path / "models/scratch").write_text("random weights\n")
         (path / "stages").mkdir()
-        (path / "stages/code.py").write_text("version = 1\n")  # stands for the code of the stage
+        (path / "stages/code.py").write_text("version = 1\n")  # in place of the stage's code
         (path / "dvc.yaml").write_text('{"stages": {"train": {"deps": ["stages/code.py", "data/shards"]}}}')
         self.set(**changes)
         self.environment = {
