@@ -72,7 +72,7 @@ def training_probes(
     probes = [Probe(train.eval_interval, val_loss), Probe(train.sample_interval, log_sample)]
     if not (hellaswag / ITEMS_FILE).is_file():
         if train.hellaswag_interval:
-            logger.info("%s not found: training goes without the multiple-choice probe", hellaswag / ITEMS_FILE)
+            logger.info("%s not found: skipping the multiple-choice probe during training", hellaswag / ITEMS_FILE)
         return probes
     items = subset(read_items(hellaswag / ITEMS_FILE), train.hellaswag_items)
     key = ItemSource.read(hellaswag / SOURCE_FILE).key

@@ -73,7 +73,7 @@ def _stored(file: Path) -> TrackedRun | None:
     except ValueError as error:
         damaged = file.with_suffix(".damaged")
         file.replace(damaged)
-        logger.warning("W&B: %s; kept as %s, and the training becomes a new W&B run", error, damaged.name)
+        logger.warning("W&B: %s; kept as %s, training continues as a new W&B run", error, damaged.name)
         return None
 
 
@@ -320,7 +320,7 @@ class WandbRun:
             self._queue.put_nowait(call)
         except queue.Full:
             self._given_up = True
-            self._warn(f"{QUEUE_LENGTH} calls wait to be sent")
+            self._warn(f"the queue is full ({QUEUE_LENGTH} calls)")
 
     def _work(self) -> None:
         while (call := self._queue.get()) is not None:
