@@ -1,6 +1,8 @@
 """Files that are complete or absent, locks, and the directory for work in progress.
 
-Every file and directory is written under a temporary name beside its target, flushed to disk, then renamed.
+Every file and directory is written under a temporary name beside its target, flushed to disk, then renamed. A
+directory is renamed before it is removed. Temporary names are `.<name>.<host>-<pid>.tmp`; those that a killed process
+has left are removed by the next one that writes or removes the same target.
 
 Work in progress is kept in `.runs/` under the root of the main repository. DVC removes a stage's outputs before it runs
 the stage, and `dvc exp run --temp` and `--queue` run in a copy of the repository that is deleted afterwards. What must
@@ -8,10 +10,12 @@ survive a killed run is therefore stored outside of both.
 """
 
 import fcntl
+import glob
 import hashlib
 import json
 import os
 import shutil
+import socket
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,8 +31,10 @@ def atomic_path(path: Path, flush: bool = True) -> Iterator[Path]:
     After a crash, `path` holds its old content or its new content, never a mixture. On an error the temporary file is
     removed. `flush=False` leaves out the fsync, for files whose content is checked by a hash before it is used.
     """
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"{path} exists and is not a file")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         with naming(path):
             yield temporary
@@ -52,9 +58,7 @@ def atomic_directory(path: Path, contents: Collection[str]) -> Iterator[Path]:
     """
     check_replaceable(path, contents)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    old = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary, old = _temporary(path), _temporary(path, ".old")
     temporary.mkdir()
     try:
         with naming(path):
@@ -70,6 +74,39 @@ def atomic_directory(path: Path, contents: Collection[str]) -> Iterator[Path]:
         raise
     shutil.rmtree(old, ignore_errors=True)
     flush_to_disk(path.parent)
+
+
+def remove_directory(path: Path) -> None:
+    """Removes a directory, if it exists. It is renamed first, so a kill never leaves a part of it under its name."""
+    old = _temporary(path, ".old")
+    if path.exists():
+        path.replace(old)
+        shutil.rmtree(old)
+
+
+def _temporary(path: Path, suffix: str = "") -> Path:
+    """A free temporary name beside `path`. Removes what killed processes of this machine have left for that target."""
+    prefix = f".{path.name}.{socket.gethostname()}-"
+    own = path.with_name(f"{prefix}{os.getpid()}{suffix}.tmp")
+    for leftover in path.parent.glob(f"{glob.escape(prefix)}*.tmp"):
+        pid = leftover.name.removeprefix(prefix).partition(".")[0]
+        if leftover == own or not is_running(int(pid)):
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
+    return own
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process of this machine has the id."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
 
 
 def check_replaceable(path: Path, contents: Collection[str] = ()) -> None:
@@ -102,6 +139,24 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def parsing(name: str | Path) -> Iterator[None]:
+    """Turns whatever a parser raises on bad content into one UserError that begins with `name`, such as the path.
+
+    The one boundary for content that other programs may have damaged or written. UserError passes, and so does an
+    OSError of the system that names its file. Libraries written in Rust raise BaseException (PanicException).
+    """
+    try:
+        yield
+    except (UserError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+        raise
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
+        line = next((line for line in str(error).splitlines() if line.strip()), "")
+        raise UserError(f"{name}: {line or type(error).__name__}") from error
+
+
 def flush_to_disk(path: Path) -> None:
     """fsync of a file or a directory, so that a rename never reaches the disk before the data."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -124,10 +179,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """The value in a JSON file. Raises FileNotFoundError, or UserError that names the file."""
-    try:
+    with parsing(f"{path} is not valid JSON"):
         return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
 
 
 def sha256_of(path: Path) -> str:
@@ -183,12 +236,6 @@ def link_or_copy(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
-
-
-def remove_leftovers(out: Path) -> None:
-    """Removes the temporary directories of `atomic_directory(out)` that killed runs have left."""
-    for stale in out.parent.glob(f".{out.name}.*.tmp"):
-        shutil.rmtree(stale, ignore_errors=True)
 
 
 RUNS = ".runs"

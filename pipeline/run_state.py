@@ -17,7 +17,7 @@ from typing import Any
 from pipeline.artifacts import Record
 from pipeline.config import load_yaml
 from pipeline.dvc_lock import recorded_md5s
-from pipeline.files import sha256_of
+from pipeline.files import remove_directory, sha256_of
 from pipeline.log import UserError, logger
 
 FINISHED_FILE = "finished.json"
@@ -66,16 +66,16 @@ def finish(directory: Path, output: Path) -> None:
         md5 = hashlib.md5(output.read_bytes(), usedforsecurity=False).hexdigest()
         FinishedRun(output=output.as_posix(), md5=md5).write(directory / FINISHED_FILE)
     else:
-        _remove(directory)
+        remove_directory(directory)
 
 
 def remove_recorded(runs: Path) -> None:
     """Removes the finished runs in `runs` that dvc.lock records, and what killed removals have left."""
     recorded = recorded_md5s(Path("dvc.lock"))
-    for file in runs.glob(f"*/{FINISHED_FILE}"):
+    for file in runs.glob(f"[!.]*/{FINISHED_FILE}"):
         try:
             if FinishedRun.read(file).md5 in recorded:
-                _remove(file.parent)
+                remove_directory(file.parent)
         except (OSError, UserError) as error:
             logger.warning("cannot remove the finished run %s: %s", file.parent, error)
     for leftover in runs.glob(".train-*.tmp"):
@@ -91,11 +91,3 @@ def set_aside(directory: Path) -> None:
     aside = directory.with_name(f"old-{directory.name}-{number}")
     directory.rename(aside)
     logger.info("starting over; the earlier state is kept in %s", aside)
-
-
-def _remove(directory: Path) -> None:
-    """Renames the directory first: half of it must not be taken for a run that can be resumed."""
-    doomed = directory.with_name(f".{directory.name}.tmp")
-    shutil.rmtree(doomed, ignore_errors=True)
-    directory.replace(doomed)
-    shutil.rmtree(doomed)

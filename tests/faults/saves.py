@@ -47,8 +47,10 @@ class Killer:
 
     def audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         """Sees what Python does to files below the directory."""
+        if event not in EVENTS:
+            return
         path = Path(str(arguments[0]))
-        if event not in EVENTS or (path.is_absolute() and not path.is_relative_to(self.directory)):
+        if path.is_absolute() and not path.is_relative_to(self.directory):
             return  # rmtree's calls are relative to a directory that it has open
         writes = event != "open" or (isinstance(arguments[1], str) and arguments[1][0] in "wax")
         if writes and self.left > 0:
