@@ -42,7 +42,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "bias false": {"bias": False},
     "dropout 0.1": {"dropout": 0.1},
     "tie_embeddings false": {"tie_embeddings": False},
-    "attention eager": {"attention": "eager"},
     "rope, rmsnorm, swiglu, no bias": {"position": "rope", "norm": "rmsnorm", "mlp": "swiglu", "bias": False, **GATED},
 }
 
@@ -59,7 +58,7 @@ def training_step(
 
     def step() -> None:
         with autocast(device, dtype):
-            loss = compiled_model(idx, idx)[1]
+            loss = compiled_model(idx, idx)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -85,7 +85,7 @@ def plain_loop(bench: Bench) -> float:
     def step() -> None:
         for _ in range(bench.size.accumulation):
             inputs, targets = next(batches)
-            loss = model(inputs, targets)[1] / bench.size.accumulation
+            loss = model(inputs, targets) / bench.size.accumulation
             loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -38,6 +38,7 @@ OWNERS = {
 
 # Keys that were renamed, with what to write instead.
 RENAMED = {
+    "model.attention": "runtime.attention",
     "model.tie_head": "model.tie_embeddings",
     "train.order": "train.shuffle (true or false)",
     "sample.surprise_text": "sample.surprisal_text",

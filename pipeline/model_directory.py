@@ -73,6 +73,8 @@ def load_model(directory: Path, device: str | torch.device = "cpu") -> GPT:
     elif isinstance(values, dict) and values.get("format_version") == 1:  # its fields have other names
         raise UserError(f"{path}: format_version (1) must be {ModelFile.version}: train or import the model again")
     else:
+        if isinstance(values, dict) and isinstance(values.get("config"), dict):
+            values["config"].pop("attention", None)  # was a key of the model until it moved to runtime
         config = ModelFile.parse(json.dumps(values), str(path)).config
     return _build(config, weights, directory / WEIGHTS).to(device)
 

@@ -28,6 +28,10 @@ class RuntimeParams(Section):
     dtype: Literal["auto", "float32", "bfloat16"]
     """Of matrix products. auto: bfloat16 if the hardware multiplies in it, else float32."""
 
+    attention: Literal["auto", "sdpa", "eager"]
+    """How training computes attention. sdpa: PyTorch's fused scaled_dot_product_attention. eager: matrix products and a
+    softmax. auto: eager on a CPU at short contexts, where it is faster; else sdpa."""
+
     compile: Literal["auto", "on", "off"]
     """torch.compile. auto: for runs long enough to pay for it, falling back to eager where the compiler fails."""
 

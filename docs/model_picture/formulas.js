@@ -54,7 +54,7 @@ function activationBytesPerToken(c) {
   let attention = 2 * (C + 2 * kv) + 2 * C + 4 * c.n_head;
   if (c.position === "rope" || c.qk_norm) attention += 2 * (C + kv);
   const mlp = 2 * (gated(c) ? 4 : 2) * F;
-  const loss = 4 * c.vocab_size + 2 * c.vocab_size + 16;
+  const loss = 4 * c.vocab_size + 16;
   return c.n_layer * (2 * norm + attention + mlp) + norm + loss;
 }
 

@@ -161,7 +161,7 @@ def hidden_matrices(config: GPTConfig) -> int:
 
 
 def activation_bytes_per_token(config: GPTConfig, bfloat16: bool, recompute: bool = False) -> int:
-    """Bytes per token kept for the backward pass, without torch.compile and without dropout.
+    """Bytes per token kept for the backward pass, with fused attention, without torch.compile and dropout.
 
     With `recompute`: the input of each block, plus the larger of one block's activations and those after the blocks.
 
@@ -176,10 +176,8 @@ def activation_bytes_per_token(config: GPTConfig, bfloat16: bool, recompute: boo
     attention = width * (C + 2 * kv) + width * C + FLOAT32 * H  # queries, keys, values; output; log-sum-exp
     if config.position == "rope" or config.qk_norm:
         attention += width * (C + kv)  # queries and keys before and after
-    if config.attention == "eager":
-        attention += (FLOAT32 + BFLOAT16 * bfloat16) * H * config.block_size  # softmax, and its bfloat16 copy
     mlp = width * (4 if config.gated else 2) * F  # before and after the activation; gate, value and their product
-    loss = FLOAT32 * V + width * V + 2 * 8  # log-softmax, logits, token and target
+    loss = FLOAT32 * V + 2 * 8  # log-softmax, token and target
     block = 2 * norm + attention + mlp
     if recompute:
         return config.n_layer * FLOAT32 * C + max(block, norm + loss)

@@ -72,10 +72,6 @@ class Architecture(Section):
     """Hidden width of the MLP / n_embd: 4.0 in GPT-2; 2.667 gives a gated MLP the same parameter count. If the product
     is not an integer, it is rounded to a multiple of 8."""
 
-    attention: Literal["sdpa", "eager"]
-    """sdpa: PyTorch's fused scaled_dot_product_attention. eager: the same computation, written out as matrix
-    products and a softmax."""
-
     tie_embeddings: bool
     """The output head shares its matrix with the token embedding (GPT-2)."""
 
@@ -139,7 +135,7 @@ class ModelParams(Architecture):
     """Initial weights, a name under models/: scratch (random weights), gpt2 | gpt2-medium | gpt2-large | gpt2-xl (from
     the Hugging Face hub, at a pinned revision), or a model directory there (this pipeline's or a Hugging Face GPT-2).
     A path relative to models/ works too: ../data/base. The other keys of this section must describe that model, except
-    dropout, attention and init; block_size may be smaller than the model's."""
+    dropout and init; block_size may be smaller than the model's."""
 
     vocab_multiple: int = Field(ge=1)
     """The vocabulary is padded with unused ids to a multiple of this, because matrix products of round sizes are
@@ -166,7 +162,7 @@ class ModelParams(Architecture):
         """The keys in which these params do not describe the weights of `loaded`: key -> (value here, value there)."""
         differing: dict[str, tuple[object, object]] = {}
         for key in Architecture.model_fields:
-            if key in ("dropout", "attention", "init", "n_kv_head", "mlp_expansion"):
+            if key in ("dropout", "init", "n_kv_head", "mlp_expansion"):
                 continue  # free to choose, or compared below by their effect
             here, there = getattr(self, key), getattr(loaded, key)
             if here != there and not (key == "block_size" and here < there):
@@ -225,7 +221,6 @@ def gpt2_architecture(name: str) -> Architecture:
         qk_norm=False,
         mlp="gelu_tanh",
         mlp_expansion=4.0,
-        attention="sdpa",
         tie_embeddings=True,
         init="scaled",
     )

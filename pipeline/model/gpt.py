@@ -24,6 +24,7 @@ from pipeline.model.positions import POSITIONS, Rotation, rotate
 
 EPSILON = 1e-5  # GPT-2's layer_norm_epsilon; RMSNorm uses it too
 IGNORE_INDEX = -1  # targets with this value do not count in the loss
+EAGER_KEYS = 256  # measured by python -m benchmarks.model
 
 
 class RMSNorm(nn.RMSNorm):
@@ -70,7 +71,14 @@ def eager(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) 
     return weights.type_as(v) @ v  # (B, H, T, D)
 
 
-ATTENTION: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]] = {"sdpa": sdpa, "eager": eager}
+def fastest(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """`eager` on a CPU with at most EAGER_KEYS keys, where it is faster; else `sdpa`."""
+    attend = eager if q.device.type == "cpu" and k.size(2) <= EAGER_KEYS else sdpa
+    return attend(q, k, v, mask, dropout)
+
+
+Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
+ATTENTION: dict[str, Attention] = {"auto": fastest, "sdpa": sdpa, "eager": eager}
 
 
 class CausalSelfAttention(nn.Module):
@@ -86,7 +94,7 @@ class CausalSelfAttention(nn.Module):
         if self.qk_norm:
             self.q_norm = build_norm(config, self.head_size)
             self.k_norm = build_norm(config, self.head_size)
-        self.attend = ATTENTION[config.attention]
+        self.attend = fastest  # set by the trainer: it does not change the function
         self.dropout = config.dropout  # of the attention weights
         self.resid_dropout = nn.Dropout(config.dropout)
 
@@ -217,18 +225,18 @@ class GPT(nn.Module):
             self.lm_head.weight = self.transformer.wte.weight
         self.init_weights()
 
-    def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Token ids idx (B, T) int64 -> (logits, loss).
+    def forward(self, idx: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Token ids idx (B, T) int64 -> the loss, or the next token's logits.
 
-        With targets (B, T) int64: logits (B, T, V) and the mean cross entropy in nats over targets other than -1.
-        Without: logits of the last position only, (B, 1, V), and None.
+        With targets (B, T) int64: the mean cross entropy in nats over targets other than -1, a scalar. The logits are
+        not returned, so that a compiled graph need not hold them or their gradient. Without: logits (B, 1, V) of the
+        last position.
         """
         x = self.hidden(idx)  # (B, T, C)
         if targets is None:
-            return self.logits(x[:, -1:]), None
-        logits = self.logits(x)  # (B, T, V)
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE_INDEX)
-        return logits, loss
+            return self.logits(x[:, -1:])
+        logits = self.lm_head(x)[..., : self.config.text_vocab_size]  # a view without padding: no copy to mask it
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE_INDEX)
 
     def hidden(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
         """Token ids idx (B, T) int64 -> (B, T, C), after the final norm.

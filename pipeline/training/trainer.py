@@ -25,7 +25,7 @@ from pipeline.corpus.shards import TokenStream
 from pipeline.distributed import Group, autocast, autocast_dtype, device_name
 from pipeline.log import logger
 from pipeline.model.accounting import flops_per_token
-from pipeline.model.gpt import GPT
+from pipeline.model.gpt import ATTENTION, GPT
 from pipeline.progress import Progress
 from pipeline.runtime import RuntimeParams
 from pipeline.training.checkpoint import CheckpointStore, collect, restore
@@ -83,6 +83,7 @@ class Trainer:
         self.loggers, self.probes = loggers, probes
         self.loader = Loader(stream, model.config.block_size, train, runtime, group)
         for block in model.transformer.h:
+            block.attn.attend = ATTENTION[runtime.attention]  # type: ignore[union-attr]
             block.activation_checkpointing = runtime.activation_checkpointing  # type: ignore[assignment]
         parallelize(model, runtime.sharding, group)
         self.model = model
@@ -142,7 +143,7 @@ class Trainer:
                 for index, (inputs, targets) in enumerate(self.loader.micro_batches(step - 1), start=1):  # (B, T) each
                     set_gradient_sync(self.module, index == self.loader.accumulation_steps)
                     with autocast(group.device, self.dtype):
-                        loss = self.module(inputs, targets)[1]
+                        loss = self.module(inputs, targets)
                     loss = loss / self.loader.accumulation_steps
                     loss.backward()
                     losses[group.rank] += loss.detach()
@@ -235,7 +236,7 @@ class Trainer:
         try:
             with torch.random.fork_rng(cuda), sync:  # dropout here must not change the run's random state
                 with autocast(self.group.device, self.dtype):
-                    loss = self.module(inputs, targets)[1]
+                    loss = self.module(inputs, targets)
                 loss.backward()
         except NON_COMPILER_ERRORS:
             raise
@@ -281,6 +282,7 @@ class Trainer:
         return {
             "micro_batch_size": self.loader.micro_batch_size,
             "dtype": str(self.dtype).removeprefix("torch."),
+            "attention": self.runtime.attention,
             "compile": self.runtime.compile,
             "sharding": self.runtime.sharding,
             "deterministic": self.runtime.deterministic,

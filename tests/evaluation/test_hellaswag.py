@@ -178,7 +178,7 @@ def test_a_trained_model_finds_the_endings_it_has_seen() -> None:
     model = GPT(tiny_model(block_size=64).config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(40):
-        _, loss = model(idx[:, :-1].clamp(min=0), idx[:, 1:])
+        loss = model(idx[:, :-1].clamp(min=0), idx[:, 1:])
         assert loss is not None
         optimizer.zero_grad()
         loss.backward()
@@ -274,7 +274,7 @@ def test_bfloat16_gives_the_answers_of_float32(name: str) -> None:
 
 def test_bfloat16_without_rescoring_changes_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hellaswag, "BFLOAT16_ERROR", 0.0)
-    model, items = untrained("gpt2"), many_items(120)
+    model, items = untrained("gpt2"), many_items(400)
     assert not same_answers(score(model, items), score(model, items, dtype=torch.bfloat16))
 
 

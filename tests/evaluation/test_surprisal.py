@@ -28,7 +28,7 @@ def test_the_surprisal_of_a_text_adds_up_to_its_loss() -> None:
     tokens = surprisal(model, BYTES, text, torch.float32)
     assert [token for token, _ in tokens] == list(text)  # the two bytes of É are one piece
     idx = torch.tensor([[BYTES.eot_token, *text.encode()]])
-    _, loss = model.eval()(idx[:, :-1], idx[:, 1:])
+    loss = model.eval()(idx[:, :-1], idx[:, 1:])
     assert sum(nats for _, nats in tokens) == pytest.approx(loss.item() * len(text.encode()), rel=1e-5)
 
 

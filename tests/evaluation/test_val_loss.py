@@ -51,7 +51,7 @@ def token_by_token(model: GPT, tokens: np.ndarray, block_size: int, stride: int)
     for index in range(1, len(tokens)):
         start = -(-max(0, index - block_size) // stride) * stride  # the first window that reaches this token
         idx = torch.from_numpy(tokens[start:index].astype(np.int64))[None]
-        logits = model(idx)[0][0, -1].double()
+        logits = model(idx)[0, -1].double()
         nats.append(float(F.cross_entropy(logits, torch.tensor(int(tokens[index])))))
     return nats
 

@@ -26,7 +26,7 @@ from tests.training.conftest import write_shards
 
 ROOT = Path(__file__).parents[2]
 SMALL = {
-    "model": {"block_size": 16, "n_layer": 1, "n_head": 2, "n_embd": 16, "dropout": 0.1, "attention": "sdpa"},
+    "model": {"block_size": 16, "n_layer": 1, "n_head": 2, "n_embd": 16, "dropout": 0.1},
     "train": {
         "total_batch_size": 128,
         "max_steps": 24,

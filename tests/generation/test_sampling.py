@@ -122,7 +122,7 @@ def recomputed(model: GPT, prompts: Sequence[Sequence[int]], tokens: int, eot_id
         begin = len(text)
         for _ in range(tokens):
             start = window_start(len(text), model.config.context_limit)
-            token = int(model.eval()(torch.tensor([text[start:]]))[0][0, -1].argmax())
+            token = int(model.eval()(torch.tensor([text[start:]]))[0, -1].argmax())
             if token == eot_id:
                 break
             text.append(token)

@@ -27,7 +27,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "normal init": {"init": "normal"},
     "zero init": {"init": "zero"},
     "dropout": {"dropout": 0.1},
-    "eager": {"attention": "eager"},
     "no padding": {"vocab_size": 61},
     "llama": {
         "position": "rope",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.inference import for_inference
 from pipeline.model.config import GPTConfig
-from pipeline.model.gpt import ATTENTION, GPT
+from pipeline.model.gpt import ATTENTION, EAGER_KEYS, GPT, Attention, eager, fastest, sdpa
 from tests.model.configs import OPTIONS, TINY, option
 
 
@@ -28,10 +28,11 @@ def batch(config: GPTConfig, rows: int = 4, seed: int = 1) -> tuple[Tensor, Tens
     return ids[:, :-1], ids[:, 1:]
 
 
-def loss_of(model: GPT, idx: Tensor, targets: Tensor) -> Tensor:
-    loss = model(idx, targets)[1]
-    assert loss is not None
-    return loss
+def use(kernel: Attention, model: GPT) -> GPT:
+    """The model, with that attention kernel."""
+    for block in model.transformer.h:
+        block.attn.attend = kernel
+    return model
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -58,15 +59,29 @@ def test_attention_is_causal(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in OPTIONS if name != "dropout"])
 def test_sdpa_equals_eager_forward_and_backward(name: str) -> None:
     config = option(name).changed(init="normal")
-    fused, plain = GPT(config.changed(attention="sdpa")), GPT(config.changed(attention="eager"))
-    plain.load_state_dict(fused.state_dict())
+    model = GPT(config)
     idx = torch.randint(0, 61, (2, 17))
     results = []
-    for model in (fused, plain):
-        logits, loss = model(idx[:, :-1], idx[:, 1:])
+    for kernel in (sdpa, eager):
+        use(kernel, model)
+        model.zero_grad()
+        loss = model(idx[:, :-1], idx[:, 1:])
         loss.backward()
-        results.append((logits[..., :61], {n: p.grad for n, p in model.named_parameters()}))
+        results.append((loss, {n: p.grad for n, p in model.named_parameters()}))
     torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("keys", "device", "kernel"), [(EAGER_KEYS, "cpu", "eager"), (EAGER_KEYS + 1, "cpu", "sdpa"), (8, "meta", "sdpa")]
+)
+def test_the_kernel_is_chosen_by_device_and_context(
+    keys: int, device: str, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = []
+    for name in ("eager", "sdpa"):
+        monkeypatch.setattr(f"pipeline.model.gpt.{name}", lambda *_, name=name: used.append(name))
+    fastest(*torch.zeros(3, 1, 1, keys, 8, device=device), None, 0.0)
+    assert used == [kernel]
 
 
 def random_qkv(queries: int, keys: int, kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -102,7 +117,7 @@ def test_sdpa_gets_a_mask_in_the_dtype_of_the_queries(name: str, monkeypatch: py
         return fused(q, k, v, mask, *args, **kwargs)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
-    model = for_inference(GPT(option(name).changed(attention="sdpa")), torch.bfloat16)
+    model = for_inference(use(sdpa, GPT(option(name))), torch.bfloat16)
     idx = torch.randint(0, 61, (2, 8))
     model.hidden(idx)
     for padding in (None, torch.tensor([0, 3])):
@@ -138,7 +153,7 @@ def test_dropout_acts_on_embeddings_attention_and_residuals(part: str) -> None:
 def test_the_initial_loss_is_that_of_a_uniform_distribution(name: str) -> None:
     model = make(option(name)).eval()
     idx, targets = batch(model.config, rows=64)
-    assert loss_of(model, idx, targets).item() == pytest.approx(math.log(61), abs=0.1)
+    assert model(idx, targets).item() == pytest.approx(math.log(61), abs=0.1)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -149,14 +164,14 @@ def test_every_option_trains_and_uses_every_parameter(name: str) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     losses = []
     for _ in range(8):
-        loss = loss_of(model, idx, targets)
+        loss = model(idx, targets)
         optimizer.zero_grad()
         loss.backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.3
-    sampled = model.eval()(idx[:, :4])[0][:, -1].softmax(-1).multinomial(1)
+    sampled = model.eval()(idx[:, :4])[:, -1].softmax(-1).multinomial(1)
     assert sampled.shape == (4, 1)
 
 
@@ -165,7 +180,7 @@ def test_one_batch_is_overfitted() -> None:
     idx, targets = batch(TINY, rows=2)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(150):
-        loss = loss_of(model, idx, targets)
+        loss = model(idx, targets)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -175,17 +190,17 @@ def test_one_batch_is_overfitted() -> None:
 def test_padding_of_the_vocabulary_has_probability_zero_in_training_and_inference() -> None:
     model = make(TINY)
     idx, targets = batch(TINY)
-    for logits in (model(idx, targets)[0], model(idx)[0], model.logits(model.hidden(idx))):
+    for logits in (model(idx), model.logits(model.hidden(idx))):
         assert (logits[..., 61:] == -torch.inf).all()
         assert logits[..., :61].isfinite().all()
-    loss_of(model, idx, targets).backward()
+    model(idx, targets).backward()
     gradient = model.transformer.wte.weight.grad
     assert gradient is not None
     assert (gradient[61:] == 0).all()
     unpadded = make(TINY.changed(vocab_size=61))
     state = {name: tensor[:61] if tensor.size(0) == 64 else tensor for name, tensor in model.state_dict().items()}
     unpadded.load_state_dict(state)
-    torch.testing.assert_close(loss_of(unpadded, idx, targets), loss_of(model, idx, targets))
+    torch.testing.assert_close(unpadded(idx, targets), model(idx, targets))
 
 
 def test_ignored_targets_do_not_count_in_the_loss() -> None:
@@ -193,17 +208,18 @@ def test_ignored_targets_do_not_count_in_the_loss() -> None:
     idx, targets = batch(TINY)
     masked = targets.clone()
     masked[:, :10] = -1
-    each = torch.nn.functional.cross_entropy(model(idx, targets)[0].flatten(0, 1), targets.flatten(), reduction="none")
-    torch.testing.assert_close(loss_of(model, idx, masked), each.view(4, 16)[:, 10:].mean())
+    each = torch.nn.functional.cross_entropy(
+        model.logits(model.hidden(idx)).flatten(0, 1), targets.flatten(), reduction="none"
+    )
+    torch.testing.assert_close(model(idx, masked), each.view(4, 16)[:, 10:].mean())
 
 
 def test_without_targets_only_the_last_position_is_scored() -> None:
     model = make(TINY).eval()
-    idx, targets = batch(TINY)
-    logits, loss = model(idx)
+    idx, _ = batch(TINY)
+    logits = model(idx)
     assert logits.shape == (4, 1, 64)
-    assert loss is None
-    torch.testing.assert_close(logits, model(idx, targets)[0][:, -1:])
+    torch.testing.assert_close(logits, model.logits(model.hidden(idx))[:, -1:])
 
 
 def test_initial_weights_are_those_of_gpt2() -> None:
@@ -243,7 +259,7 @@ def test_bfloat16_agrees_with_float32(name: str) -> None:
     gradients, losses = [], []
     for bfloat16 in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            loss = loss_of(model, idx, targets)
+            loss = model(idx, targets)
         model.zero_grad()
         loss.backward()
         assert loss.dtype == torch.float32
@@ -274,7 +290,7 @@ def test_compiled_equals_eager() -> None:
     gradients, losses = [], []
     for run in (model, compiled):
         model.zero_grad()
-        _, loss = run(idx, targets)
+        loss = run(idx, targets)
         loss.backward()
         losses.append(loss.item())
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
@@ -290,9 +306,9 @@ def test_every_option_traces_as_one_graph(name: str) -> None:
     idx, targets = batch(model.config)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     torch.manual_seed(0)
-    expected = model(idx, targets)[1]
+    expected = model(idx, targets)
     torch.manual_seed(0)
-    torch.testing.assert_close(compiled(idx, targets)[1], expected)
+    torch.testing.assert_close(compiled(idx, targets), expected)
     torch._dynamo.reset()
 
 
@@ -311,7 +327,7 @@ def one_step(name: str) -> tuple[float, float, float]:
     ids = torch.randint(0, model.config.text_vocab_size, (8, model.config.block_size + 1))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
     before = torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone()
-    _, loss = model(ids[:, :-1], ids[:, 1:])
+    loss = model(ids[:, :-1], ids[:, 1:])
     loss.backward()
     gradient_norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
     optimizer.step()

@@ -1,5 +1,6 @@
 """The model directory, and what `model.init_from` accepts, changes and refuses."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,13 @@ def test_a_saved_model_is_loaded_bit_for_bit(tmp_path: Path) -> None:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+def test_a_model_that_was_saved_with_its_attention_kernel_is_loaded(models: Path) -> None:
+    config = models / "mine/config.json"
+    values = json.loads(config.read_text())
+    config.write_text(json.dumps({**values, "config": {**values["config"], "attention": "eager"}}))
+    assert load_model(models / "mine").config == GPTConfig.model_validate(values["config"])
+
+
 @pytest.mark.parametrize(
     ("damage", "error"),
     [
@@ -95,10 +103,10 @@ def test_from_scratch_depends_only_on_the_seed() -> None:
 
 def test_the_weights_of_a_model_directory(models: Path) -> None:
     random_state = torch.get_rng_state()
-    model = initial_model(params(TINY, "mine", dropout=0.2, attention="eager", init="zero"), 61)
+    model = initial_model(params(TINY, "mine", dropout=0.2, init="zero"), 61)
     assert torch.equal(random_state, torch.get_rng_state())
     assert same_weights(model, load_model(models / "mine"))
-    assert (model.config.dropout, model.config.attention) == (0.2, "eager")
+    assert model.config.dropout == 0.2
     assert model.training
     assert same_weights(model, initial_model(params(TINY, "../models/mine"), 61))
 
@@ -120,7 +128,7 @@ def test_padding_the_vocabulary_keeps_the_probabilities() -> None:
     padded = initial_model(params(TINY, "mine", vocab_multiple=64), 61).eval()
     assert padded.config.vocab_size == 64
     idx = torch.randint(0, 61, (2, 8))
-    torch.testing.assert_close(plain(idx, idx)[1], padded(idx, idx)[1])
+    torch.testing.assert_close(plain(idx, idx), padded(idx, idx))
     assert plain(idx)[0].log_softmax(-1).allclose(padded(idx)[0].log_softmax(-1)[..., :61])
 
 

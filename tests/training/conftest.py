@@ -48,6 +48,7 @@ TRAIN = {
     "sample_interval": 0,
 }
 RUNTIME = {
+    "attention": "sdpa",
     "micro_batch_size": 4,
     "dtype": "float32",
     "compile": "off",
@@ -75,7 +76,6 @@ CONFIG = {
     "qk_norm": False,
     "mlp": "gelu_tanh",
     "mlp_expansion": 4.0,
-    "attention": "sdpa",
     "tie_embeddings": True,
     "init": "scaled",
     "vocab_size": 320,
