@@ -9,8 +9,8 @@ weights`, or repository@revision on the Hugging Face hub) or a model directory, 
 """
 
 import hashlib
-import json
 import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import tiktoken
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pipeline.artifacts import Record
 from pipeline.corpus.tokenizer import TOKENIZER_DIRECTORY, TOKENIZER_FILE, TokenizerConfig
-from pipeline.files import atomic_directory, read_json, sha256_of
+from pipeline.files import atomic_directory, parsing, read_json, sha256_of
 from pipeline.huggingface.convert import CONFIG, HUB_ID, WEIGHTS, config_from, download, is_huggingface, weights_from
 from pipeline.log import UserError, logger
 from pipeline.model.config import GPTConfig, ModelParams
@@ -68,40 +68,61 @@ def load_model(directory: Path, device: str | torch.device = "cpu") -> GPT:
     values = read_json(path)
     weights = _read_weights(directory / WEIGHTS)
     if isinstance(values, dict) and is_huggingface(values):
-        config = config_from(values, path)
+        with parsing(path):
+            config = config_from(values, path)
         weights = weights_from(weights, config)
     elif isinstance(values, dict) and values.get("format_version") == 1:  # its fields have other names
         raise UserError(f"{path}: format_version (1) must be {ModelFile.version}: train or import the model again")
     else:
         if isinstance(values, dict) and isinstance(values.get("config"), dict):
             values["config"].pop("attention", None)  # was a key of the model until it moved to runtime
-        config = ModelFile.parse(json.dumps(values), str(path)).config
+        with parsing(path):
+            config = ModelFile.parse(json.dumps(values), str(path)).config
     return _build(config, weights, directory / WEIGHTS).to(device)
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} not found")
-    try:
+    with parsing(f"{path}: damaged or not a safetensors file"):
         return load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"{path}: damaged or not a safetensors file: {error}") from None
 
 
-def _build(config: GPTConfig, weights: dict[str, Tensor], source: Path) -> GPT:
-    """A model with the given weights, in evaluation mode. Raises UserError that names `source` and the tensors."""
+def _build(config: GPTConfig, weights: Mapping[str, Tensor], source: Path) -> GPT:
+    """A model with the given weights, in evaluation mode.
+
+    Raises UserError that names `source` and the tensors. Only a model of the weights' size is allocated.
+    """
     with torch.random.fork_rng(devices=[]):  # the random weights are replaced at once: keep torch's random state
+        with parsing(f"{source} does not match its config"):
+            if mistakes := sorted(_mistakes(config, weights)):
+                raise UserError(f"{source} does not match its config: {'; '.join(mistakes[:5])}")
         model = GPT(config)
-    expected = model.stored_weights()
-    mistakes = [f"{name} missing" for name in expected.keys() - weights.keys()]
-    mistakes += [f"{name} unknown" for name in weights.keys() - expected.keys()]
-    for name in expected.keys() & weights.keys():
-        if weights[name].shape != expected[name].shape:
-            mistakes.append(f"{name} {tuple(weights[name].shape)} must be {tuple(expected[name].shape)}")
-    if mistakes:
-        raise UserError(f"{source}: does not match its config: {'; '.join(sorted(mistakes)[:5])}")
     model.load_state_dict(weights, strict=False)  # a tied head is not among the weights
     return model.eval()
+
+
+def _mistakes(config: GPTConfig, weights: Mapping[str, Tensor]) -> Iterator[str]:
+    """A line for each tensor that is not a weight of the config's model."""
+    if config.n_layer > len(weights):  # each block has several
+        yield f"n_layer ({config.n_layer}) exceeds the number of tensors ({len(weights)})"
+        return
+    with torch.device("meta"):
+        expected = {name: tuple(tensor.shape) for name, tensor in GPT(config).state_dict().items()}
+    if config.tie_embeddings:
+        del expected["lm_head.weight"]
+    for name in expected.keys() | weights.keys():
+        tensor = weights.get(name)
+        if tensor is None:
+            yield f"{name} missing"
+        elif name not in expected:
+            yield f"{name} unknown"
+        elif tuple(tensor.shape) != expected[name]:
+            yield f"{name} {tuple(tensor.shape)} must be {expected[name]}"
+        elif not tensor.is_floating_point():
+            yield f"{name} ({tensor.dtype}) must be floating-point"
+        elif not tensor.float().isfinite().all():
+            yield f"{name} contains NaN or infinity"
 
 
 def match_vocabulary(model: GPT, tokenizer: tiktoken.Encoding, source: Path) -> None:

@@ -19,7 +19,7 @@ import tiktoken
 
 from pipeline.corpus.tokenizer import END_OF_TEXT
 from pipeline.corpus.wheels import Wheel, open_wheel
-from pipeline.files import atomic_path, read_json
+from pipeline.files import atomic_path, parsing, read_json
 from pipeline.log import UserError, logger
 
 # Of tiktoken_ext/openai_public.py.
@@ -96,12 +96,13 @@ def _huggingface_vocabulary(directory: Path) -> dict[str, int] | None:
     vocabulary: dict[str, int] | None = None
     for path in (directory / "vocab.json", directory / "tokenizer.json"):
         if path.is_file():
-            values = read_json(path)
-            candidate = values["model"]["vocab"] if path.name == "tokenizer.json" else values
-            if _is_gpt2_vocabulary(candidate):
-                vocabulary = candidate
-            else:
-                others.append(path)
+            with parsing(path):
+                values = read_json(path)
+                candidate = values["model"]["vocab"] if path.name == "tokenizer.json" else values
+                if _is_gpt2_vocabulary(candidate):
+                    vocabulary = candidate
+                else:
+                    others.append(path)
     if others:
         raise UserError(
             f"{others[0]}: must be GPT-2's tokenizer, the only one that can be read from Hugging Face files"
@@ -119,13 +120,17 @@ def _is_gpt2_vocabulary(vocabulary: Any) -> bool:
 
 def _check_nothing_added(directory: Path) -> None:
     """Raises UserError that names a file and its first token beyond GPT-2's ids."""
-    added, tokenizer = directory / "added_tokens.json", directory / "tokenizer.json"
-    tokens = [(added, token, id) for token, id in read_json(added).items()] if added.is_file() else []
-    if tokenizer.is_file():
-        tokens += [(tokenizer, token["content"], token["id"]) for token in read_json(tokenizer).get("added_tokens", [])]
-    for path, token, id in tokens:
-        if id >= GPT2_IDS:
-            raise UserError(f"{path}: adds {token!r} (id {id}) to GPT-2's {GPT2_IDS} ids, which is not supported")
+    for path in (directory / "added_tokens.json", directory / "tokenizer.json"):
+        with parsing(path):
+            values = read_json(path) if path.is_file() else {}
+            tokens = values.items()
+            if path.name == "tokenizer.json":
+                tokens = [(token["content"], token["id"]) for token in values.get("added_tokens", [])]
+            for token, id in tokens:
+                if id >= GPT2_IDS:
+                    raise UserError(
+                        f"{path}: adds {token!r} (id {id}) to GPT-2's {GPT2_IDS} ids, which is not supported"
+                    )
 
 
 def _gpt2_file() -> bytes:

@@ -27,6 +27,18 @@ ACTIVATIONS = {
     "relu": "relu",
     "relu2": "relu_squared",
 }
+# Key of Hugging Face's config.json -> ours.
+KEYS = {
+    "n_positions": "block_size",
+    "n_layer": "n_layer",
+    "n_head": "n_head",
+    "n_embd": "n_embd",
+    "n_inner": "mlp_expansion",
+    "resid_pdrop": "dropout",
+    "tie_word_embeddings": "tie_embeddings",
+    "vocab_size": "vocab_size",
+}
+DEFAULTS = {"n_positions": 1024, "resid_pdrop": 0.1, "tie_word_embeddings": True}  # GPT2Config's
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 MASKS = (".attn.bias", ".attn.masked_bias")
 # Settings of GPT2Config that change the function, with the only value that this model computes.
@@ -43,11 +55,9 @@ def download(hub_id: str) -> Path:
 
     Returns the directory with config.json and model.safetensors. Raises UserError if that fails.
     """
-    try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    except ImportError:
-        raise UserError(f"{hub_id}: downloading it needs pip install huggingface_hub") from None
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
     repository, _, revision = hub_id.partition("@")
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=[CONFIG, WEIGHTS]))
@@ -74,32 +84,30 @@ def config_from(values: Mapping[str, Any], source: Path) -> GPTConfig:
         if values.get(key, value) != value:
             raise UserError(f"{source}: {key} ({values[key]}) must be {value}")
     activation = values.get("activation_function", "gelu_new")
-    if activation not in ACTIVATIONS:
+    if activation not in list(ACTIVATIONS):  # a list: the value may have any type
         raise UserError(f"{source}: activation_function ({activation}) must be one of {', '.join(ACTIVATIONS)}")
+    fields = {ours: values.get(theirs, DEFAULTS.get(theirs)) for theirs, ours in KEYS.items()}
+    n_inner = fields.pop("mlp_expansion")
+    if n_inner is not None and type(n_inner) is not int:
+        raise UserError(f"{source}: n_inner ({n_inner}) must be an integer or null")
     try:
-        return gpt2_config("gpt2").changed(
-            block_size=values.get("n_positions", 1024),
-            n_layer=values["n_layer"],
-            n_head=values["n_head"],
-            n_embd=values["n_embd"],
-            dropout=values.get("resid_pdrop", 0.1),
-            mlp=ACTIVATIONS[activation],
-            mlp_expansion=(values.get("n_inner") or 4 * values["n_embd"]) / values["n_embd"],
-            tie_embeddings=values.get("tie_word_embeddings", True),
-            vocab_size=values["vocab_size"],
-            text_vocab_size=values["vocab_size"],
-        )
-    except (KeyError, ValidationError) as error:
-        raise UserError(f"{source}: not a valid config of a GPT-2: {error}") from None
+        config = gpt2_config("gpt2").changed(**fields, text_vocab_size=1, mlp=ACTIVATIONS[activation])
+        expansion = 4.0 if n_inner is None else n_inner / config.n_embd
+        return config.changed(text_vocab_size=config.vocab_size, mlp_expansion=expansion)
+    except ValidationError as error:
+        theirs = {key: f"{name} ({values.get(name)}): " for name, key in KEYS.items()}
+        mistakes = [theirs.get("".join(map(str, part["loc"])), "") + part["msg"] for part in error.errors()]
+        raise UserError(f"{source}: not a valid config of a GPT-2: {'; '.join(mistakes)}") from None
 
 
 def weights_from(weights: Mapping[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
-    """Our weights by name, float32, from Hugging Face's."""
+    """Our weights by name, of the same dtypes, from Hugging Face's."""
+    # Without it: saved from GPT2Model, as the files on the hub.
+    prefix = "" if any(name.startswith("transformer.") for name in weights) else "transformer."
     ours: dict[str, Tensor] = {}
     for name, tensor in weights.items():
         if name.endswith(MASKS) or (config.tie_embeddings and name == "lm_head.weight"):
             continue
-        if not name.startswith(("transformer.", "lm_head.")):  # saved from GPT2Model, as the files on the hub
-            name = f"transformer.{name}"
-        ours[name] = (tensor.t() if name.endswith(TRANSPOSED) else tensor).float().contiguous()
+        transposed = name.endswith(TRANSPOSED) and tensor.dim() == 2
+        ours[name if name == "lm_head.weight" else prefix + name] = tensor.t() if transposed else tensor
     return ours

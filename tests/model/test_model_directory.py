@@ -2,11 +2,13 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from pipeline import model_directory
 from pipeline.corpus.tokenizer import bytes_tokenizer, fingerprint, save_tokenizer
@@ -71,6 +73,8 @@ def test_a_model_that_was_saved_with_its_attention_kernel_is_loaded(models: Path
         ("version 1", r"config.json: format_version \(1\)"),
         ("no object", "config.json"),
         ("other shape", r"transformer.wpe.weight \(16, 32\) must be \(8, 32\)"),
+        ("many blocks", r"n_layer \(1000000000\)"),
+        ("deep nesting", "config.json"),
     ],
 )
 def test_errors_name_the_damaged_file(models: Path, damage: str, error: str) -> None:
@@ -86,10 +90,53 @@ def test_errors_name_the_damaged_file(models: Path, damage: str, error: str) -> 
         config.write_text(text.replace("tie_embeddings", "tie_head"))  # as version 1 called it
     elif damage == "no object":
         config.write_text("[]")
+    elif damage == "deep nesting":
+        config.write_text("[" * 100_000)
     else:
-        ModelFile(format_version=2, config=TINY.changed(vocab_size=61, block_size=8)).write(config)
+        change = {"block_size": 8} if damage == "other shape" else {"n_layer": 10**9}
+        ModelFile(format_version=2, config=TINY.changed(vocab_size=61, **change)).write(config)
     with pytest.raises((UserError, FileNotFoundError), match=error):
         load_model(models / "mine")
+
+
+@pytest.mark.parametrize("hugging_face", [False, True])
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda weight: weight.long(), r"c_attn.weight \(torch.int64\)"),
+        (lambda weight: weight > 0, r"c_attn.weight \(torch.bool\)"),
+        (lambda weight: weight.index_fill(0, torch.tensor(3), torch.nan), "c_attn.weight contains NaN"),
+        (lambda weight: weight.double().index_fill(1, torch.tensor(3), 1e300), "c_attn.weight contains .*infinity"),
+        (lambda weight: weight[None], r"c_attn.weight \(1, "),
+        (lambda weight: weight[0], r"c_attn.weight \("),
+        (lambda _: None, "c_attn.weight missing"),
+    ],
+)
+def test_weights_that_cannot_be_computed_with_are_named(
+    models: Path, hugging_face: bool, change: Callable[[torch.Tensor], torch.Tensor | None], error: str
+) -> None:
+    directory = models / "mine"
+    if hugging_face:
+        export_model(load_model(directory), None, directory := models / "hf")
+    weights = load_file(directory / "model.safetensors")
+    weight = change(weights.pop("transformer.h.1.attn.c_attn.weight"))
+    if weight is not None:
+        weights["transformer.h.1.attn.c_attn.weight"] = weight
+    save_file(weights, directory / "model.safetensors")
+    with pytest.raises(UserError, match=f"{directory.name}/model.safetensors.*{error}"):
+        load_model(directory)
+
+
+def test_a_bit_flipped_in_the_header_of_the_weights_is_refused_or_changes_nothing(models: Path) -> None:
+    path, model = models / "mine/model.safetensors", load_model(models / "mine")
+    content = path.read_bytes()
+    for position in range(0, 8 + int.from_bytes(content[:8], "little"), 19):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 1 << position % 8]) + content[position + 1 :])
+        try:
+            loaded = load_model(models / "mine")
+        except UserError:
+            continue
+        assert same_weights(loaded, model)
 
 
 def test_from_scratch_depends_only_on_the_seed() -> None:
