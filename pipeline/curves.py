@@ -7,11 +7,12 @@ import csv
 import io
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from pipeline.files import atomic_path, flush_to_disk, naming, write_text
-from pipeline.log import UserError
+from pipeline.log import UserError, logger
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,10 +41,20 @@ class Curves:
         self.columns = (*COLUMNS[:-1], *extra_columns, COLUMNS[-1])
 
     def rewind(self, step: int) -> None:
-        """Drops the rows after `step`, which a resumed run writes again; creates the file if there is none."""
+        """Drops the rows after `step`, which a resumed run writes again; creates the file if there is none.
+
+        Rows up to `step` that are missing, because someone has changed the file, cannot be written again: a warning.
+        """
         rows = [row for row in self.rows() if int(row["step"]) <= step] if step > 0 else []
+        if missing := sorted(set(range(1, step + 1)) - {int(row["step"]) for row in rows}):
+            logger.warning(
+                "%s lacks %d rows, the first of step %d: the curves of this run are incomplete",
+                self.path,
+                len(missing),
+                missing[0],
+            )
         text = io.StringIO()
-        writer = csv.DictWriter(text, self.columns, lineterminator="\n")
+        writer = csv.DictWriter(text, self.columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         write_text(self.path, text.getvalue())
@@ -55,11 +66,19 @@ class Curves:
             csv.DictWriter(file, self.columns, lineterminator="\n").writerows(rows)
 
     def rows(self) -> list[dict[str, str]]:
-        """The complete rows on the disk. A row that a kill cut short has no last cell."""
+        """The rows on the disk, without those that a kill cut short or that are damaged."""
         if not self.path.exists():
             return []
-        with self.path.open(newline="", encoding="utf-8") as file:
-            return [row for row in csv.DictReader(file) if row[self.columns[-1]] is not None]
+        # Split by hand: the csv module stops at some damage. None of our cells needs quotes.
+        header, *lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] or [""]
+        rows = []
+        for line in lines:
+            with suppress(ValueError, KeyError):  # a cell too few or too many, text for a number, no step
+                row = dict(zip(header.split(","), line.split(","), strict=True))
+                int(row["step"])
+                typed(row)
+                rows.append(row)
+        return rows
 
     def flush(self) -> None:
         """Flushes the rows to the disk and updates the copy."""

@@ -1,6 +1,7 @@
 """curves.csv survives kills: only whole rows, each step once."""
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,44 @@ def test_an_incomplete_row_is_dropped(curves: Curves) -> None:
     assert [row["step"] for row in curves.rows()] == ["1", "2"]
     curves.rewind(2)
     assert curves.path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("damage", "missing"),
+    [
+        (lambda content: None, "5 rows, the first of step 1"),
+        (lambda content: b"", "5 rows, the first of step 1"),
+        (lambda content: content[: content.index(b"\n4,") + 3], "2 rows, the first of step 4"),
+        (lambda content: content.replace(b"\n2,", b"\n\xff,"), "1 rows, the first of step 2"),
+        (lambda content: content.replace(b"\n2,", b'\n2,"'), "1 rows, the first of step 2"),
+        (lambda content: content.replace(b"\n2,", b"\n2\0"), "1 rows, the first of step 2"),
+        (lambda content: content.replace(b"\n2,", b"\n,"), "1 rows, the first of step 2"),
+        (lambda content: content.replace(b"\n2,", b"\n" + 200_000 * b"2"), "1 rows, the first of step 2"),
+    ],
+)
+def test_missing_rows_are_one_warning(
+    curves: Curves, damage: Callable[[bytes], bytes | None], missing: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    curves.record([row(step) for step in range(1, 8)])
+    curves.rewind(5)
+    content = damage(curves.path.read_bytes())
+    assert capsys.readouterr().out == ""
+    if content is None:
+        curves.path.unlink()
+    else:
+        curves.path.write_bytes(content)
+    curves.rewind(5)
+    assert missing in capsys.readouterr().out
+    assert curves.path.read_text().splitlines()[0] == ",".join(curves.columns)
+    curves.record([row(6)])
+    assert steps(curves.path)[-1] == 6
+
+
+def test_rows_of_other_columns_are_kept(curves: Curves) -> None:
+    curves.record([row(1, **{"next_lines/acc": 0.5})])
+    again = Curves(curves.path, curves.published, ("hellaswag/acc",))
+    again.rewind(1)
+    assert [(cells["step"], cells["hellaswag/acc"]) for cells in again.rows()] == [("1", "")]
 
 
 def test_a_new_run_begins_an_empty_file(curves: Curves) -> None:
