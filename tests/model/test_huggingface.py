@@ -1,6 +1,7 @@
 """Import from and export to Hugging Face: the same logits, the same token ids, and what is refused."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import tiktoken
 import torch
 from safetensors.torch import load_file, save_file
 
+from pipeline.charts.pages import write_svgs
 from pipeline.cli import convert
 from pipeline.corpus.tokenizer import END_OF_TEXT, bytes_tokenizer, fingerprint, load_tokenizer, save_tokenizer
 from pipeline.corpus.vocabularies import gpt2_tokenizer
@@ -343,22 +345,45 @@ def test_a_tokenizer_of_another_kind_is_unknown(name: str, tmp_path: Path) -> No
     assert convert.find_tokenizer(tmp_path, 50_304) is None
 
 
-@pytest.mark.parametrize("target", ["..", "ours"])
-def test_import_and_export_never_overwrite_a_directory(
-    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current directory: a user's files, and a model and its export to convert."""
+    model = GPT(TINY.changed(vocab_size=257, text_vocab_size=257))
+    save_model(tmp_path / "model", model, None)
+    export_model(model, None, tmp_path / "theirs")
+    (tmp_path / "work/mine").mkdir(parents=True)
+    (tmp_path / "work/mine/thesis.tex").write_text("years of work")
+    (tmp_path / "work/link").symlink_to("mine")
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", ["import", "export", "figures of compare"])
+@pytest.mark.parametrize(
+    "target", ["mine", ".", "", "..", "/", "mine/..", "link", "mine/thesis.tex", "mine/thesis.tex/out", "/dev/null"]
+)
+def test_a_command_that_writes_a_directory_never_replaces_what_it_did_not_write(
+    command: str, target: str, work: Path
 ) -> None:
-    export_model(GPT(TINY), None, tmp_path / "theirs")
-    (tmp_path / "ours").mkdir()
-    monkeypatch.chdir(tmp_path / "ours")
-    thesis = tmp_path / "ours/thesis.tex"
-    thesis.write_text("years of work")
-    path = Path("..") if target == ".." else tmp_path / target
-    with pytest.raises(FileExistsError):
-        convert.import_model(str(tmp_path / "theirs"), path)
-    with pytest.raises(FileExistsError):
-        export_model(GPT(TINY), None, path)
-    assert thesis.read_text() == "years of work"
-    assert (tmp_path / "theirs/config.json").exists()
+    def state() -> dict[Path, tuple[int, int]]:
+        return {path: (path.lstat().st_ino, path.lstat().st_mode) for path in [*work.rglob("*"), Path("/dev/null")]}
+
+    run: dict[str, Callable[[], None]] = {
+        "import": lambda: convert.import_main([str(work / "theirs"), target]),
+        "export": lambda: convert.export_main([str(work / "model"), target]),
+        "figures of compare": lambda: write_svgs(Path(target), []),
+    }
+    before = state()
+    with pytest.raises(OSError, match=r"cannot be written|exists|contains|Not a directory"):
+        run[command]()
+    assert state() == before
+
+
+@pytest.mark.parametrize("main", [convert.import_main, convert.export_main])
+def test_an_option_that_does_not_exist_is_not_a_target(main: Callable[[list[str]], None], work: Path) -> None:
+    with pytest.raises(SystemExit):
+        main([str(work / "theirs"), "--out"])
+    assert sorted(path.name for path in Path().iterdir()) == ["link", "mine"]
 
 
 def test_the_export_and_converts_round_trip(tmp_path: Path) -> None:
