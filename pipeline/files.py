@@ -18,6 +18,7 @@ import shutil
 import socket
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +237,13 @@ def link_or_copy(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
+
+
+def set_aside(path: Path, prefix: str) -> Path:
+    """Renames a file or directory to `<prefix><name>`, with a number after it if that exists; returns the new path."""
+    first = path.with_name(prefix + path.name)
+    names = chain([first], (first.with_name(f"{first.name}-{number}") for number in count(2)))
+    return path.rename(next(name for name in names if not os.path.lexists(name)))
 
 
 RUNS = ".runs"

@@ -9,6 +9,7 @@ weights`, or repository@revision on the Hugging Face hub) or a model directory, 
 """
 
 import hashlib
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path

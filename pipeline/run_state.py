@@ -32,13 +32,13 @@ class FinishedRun(Record):
     md5: str
 
 
-def run_key(params: Mapping[str, Any], manifest: Path, initial_weights: str | None, checkpoint_format: int) -> str:
+def run_key(params: Mapping[str, Any], manifest: Path, initial_weights: str, checkpoint_format: int) -> str:
     """16 hexadecimal digits of a hash of everything that defines a run.
 
     The code is not part of it: a fix must not cost a long run.
 
     `params`: the sections model and train. `manifest`: of the shards, with the hashes of the data. `initial_weights`:
-    their hash, if there are any.
+    the hash of what `model.init_from` names.
     """
     parts = [params, sha256_of(manifest), initial_weights, checkpoint_format]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
@@ -80,14 +80,3 @@ def remove_recorded(runs: Path) -> None:
             logger.warning("cannot remove the finished run %s: %s", file.parent, error)
     for leftover in runs.glob(".train-*.tmp"):
         shutil.rmtree(leftover, ignore_errors=True)
-
-
-def set_aside(directory: Path) -> None:
-    """Renames a run's directory, if there is one: the run starts over, and its old checkpoints are kept."""
-    if not directory.exists():
-        return
-    numbers = [int(path.name.rpartition("-")[2]) for path in directory.parent.glob(f"old-{directory.name}-*")]
-    number = max(numbers, default=0) + 1
-    aside = directory.with_name(f"old-{directory.name}-{number}")
-    directory.rename(aside)
-    logger.info("starting over; the earlier state is kept in %s", aside)

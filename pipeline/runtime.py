@@ -50,7 +50,7 @@ class RuntimeParams(Section):
     resume: Literal["auto", "same-code", "never"]
     """Whether to resume from a checkpoint of the same params, data and initial weights. auto: yes, with a warning if
     the code has changed since. same-code: start over if it has. never: always start over. Starting over keeps the old
-    state in `.runs/old-train-<key>-<n>/`."""
+    state in `.runs/old-train-<key>/`."""
 
     checkpoint_interval: int = Field(ge=1)
     """Optimizer steps between checkpoints."""

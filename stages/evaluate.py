@@ -14,7 +14,7 @@ from pipeline.artifacts import SOURCE_FILE, ChoiceMetrics, EvaluationMetrics, It
 from pipeline.config import read_sections
 from pipeline.corpus.hellaswag import ITEMS_FILE, read_items
 from pipeline.corpus.shards import open_split
-from pipeline.corpus.tokenizer import TOKENIZER_DIRECTORY, fingerprint, load_tokenizer
+from pipeline.corpus.tokenizer import TOKENIZER_DIRECTORY, load_tokenizer
 from pipeline.evaluation.hellaswag import HellaswagResult, score_items, subset
 from pipeline.evaluation.params import EvaluateParams
 from pipeline.evaluation.val_loss import ValLoss, validation_loss
@@ -32,7 +32,7 @@ def main() -> None:
     params, runtime = read_sections(EvaluateParams, RuntimeParams)
     stream = open_split(SHARDS, "val")
     tokenizer = load_tokenizer(SHARDS / TOKENIZER_DIRECTORY)
-    check_tokenizer(MODEL, fingerprint(tokenizer), str(MODEL))
+    check_tokenizer(MODEL, stream.manifest.tokenizer_sha256, str(MODEL))
     source = ItemSource.read(HELLASWAG / SOURCE_FILE)
     items = subset(read_items(HELLASWAG / ITEMS_FILE), params.hellaswag_items)
     with distributed.start(runtime.collective_timeout) as group:

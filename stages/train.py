@@ -24,10 +24,10 @@ from pipeline.artifacts import (
 )
 from pipeline.config import PARAMS_FILE, load_yaml, read_sections
 from pipeline.corpus.shards import open_split
-from pipeline.corpus.tokenizer import TOKENIZER_DIRECTORY, fingerprint, load_tokenizer
+from pipeline.corpus.tokenizer import TOKENIZER_DIRECTORY, load_tokenizer
 from pipeline.curves import Curves
 from pipeline.distributed import Group, device_name
-from pipeline.files import check_replaceable, exclusive_lock, run_directory
+from pipeline.files import check_replaceable, exclusive_lock, run_directory, set_aside
 from pipeline.formatting import format_duration
 from pipeline.git import code_revision
 from pipeline.log import cli_errors, logger
@@ -35,7 +35,7 @@ from pipeline.model.accounting import describe, parameters
 from pipeline.model.config import ModelParams
 from pipeline.model_directory import MODEL_FILES, initial_model, initial_weights_hash, save_model
 from pipeline.probes import choice_columns, training_probes
-from pipeline.run_state import code_hashes, finish, remove_recorded, run_key, set_aside
+from pipeline.run_state import code_hashes, finish, remove_recorded, run_key
 from pipeline.runtime import RuntimeParams, cores
 from pipeline.tracking.params import TrackingParams
 from pipeline.tracking.wandb_run import WandbRun, training_run
@@ -69,8 +69,8 @@ def main() -> None:
             return
         remove_recorded(state.parent)
         with exclusive_lock(state, wait=False):
-            if starts_over(runtime, store):
-                set_aside(state)
+            if state.exists() and starts_over(runtime, store):
+                logger.info("starting over; the earlier state is kept in %s", set_aside(state, "old-"))
             curves = Curves(state / "curves.csv", CURVES, extra_columns=choice_columns(HELLASWAG))
             wandb_run = training_run(state, tracking, load_yaml(PARAMS_FILE), key, curves)
             try:
@@ -101,7 +101,7 @@ def make_trainer(
     stream = open_split(SHARDS, "train")
     tokenizer = load_tokenizer(SHARDS / TOKENIZER_DIRECTORY)
     torch.manual_seed(train.seed)  # the same initial weights on every rank
-    model = initial_model(model_params, tokenizer.n_vocab, fingerprint(tokenizer))
+    model = initial_model(model_params, tokenizer.n_vocab, stream.manifest.tokenizer_sha256)
     logger.info("model: %s", describe(model.config))
     probes = training_probes(train, runtime, group, tokenizer, SHARDS, HELLASWAG)
     trainer = Trainer(model, stream, train, runtime, group, store, loggers, probes)

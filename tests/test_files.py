@@ -16,6 +16,7 @@ from pipeline.files import (
     main_root,
     parsing,
     remove_directory,
+    set_aside,
     shared_lock,
 )
 from pipeline.log import UserError
@@ -103,6 +104,21 @@ def test_what_a_killed_process_leaves_is_removed_by_the_next_one(tmp_path: Path,
     write(target, "new")
     remove_directory(target)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_set_aside_replaces_nothing(tmp_path: Path) -> None:
+    (tmp_path / "old-run-x").mkdir()  # another program's
+    (tmp_path / "old-run-2").symlink_to("nowhere")
+    for content in ("first", "second", "third"):
+        (tmp_path / "run").write_text(content)
+        assert set_aside(tmp_path / "run", "old-").read_text() == content
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "old-run",
+        "old-run-2",
+        "old-run-3",
+        "old-run-4",
+        "old-run-x",
+    ]
 
 
 def test_whatever_a_parser_raises_names_the_file() -> None:

@@ -21,9 +21,9 @@ from typing import Any
 from pipeline.artifacts import TrackedRun
 from pipeline.curves import Curves, typed
 from pipeline.dvc_lock import short_keys
-from pipeline.files import main_root
+from pipeline.files import main_root, set_aside
 from pipeline.git import Experiment, code_revision, current_experiment, params_at
-from pipeline.log import logger
+from pipeline.log import UserError, logger
 from pipeline.tracking.params import TrackingParams
 
 NAMING_SECTIONS = ("data", "hellaswag", "tokenizer", "model", "train")
@@ -70,9 +70,8 @@ def _stored(file: Path) -> TrackedRun | None:
         return None
     try:
         return TrackedRun.read(file)
-    except ValueError as error:
-        damaged = file.with_suffix(".damaged")
-        file.replace(damaged)
+    except (OSError, UserError) as error:
+        damaged = set_aside(file, "damaged_")
         logger.warning("W&B: %s; kept as %s, training continues as a new W&B run", error, damaged.name)
         return None
 

@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_map_only
 
 from pipeline.artifacts import MANIFEST_FILE, Record
 from pipeline.distributed import Group
-from pipeline.files import atomic_directory, link_or_copy, remove_directory, sha256_of
+from pipeline.files import atomic_directory, link_or_copy, parsing, remove_directory, set_aside, sha256_of
 from pipeline.log import UserError, logger
 from pipeline.model.gpt import GPT
 from pipeline.run_state import changed_files
@@ -128,19 +128,16 @@ class CheckpointStore:
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint that verifies; None if there are none at all.
 
-        A damaged one is renamed, with a warning, and the one before it is tried. Raises UserError if all are damaged.
+        A damaged one is set aside, and the one before it is tried. Raises UserError if all are damaged.
         """
         for directory in (self.directory, self.milestones or self.directory):
             for leftover in directory.glob(".step_*.tmp"):
                 shutil.rmtree(leftover, ignore_errors=True)
-        for directory in sorted(self.directory.glob("step_*"), reverse=True):
+        for directory in reversed(self._directories()):
             try:
                 manifest = _verified_manifest(directory)
             except (OSError, ValueError) as error:
-                damaged = directory.with_name(f"damaged_{directory.name}")
-                shutil.rmtree(damaged, ignore_errors=True)
-                directory.replace(damaged)
-                logger.warning("checkpoint %s is damaged (%s); renamed to %s", directory.name, error, damaged.name)
+                self.set_aside(directory, error)
                 continue
             changed = changed_files(manifest.code, self.code)
             if changed:
@@ -148,14 +145,23 @@ class CheckpointStore:
             return Checkpoint(directory, manifest, changed)
         if all_damaged := list(self.directory.glob("damaged_*")):  # by this process or an earlier one
             raise UserError(
-                f"all {len(all_damaged)} checkpoints in {self.directory} are damaged; "
+                f"none of the {len(all_damaged)} checkpoints in {self.directory} can be used; "
                 "to train from the start, remove that directory",
                 all_ranks=True,
             )
         return None
 
+    def set_aside(self, directory: Path, reason: Exception) -> None:
+        """Renames a checkpoint that cannot be used, with a warning."""
+        damaged = set_aside(directory, "damaged_")
+        logger.warning("checkpoint %s cannot be used (%s); renamed to %s", directory.name, reason, damaged.name)
+
+    def _directories(self) -> list[Path]:
+        """The checkpoints, verified or not, by step. Files of other names are not ours: they are left alone."""
+        return sorted(path for path in self.directory.glob("step_*") if path.name[5:].isdecimal())
+
     def _write(self, step: int, parts: dict[str, Any], metrics: MetricsState, execution: dict[str, Any]) -> None:
-        target = self.directory / f"step_{step:08d}"
+        target = self.directory / _name(step)
         with atomic_directory(target, CHECKPOINT_FILES) as temporary:
             files = {}
             for name, tree in parts.items():
@@ -178,11 +184,15 @@ class CheckpointStore:
         self._rotate()
 
     def _rotate(self) -> None:
-        for old in sorted(self.directory.glob("step_*"))[: -self.kept]:
+        for old in self._directories()[: -self.kept]:
             try:
                 remove_directory(old)
             except OSError as error:
                 logger.warning("cannot remove the old checkpoint %s: %s", old.name, error)
+
+
+def _name(step: int) -> str:
+    return f"step_{step:08d}"
 
 
 def _save(tree: Any, file: Path) -> None:
@@ -199,6 +209,8 @@ def _verified_manifest(directory: Path) -> CheckpointManifest:
     manifest = CheckpointManifest.read(directory / MANIFEST_FILE)
     if manifest.sha256 != manifest.digest():
         raise UserError("manifest.json does not match its sha256")
+    if directory.name != _name(manifest.step):
+        raise UserError(f"the step in manifest.json ({manifest.step}) is not that of the directory")
     for name, sha256 in manifest.files.items():
         if sha256_of(directory / name) != sha256:
             raise UserError(f"{name} does not match its sha256 in manifest.json")
@@ -218,6 +230,45 @@ def collect(model: GPT, optimizer: Optimizer, group: Group) -> dict[str, Any]:
     }
 
 
+def _load(store: CheckpointStore, model: GPT, optimizer: Optimizer) -> tuple[Checkpoint, dict[str, Any]] | None:
+    """The newest checkpoint that fits the model and the optimizer, with its parts on the CPU; None if there is none."""
+    while checkpoint := store.newest():
+        try:
+            return checkpoint, _fitting_parts(checkpoint, model, optimizer)
+        except (OSError, UserError) as error:
+            store.set_aside(checkpoint.directory, error)
+    return None
+
+
+def _fitting_parts(checkpoint: Checkpoint, model: GPT, optimizer: Optimizer) -> dict[str, Any]:
+    """The parts of a checkpoint. Raises UserError that names the file unless the run can load all of them."""
+    parts = {}
+    for name in ("weights", "optimizer", "rng"):
+        with parsing(f"{name}.pt"):
+            parts[name] = checkpoint.load(name)
+    with parsing("weights.pt"):
+        weights, expected = _shapes(parts["weights"]), _shapes(model.state_dict())
+        if differing := sorted(
+            name for name in weights.keys() | expected.keys() if weights.get(name) != expected.get(name)
+        ):
+            raise UserError(f"weights.pt: {differing[0]} is not that of the model")
+    with parsing("optimizer.pt"):
+        for state, moments in zip(parts["optimizer"], optimizer.expected_state(), strict=True):
+            if _shapes(state["state"]) not in (
+                {},
+                _shapes(moments),
+            ):  # empty: before the first step that is not skipped
+                raise UserError("optimizer.pt: the moments are not those of the optimizer")
+    with parsing("rng.pt"):
+        for state in parts["rng"]:
+            torch.Generator().set_state(state["cpu"])
+    return parts
+
+
+def _shapes(tree: Any) -> Any:
+    return tree_map_only(Tensor, lambda tensor: (tuple(tensor.shape), tensor.dtype), tree)
+
+
 def restore(store: CheckpointStore, model: GPT, optimizer: Optimizer, group: Group) -> Checkpoint | None:
     """Loads model, optimizer and random state from the newest checkpoint and returns it; None if there is none.
 
@@ -228,8 +279,8 @@ def restore(store: CheckpointStore, model: GPT, optimizer: Optimizer, group: Gro
     message: Any = None
     if group.is_main:
         try:
-            if checkpoint := store.newest():
-                parts = {name: checkpoint.load(name) for name in ("weights", "optimizer", "rng")}
+            if loaded := _load(store, model, optimizer):
+                checkpoint, parts = loaded
                 shapes = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), parts)
                 message = (checkpoint, {**shapes, "rng": parts["rng"]})
         except Exception as error:

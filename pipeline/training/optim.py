@@ -106,9 +106,18 @@ class Optimizer:
         return [optimizer.state_dict() for optimizer in self._all]
 
     def load_state_dict(self, states: Sequence[Mapping[str, Any]]) -> None:
-        """Loads what `state_dict` returned."""
+        """Loads the moments that `state_dict` returned. Hyperparameters stay: they follow from the params."""
         for optimizer, state in zip(self._all, states, strict=True):
-            optimizer.load_state_dict(dict(state))
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": state["state"]})
+
+    def expected_state(self) -> list[dict[int, dict[str, Tensor]]]:
+        """The `state` in each optimizer's state dict after a step, with other tensors of the same shape and dtype."""
+        step = torch.tensor(0.0)
+        adamw, *muon = self.indexed_parameters()
+        return [
+            {index: {"step": step, "exp_avg": p, "exp_avg_sq": p} for index, p in enumerate(adamw)},
+            *({index: {"momentum_buffer": p} for index, p in enumerate(parameters)} for parameters in muon),
+        ]
 
 
 def _step_unless(skip: Tensor, muon: torch.optim.Muon) -> None:

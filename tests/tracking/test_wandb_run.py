@@ -113,16 +113,24 @@ def test_a_resumed_run_replaces_its_own_offline_files_only() -> None:
     assert (part.exists(), other.exists()) == (False, True)
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b'{"id": "*", "name": "a", "mode": "offline"}'])
+@pytest.mark.parametrize("content", [b"", b"{}", b"null", b"\xff", b'{"id": "*", "name": "a", "mode": "offline"}'])
 def test_a_damaged_identity_is_set_aside_for_a_new_one(content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
     other = offline_part(ONLINE)
     Path("wandb.json").write_bytes(content)
     new = identity("offline")
     assert (new.name, new.group) == ("seed=2", "80a69db")
     assert identity("offline") == new
-    assert Path("wandb.damaged").read_bytes() == content
+    assert Path("damaged_wandb.json").read_bytes() == content
     assert capsys.readouterr().out.count("W&B:") == 1
     assert other.exists()
+
+
+def test_an_odd_identity_does_not_stop_a_run_without_tracking() -> None:
+    for _ in range(2):
+        Path("wandb.json").mkdir()
+        assert identity("disabled").mode == "disabled"
+        Path("wandb.json").unlink()
+    assert sorted(path.name for path in Path().iterdir()) == ["damaged_wandb.json", "damaged_wandb.json-2"]
 
 
 # Mode

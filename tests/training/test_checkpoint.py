@@ -1,5 +1,6 @@
 """Checkpoints are whole or absent, and a damaged one is never used."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +10,16 @@ import pytest
 import torch
 
 from pipeline.artifacts import Resume
+from pipeline.files import sha256_of
 from pipeline.log import UserError
+from pipeline.model.config import GPTConfig
+from pipeline.model.gpt import GPT
 from pipeline.training import checkpoint
-from pipeline.training.checkpoint import CheckpointStore
+from pipeline.training.checkpoint import CheckpointManifest, CheckpointStore, restore
 from pipeline.training.metrics import MetricsState, RunStats
+from pipeline.training.optim import Optimizer
+from pipeline.training.params import TrainParams
+from tests.training.conftest import CONFIG, ONE_RANK, TRAIN, same, trainer
 
 CODE = {"pipeline/training/trainer.py": "0" * 64}
 
@@ -103,6 +110,102 @@ def test_when_all_are_damaged_training_does_not_start_over_by_itself(tmp_path: P
     for _ in range(2):  # the second time they have been renamed already
         with pytest.raises(UserError, match=str(tmp_path)):
             store.newest()
+
+
+def rewrite(directory: Path, part: str, change: Callable[[Any], Any]) -> None:
+    """Changes a part of a checkpoint, or its manifest, with hashes that match."""
+    manifest = json.loads((directory / "manifest.json").read_text())
+    if part == "manifest":
+        manifest = change(manifest)
+    else:
+        file = directory / f"{part}.pt"
+        torch.save(change(torch.load(file, weights_only=True)), file)
+        manifest["files"][file.name] = sha256_of(file)
+    if isinstance(manifest, dict) and isinstance(manifest["step"], int):
+        record = CheckpointManifest.model_validate(manifest)
+        manifest = record.model_copy(update={"sha256": record.digest()}).model_dump()
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+
+
+def without(tree: dict[Any, Any], key: Any) -> dict[Any, Any]:
+    return {name: value for name, value in tree.items() if name != key}
+
+
+def with_state(change: Callable[[dict[str, Any]], Any]) -> Callable[[Any], Any]:
+    """Changes the moments of the first parameter."""
+    return lambda states: [{**states[0], "state": {**states[0]["state"], 0: change(states[0]["state"][0])}}]
+
+
+@pytest.fixture(scope="module")
+def trained(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints of a run of ten steps: 5 and 10."""
+    directory = tmp_path_factory.mktemp("trained")
+    trainer(shards, directory, train={"max_steps": 10}).run()
+    return directory
+
+
+BIAS = "transformer.ln_f.bias"
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("weights", lambda weights: without(weights, BIAS)),
+        ("weights", lambda weights: {**weights, "extra": weights[BIAS]}),
+        ("weights", lambda weights: {**weights, BIAS: weights[BIAS][:-1]}),
+        ("weights", lambda weights: {**weights, BIAS: weights[BIAS].long()}),
+        ("weights", lambda weights: list(weights.values())),
+        ("weights", lambda weights: None),
+        ("optimizer", lambda states: []),
+        ("optimizer", lambda states: {"state": states}),
+        ("optimizer", lambda states: [without(states[0], "state")]),
+        ("optimizer", lambda states: [{**states[0], "state": without(states[0]["state"], 3)}]),
+        ("optimizer", with_state(lambda moments: without(moments, "exp_avg"))),
+        ("optimizer", with_state(lambda moments: {**moments, "exp_avg": moments["exp_avg"][:1]})),
+        ("optimizer", with_state(lambda moments: {**moments, "step": 5})),
+        ("rng", lambda rng: rng[0]),
+        ("rng", lambda rng: [{"cuda": rng[0]["cpu"]}]),
+        ("rng", lambda rng: [{"cpu": rng[0]["cpu"][:8]}]),
+        ("rng", lambda rng: [{"cpu": rng[0]["cpu"].float()}]),
+        ("manifest", lambda manifest: None),
+        ("manifest", lambda manifest: {**manifest, "step": -1}),
+        ("manifest", lambda manifest: {**manifest, "step": 11}),
+        ("manifest", lambda manifest: {**manifest, "step": 1.5}),
+        ("manifest", lambda manifest: {**manifest, "step": "x"}),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_the_run_is_never_loaded_in_part(
+    trained: Path, tmp_path: Path, part: str, change: Callable[[Any], Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = CheckpointStore(shutil.copytree(trained, tmp_path / "checkpoints"), 1)
+    model = GPT(GPTConfig.model_validate(CONFIG))
+    optimizer = Optimizer(model, TrainParams.model_validate(TRAIN), torch.device("cpu"))
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    for step in (5, 10):
+        rewrite(store.directory / f"step_{step:08d}", part, change)
+    with pytest.raises(UserError, match=str(tmp_path)):
+        restore(store, model, optimizer, ONE_RANK)
+    assert same(model.state_dict(), before)
+    assert optimizer.state_dict()[0]["state"] == {}
+    assert capsys.readouterr().out.count(f"{part}.") == 2
+    shutil.copytree(trained / "step_00000005", store.directory / "step_00000005")
+    restored = restore(store, model, optimizer, ONE_RANK)
+    assert restored is not None
+    assert same(model.state_dict(), restored.load("weights"))
+
+
+def test_foreign_files_beside_checkpoints_are_left_alone(tmp_path: Path) -> None:
+    for name in ("step_x", "step_", "notes"):
+        (tmp_path / name).write_text("mine")
+    (tmp_path / "step_00000099").write_text("no directory")
+    store = store_with(tmp_path, (1, 2, 3), kept=2)
+    assert store.newest().step == 3  # type: ignore[union-attr]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [
+        "damaged_step_00000099",
+        "notes",
+        "step_",
+        "step_x",
+    ]
 
 
 def test_no_checkpoint_is_a_fresh_start(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.run_state import changed_files, code_hashes, finish, remove_recorded, run_key, set_aside
+from pipeline.run_state import changed_files, code_hashes, finish, remove_recorded, run_key
 from pipeline.runtime import RuntimeParams
 from pipeline.training.checkpoint import CheckpointStore
 from pipeline.training.metrics import MetricsState
@@ -68,17 +68,6 @@ def test_runtime_resume_says_when_to_start_over(
     now = CheckpointStore(before.directory, 1, code)
     runtime = RuntimeParams.model_validate({**RUNTIME, "resume": resume})
     assert starts_over(runtime, now) == expected
-
-
-def test_starting_over_keeps_the_earlier_states(tmp_path: Path) -> None:
-    state = tmp_path / "train-abc"
-    set_aside(state)  # nothing there yet
-    for content in ("first", "second"):
-        state.mkdir()
-        (state / "file").write_text(content)
-        set_aside(state)
-    assert not state.exists()
-    assert sorted(file.read_text() for file in tmp_path.glob("old-train-abc-*/file")) == ["first", "second"]
 
 
 @pytest.fixture
