@@ -33,9 +33,10 @@ import numpy as np
 from pipeline.artifacts import SOURCE_FILE, RawCorpus
 from pipeline.corpus import tokenization, vocabularies
 from pipeline.corpus.documents import Document, read_texts, write_documents
+from pipeline.corpus.params import TokenizerParams
 from pipeline.corpus.shakespeare import scenes_by_play
 from pipeline.corpus.tokenization import tokenize
-from pipeline.corpus.tokenizer import TokenizerParams, load_tokenizer, save_tokenizer
+from pipeline.corpus.tokenizer import load_tokenizer, save_tokenizer
 from pipeline.log import logger
 from pipeline.runtime import cores
 

@@ -23,9 +23,9 @@ PARAMS_FILE = Path("params.yaml")
 # Section -> the class that owns it. Named by string and imported only when the file is checked: a stage depends, in
 # dvc.yaml as in Python, on the classes of the sections that it uses and not on those of the others.
 OWNERS = {
-    "data": "pipeline.corpus.sources:DataParams",
-    "hellaswag": "pipeline.corpus.hellaswag_source:HellaswagParams",
-    "tokenizer": "pipeline.corpus.tokenizer:TokenizerParams",
+    "data": "pipeline.corpus.params:DataParams",
+    "hellaswag": "pipeline.corpus.params:HellaswagParams",
+    "tokenizer": "pipeline.corpus.params:TokenizerParams",
     "model": "pipeline.model.config:ModelParams",
     "train": "pipeline.training.params:TrainParams",
     "evaluate": "pipeline.evaluation.params:EvaluateParams",

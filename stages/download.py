@@ -10,8 +10,9 @@ import hashlib
 from pathlib import Path
 
 from pipeline.config import read_sections
-from pipeline.corpus.hellaswag_source import HellaswagParams, fetch_items
-from pipeline.corpus.sources import DataParams, fetch
+from pipeline.corpus.hellaswag_source import fetch_items
+from pipeline.corpus.params import DataParams, HellaswagParams
+from pipeline.corpus.sources import fetch
 from pipeline.files import main_root, run_directory
 from pipeline.log import cli_errors, logger
 

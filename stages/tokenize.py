@@ -15,8 +15,8 @@ import re
 from pathlib import Path
 
 from pipeline.config import read_sections
+from pipeline.corpus.params import TokenizerParams
 from pipeline.corpus.tokenization import tokenize, tokenize_part
-from pipeline.corpus.tokenizer import TokenizerParams
 from pipeline.files import RUNS, main_root
 from pipeline.log import cli_errors, logger
 from pipeline.runtime import RuntimeParams, cores

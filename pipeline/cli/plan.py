@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pipeline.artifacts import MANIFEST_FILE, Manifest, RunSummary
 from pipeline.config import read_sections
-from pipeline.corpus.tokenizer import TokenizerParams
+from pipeline.corpus.params import TokenizerParams
 from pipeline.formatting import format_bytes, format_duration
 from pipeline.log import UserError, logger
 from pipeline.model.accounting import GPU_PEAKS, Memory, describe, flops_per_token, memory, parameters

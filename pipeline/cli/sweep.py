@@ -27,7 +27,7 @@ from typing import Any
 from pipeline import git
 from pipeline.cli.plan import SHARDS, SUMMARY, last_flops_per_sec, make_plan, text_vocabulary
 from pipeline.config import PARAMS_FILE, ConfigError, load_yaml, validate
-from pipeline.corpus.tokenizer import TokenizerParams
+from pipeline.corpus.params import TokenizerParams
 from pipeline.dvc_lock import short_keys
 from pipeline.formatting import format_duration
 from pipeline.git import params_at

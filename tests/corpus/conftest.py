@@ -9,9 +9,8 @@ import pytest
 from pipeline.artifacts import SOURCE_FILE, RawCorpus, SplitName
 from pipeline.corpus import sources
 from pipeline.corpus.documents import Document, read_texts, write_documents
+from pipeline.corpus.params import DataParams, TokenizerParams
 from pipeline.corpus.shakespeare import scenes_by_play
-from pipeline.corpus.sources import DataParams
-from pipeline.corpus.tokenizer import TokenizerParams
 
 DOCUMENTS = [
     "To be, or not to be, that is the question:\n",

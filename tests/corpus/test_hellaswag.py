@@ -12,7 +12,8 @@ from pipeline.artifacts import SOURCE_FILE, ItemSource
 from pipeline.config import ConfigError, load_yaml, validate
 from pipeline.corpus import hellaswag_source
 from pipeline.corpus.hellaswag import ITEMS_FILE, read_items
-from pipeline.corpus.hellaswag_source import CONTEXT_CHARACTERS, HellaswagParams, fetch_items, next_lines
+from pipeline.corpus.hellaswag_source import CONTEXT_CHARACTERS, fetch_items, next_lines
+from pipeline.corpus.params import HellaswagParams
 from pipeline.log import UserError
 
 from .conftest import WriteRaw, fetch, texts_of

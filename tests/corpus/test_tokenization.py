@@ -237,8 +237,8 @@ MEASURE = """
 import sys
 from pathlib import Path
 from pipeline.corpus import sources, tokenization
-from pipeline.corpus.tokenizer import TokenizerParams
-from pipeline.corpus.sources import DataParams
+from pipeline.corpus.params import TokenizerParams
+from pipeline.corpus.params import DataParams
 root, params = Path(sys.argv[1]), DataParams.model_validate_json(sys.argv[2])
 def peak():  # in MB; getrusage's would include the process that started this one
     return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) // 1024

@@ -30,7 +30,7 @@ from .tokenizing import (
 KILL_AT_RENAME = """
 import json, os, signal, sys
 from pathlib import Path
-from pipeline.corpus.tokenizer import TokenizerParams
+from pipeline.corpus.params import TokenizerParams
 from pipeline.corpus.tokenization import tokenize
 params, raw, out, runs, fatal, when = sys.argv[1:]
 replace, renames = Path.replace, 0

@@ -52,7 +52,7 @@ def count_encodings(work: Callable[[], Any]) -> int:
 TOKENIZE = """
 import json, sys
 from pathlib import Path
-from pipeline.corpus.tokenizer import TokenizerParams
+from pipeline.corpus.params import TokenizerParams
 from pipeline.corpus.tokenization import tokenize
 from pipeline.log import cli_errors
 if __name__ == "__main__":
@@ -75,7 +75,7 @@ PART = """
 import json, sys, time
 from pathlib import Path
 from pipeline.corpus import tokenization
-from pipeline.corpus.tokenizer import TokenizerParams
+from pipeline.corpus.params import TokenizerParams
 from pipeline.log import logger
 params, raw, runs, part, parts, seconds = sys.argv[1:]
 logger.disabled = True

@@ -91,6 +91,14 @@ def test_stages_without_a_model_start_without_torch(stage: str) -> None:
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
 
 
+def test_params_are_validated_without_the_libraries_of_the_corpus() -> None:
+    program = (
+        "import sys; from pipeline import config; config.validate(config.load_yaml(config.PARAMS_FILE)); "
+        "sys.exit(bool({'pyarrow', 'tiktoken'} & sys.modules.keys()))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
+
+
 def test_package_files_hold_a_docstring_alone() -> None:
     """They are imported with every module of theirs, and so are nobody's dep by name."""
     for module in modules():

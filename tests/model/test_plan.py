@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.cli import plan as planning
 from pipeline.config import load_yaml
-from pipeline.corpus.tokenizer import TokenizerParams
+from pipeline.corpus.params import TokenizerParams
 from pipeline.log import UserError
 from pipeline.model.accounting import flops_per_token
 from pipeline.model.config import ModelParams
