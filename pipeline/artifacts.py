@@ -80,7 +80,7 @@ class RawCorpus(Record):
 
     format_version: int
     origin: dict[str, Any]
-    """The source, and for the hub the commit."""
+    """The source, and what pins its content: a version, a commit, or the sha256 of each file."""
     splits: dict[SplitName, list[RawFile]]
 
     def utf8_bytes(self, split: SplitName) -> int:

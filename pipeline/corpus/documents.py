@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.artifacts import RawFile, SplitName
-from pipeline.files import sha256_of
+from pipeline.files import parsing, sha256_of
 from pipeline.log import UserError
 
 ROW_GROUP_BYTES = 4 * 2**20
@@ -102,11 +102,9 @@ def write_documents(
 
 def read_row_group(path: Path, row_group: int) -> list[str]:
     """The documents of one row group. Raises UserError that names the file and the row group if they are not text."""
-    try:
+    with parsing(f"{path}: row group {row_group} cannot be read"):
         column = pq.ParquetFile(path).read_row_group(row_group, columns=[COLUMN], use_threads=False).column(COLUMN)
         texts: list[str] = column.to_pylist()
-    except (pa.ArrowException, KeyError, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: row group {row_group} cannot be read: {error}") from None
     for row, text in enumerate(texts):
         if not isinstance(text, str):
             raise UserError(f"{path}: row group {row_group}, row {row} ({text!r}) must be text")

@@ -8,16 +8,20 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from pipeline.artifacts import SOURCE_FILE, ItemSource
-from pipeline.files import atomic_path
+from pipeline.files import atomic_path, parsing
 from pipeline.log import UserError
 
 ITEMS_FILE = "hellaswag_val.jsonl"
 ENDINGS = 4
 
 Text = Annotated[str, Field(pattern=r"\S")]  # not empty
+
+
+def _label_number(value: Any) -> Any:
+    return int(value) if value in ("0", "1", "2", "3") else value
 
 
 class Item(BaseModel):
@@ -31,8 +35,15 @@ class Item(BaseModel):
     ctx_b: str
     ctx: Text
     endings: tuple[Text, ...] = Field(min_length=ENDINGS, max_length=ENDINGS)
-    label: int = Field(ge=0, lt=ENDINGS)
+    label: Annotated[int, BeforeValidator(_label_number)] = Field(strict=True, ge=0, lt=ENDINGS)
     """The number of the true ending. It is text in the hub's copy."""
+
+    @field_validator("endings")
+    @classmethod
+    def _endings_differ(cls, endings: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(endings)) < ENDINGS:
+            raise ValueError(f"the {ENDINGS} endings must differ")
+        return endings
 
 
 def read_items(path: Path) -> list[Item]:
@@ -42,10 +53,9 @@ def read_items(path: Path) -> list[Item]:
     items = []
     with path.open("rb") as lines:  # bytes, so that an error names the line that is not UTF-8
         for number, line in enumerate(lines, start=1):
-            try:
-                items.append(parse_item(json.loads(line)))
-            except ValueError as error:
-                raise UserError(f"{path}:{number}: {error}") from None
+            if line.strip():
+                with parsing(f"{path}:{number}"):
+                    items.append(parse_item(json.loads(line)))
     if not items:
         raise UserError(f"{path}: no items")
     return items

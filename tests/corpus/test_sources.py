@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from pipeline.corpus import sources
 from pipeline.corpus.documents import Document, read_row_group, read_texts, write_documents
 from pipeline.corpus.readers import HubStream
+from pipeline.files import sha256_of
 from pipeline.log import UserError
 
 from .conftest import DOCUMENTS, data_params, fetch, texts_of
@@ -61,10 +63,12 @@ def test_zst_files_of_several_frames_are_read_to_the_end(tmp_path: Path) -> None
     [
         ("a.jsonl", b'{"text": "x"}\n{"text": 1}\n', r"a\.jsonl:2: field 'text' \(1\)"),
         ("a.jsonl", b'{"text": "x"}\n{"body": "y"}\n', r"a\.jsonl:2: no field 'text' \(data.text_column\)"),
-        ("a.jsonl", b'{"text": "x"}\n\nrest', r"a\.jsonl:2: "),
+        ("a.jsonl", b'{"text": "x"}\n\nrest', r"a\.jsonl:3: "),
+        ("a.jsonl", b"[" * 100_000, r"a\.jsonl:1: .*recursion"),
         ("a.jsonl", b'{"text": "\\ud83d"}\n', r"a\.jsonl:1: .*surrogates"),
         ("a.jsonl", b'{"text": "\xff"}\n', r"a\.jsonl:1: "),
         ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 9, mtime=0)[:-12], r"a\.jsonl\.gz:\d+: "),
+        ("a.jsonl.gz", gzip.compress(b"{}", mtime=0)[:10] + b"\xff" * 20, r"a\.jsonl\.gz:1: Error -3"),
         ("a.jsonl.zst", b"no archive", r"a\.jsonl\.zst:1: "),
         ("a.txt", b"good \xff bad", r"a\.txt: offset 5: "),
         ("a.parquet", b"no parquet", r"a\.parquet is not a parquet file"),
@@ -85,6 +89,23 @@ def test_a_bad_row_and_a_missing_column_of_parquet_are_named(tmp_path: Path) -> 
         fetch(tmp_path, files=["a.parquet"])
     with pytest.raises(UserError, match=r"a\.parquet: no column 'body' \(data.text_column\), only text"):
         fetch(tmp_path, files=["a.parquet"], text_column="body")
+
+
+@pytest.mark.parametrize("damaged", [slice(4, 60), slice(-60, -8)])
+def test_a_damaged_parquet_file_is_named(tmp_path: Path, damaged: slice) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["text " * 99] * 9}), path)
+    content = bytearray(path.read_bytes())
+    content[damaged] = b"\xff" * len(content[damaged])
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.parquet"):
+        fetch(tmp_path, files=["a.parquet"])
+
+
+def test_blank_lines_of_jsonl_are_no_documents(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('\n{"text": "x"}\n \n\n{"text": ""}\n')
+    fetch(tmp_path, files=["a.jsonl"])
+    assert texts_of(tmp_path / "raw") == ["x", ""]
 
 
 def test_a_glob_that_matches_nothing_is_named() -> None:
@@ -152,8 +173,18 @@ class Killed(BaseException):
     """Stands for the end of the process: nothing catches it."""
 
 
-def test_an_interrupted_download_resumes_after_its_last_complete_part(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("damage", "first"),
+    [
+        (None, 3),
+        (lambda part: (part / "part.json").write_text("{"), 1),
+        (lambda part: (part / "part.json").write_text("null"), 1),
+        (lambda part: (part / "train/000001.parquet").unlink(), 1),
+        (lambda part: (part / "train/000001.parquet").write_bytes(b""), 1),
+    ],
+)
+def test_an_interrupted_download_resumes_after_its_last_intact_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], Any] | None, first: int
 ) -> None:
     write_texts(tmp_path, [f"document {number:03d}" for number in range(50)])
     fetch(tmp_path, files=["a.jsonl"], val_every=7, part_bytes=100)
@@ -167,6 +198,8 @@ def test_an_interrupted_download_resumes_after_its_last_complete_part(
     monkeypatch.setattr(sources, "write_documents", killed_at_the_third)
     with pytest.raises(Killed):
         fetch(tmp_path, files=["a.jsonl"], val_every=7, part_bytes=100)
+    if damage:
+        damage(tmp_path / "work/000001")
     numbers: list[int] = []
 
     def counted(directory: Path, number: int, *rest: Any) -> Any:
@@ -175,9 +208,34 @@ def test_an_interrupted_download_resumes_after_its_last_complete_part(
 
     monkeypatch.setattr(sources, "write_documents", counted)
     fetch(tmp_path, files=["a.jsonl"], val_every=7, part_bytes=100)
-    assert numbers[0] == 3
+    assert numbers[0] == first
     assert {path.name: path.read_bytes() for path in (tmp_path / "raw").rglob("*.parquet")} == expected
     assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize("source", ["files", "hub"])
+def test_text_that_was_edited_after_an_interruption_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    """Between the last part and the output, as a kill leaves it; size and modification time stay the same."""
+    file = tmp_path / "data/train.jsonl"
+    file.parent.mkdir()
+    changes = {"source": source, "files": ["data/*.jsonl"], "hub_path": str(file.parent)}
+
+    def interrupted(*_: Any) -> None:
+        raise Killed
+
+    file.write_text('{"text": "old"}\n')
+    with monkeypatch.context() as patch:
+        patch.setattr(sources, "_corpus", interrupted)
+        with pytest.raises(Killed):
+            fetch(tmp_path, **changes)
+    status = file.stat()
+    file.write_text('{"text": "new"}\n')
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    corpus = fetch(tmp_path, **changes)
+    assert texts_of(tmp_path / "raw") == ["new"]
+    assert list(corpus.origin["sha256"].values()) == [sha256_of(file)]
 
 
 @settings(max_examples=30, deadline=None)
@@ -227,7 +285,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_dataset_streams_in_the_order_of_its_files(tmp_path: Path, dataset: Path) -> None:
     corpus = fetch(tmp_path, source="hub", hub_path=str(dataset), part_bytes=500)
     assert texts_of(tmp_path / "raw") == ROWS
-    assert corpus.origin == {"source": "hub", "path": str(dataset), "name": None, "split": "train", "commit": None}
+    files = {f"data/{path.name}": sha256_of(path) for path in (dataset / "data").iterdir()}
+    hub = {"source": "hub", "path": str(dataset), "name": None, "split": "train", "commit": None}
+    assert corpus.origin == hub | {"sha256": files}
     fetch(tmp_path, source="hub", hub_path=str(dataset), max_documents=150)
     assert texts_of(tmp_path / "raw") == ROWS[:150]
 
