@@ -13,6 +13,7 @@ from pipeline.artifacts import SOURCE_FILE, ItemSource, SampleSettings
 from pipeline.config import read_sections
 from pipeline.corpus.hellaswag import ITEMS_FILE, read_items
 from pipeline.corpus.shards import open_split
+from pipeline.corpus.tokenizer import encode_text
 from pipeline.distributed import Group, autocast_dtype
 from pipeline.evaluation.hellaswag import METRICS, score_items, subset
 from pipeline.evaluation.val_loss import validation_loss
@@ -63,7 +64,7 @@ def training_probes(
             fields = sample.model_dump(include=set(SampleSettings.model_fields))
             fields["max_new_tokens"] = min(sample.max_new_tokens, SAMPLE_TOKENS)
             settings = SampleSettings(**fields)
-            prompts, eot_id = [tokenizer.encode_ordinary(prompt)], tokenizer.eot_token
+            prompts, eot_id = [encode_text(tokenizer, prompt).tolist()], tokenizer.eot_token
             ((tokens,),) = generate(model, prompts, settings, eot_id=eot_id, dtype=dtype, samples_per_prompt=1)
             text = textwrap.indent(prompt + tokenizer.decode(tokens), "  | ")
             logger.info("step %d: sample\n%s", step, text)

@@ -12,7 +12,7 @@ import torch
 from pipeline import distributed, generation
 from pipeline.artifacts import PromptSamples, Samples, SampleSettings, Surprisal
 from pipeline.config import read_sections
-from pipeline.corpus.tokenizer import TOKENIZER_DIRECTORY, load_tokenizer
+from pipeline.corpus.tokenizer import TOKENIZER_DIRECTORY, encode_text, load_tokenizer
 from pipeline.evaluation.surprisal import surprisal
 from pipeline.files import write_text
 from pipeline.generation.params import SampleParams
@@ -46,7 +46,7 @@ def sample(model: GPT, tokenizer: tiktoken.Encoding, params: SampleParams, dtype
     settings = SampleSettings(**params.model_dump(include=set(SampleSettings.model_fields)))
     tokens = generate(
         model,
-        [tokenizer.encode_ordinary(prompt or "") for prompt in params.prompts],
+        [encode_text(tokenizer, prompt or "").tolist() for prompt in params.prompts],
         settings,
         eot_id=tokenizer.eot_token,
         dtype=dtype,

@@ -18,7 +18,7 @@ import torch
 from pydantic import ValidationError
 
 from pipeline.artifacts import SampleSettings
-from pipeline.corpus.tokenizer import TOKENIZER_DIRECTORY, load_tokenizer, token_texts
+from pipeline.corpus.tokenizer import TOKENIZER_DIRECTORY, encode_text, load_tokenizer, token_texts
 from pipeline.corpus.vocabularies import gpt2_tokenizer
 from pipeline.distributed import autocast_dtype, start
 from pipeline.files import read_json
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> None:
     with start(timeout_s=60) as group:
         with redirect_stdout(sys.stderr):  # log lines are not part of the text
             model, tokenizer = load(options.model, group.device)
-        prompt = tokenizer.encode_ordinary(options.prompt)
+        prompt = encode_text(tokenizer, options.prompt).tolist()
         fast = for_inference(model, autocast_dtype(options.dtype, group.device))
         for sample in range(options.samples):
             if sample:

@@ -13,6 +13,7 @@ Every document starts with the end-of-text token. A document can continue in the
 """
 
 import bisect
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,14 @@ import numpy.typing as npt
 
 from pipeline.artifacts import MANIFEST_FILE, Manifest, SplitName
 from pipeline.corpus.tokenizer import (
+    END_OF_TEXT,
     TOKENIZER_DIRECTORY,
     TOKENIZER_FILE,
     TokenizerConfig,
     load_tokenizer,
     token_byte_lengths,
 )
-from pipeline.files import sha256_of
+from pipeline.files import parsing, sha256_of
 from pipeline.log import UserError
 
 VERIFY_TOKENS = 2**20  # at a time, to bound the memory
@@ -99,14 +101,24 @@ def verify(directory: Path) -> Manifest:
 
 
 def _read_manifest(directory: Path) -> Manifest:
-    """The manifest, after a check that the tokenizer beside it is the one that the shards were written with."""
-    manifest = Manifest.read(directory / MANIFEST_FILE)
-    path = directory / TOKENIZER_DIRECTORY / TOKENIZER_FILE
-    if (sha256 := TokenizerConfig.read(path).sha256) != manifest.tokenizer_sha256:
+    """The manifest, after checks that it is consistent, and made with the tokenizer beside it. Raises UserError."""
+    path, config_path = directory / MANIFEST_FILE, directory / TOKENIZER_DIRECTORY / TOKENIZER_FILE
+    manifest, config = Manifest.read(path), TokenizerConfig.read(config_path)
+    if config.sha256 != manifest.tokenizer_sha256:
         raise UserError(
-            f"{path}: sha256 ({sha256[:12]}) must be that of the shards' tokenizer {manifest.tokenizer_name} "
-            f"({manifest.tokenizer_sha256[:12]}): run the tokenize stage again"
+            f"{config_path}: sha256 ({config.sha256[:12]}) must be that of the shards' tokenizer "
+            f"{manifest.tokenizer_name} ({manifest.tokenizer_sha256[:12]}): run the tokenize stage again"
         )
+    ids, expected = (manifest.vocab_size, manifest.eot_id), (config.n_vocab, config.special_tokens.get(END_OF_TEXT))
+    if ids != expected:
+        raise UserError(f"{path}: vocab_size and eot_id {ids} must be those of {config_path}, {expected}")
+    names = Counter(shard.file for split in manifest.splits.values() for shard in split.shards)
+    for name, count in names.items():
+        if Path(name).name != name or count > 1:
+            raise UserError(f"{path}: shard {name!r} must be the name of a file in {directory}, and listed once")
+    for name, split in manifest.splits.items():
+        if split.tokens < 1 or split.tokens != sum(shard.tokens for shard in split.shards):
+            raise UserError(f"{path}: splits.{name}.tokens ({split.tokens}) must be the sum of its shards, at least 1")
     return manifest
 
 
@@ -142,8 +154,6 @@ def _defects(
             utf8_bytes += int(byte_lengths[chunk].sum())
         if index < len(split.shards) - 1 and shard.tokens != manifest.shard_tokens:
             yield f"{path}: {shard.tokens} tokens, but every shard before the last has {manifest.shard_tokens}"
-    if (total := sum(shard.tokens for shard in split.shards)) != split.tokens:
-        yield f"{manifest_path}: splits.{name}.tokens ({split.tokens}) must be the sum of its shards ({total})"
     if readable and documents != split.documents:
         yield f"{manifest_path}: splits.{name}.documents ({split.documents}), but its shards have {documents}"
     if readable and utf8_bytes != split.utf8_bytes:
@@ -155,11 +165,9 @@ def _map(path: Path, tokens: int, dtype: str) -> Tokens:
     if not path.exists():
         raise FileNotFoundError(f"{path} not found, but the manifest lists it: run the tokenize stage again")
     with path.open("rb") as file:
-        try:
+        with parsing(f"{path}: offset 0: no .npy header"):
             version = np.lib.format.read_magic(file)
             shape, fortran_order, file_dtype = np.lib.format.read_array_header_1_0(file)
-        except ValueError as error:
-            raise UserError(f"{path}: offset 0: no .npy header: {error}") from None
         offset = file.tell()
     if version != (1, 0) or fortran_order or file_dtype != np.dtype(dtype).newbyteorder("<") or shape != (tokens,):
         raise UserError(

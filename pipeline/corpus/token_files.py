@@ -22,7 +22,7 @@ import tiktoken
 from pipeline.artifacts import Record
 from pipeline.corpus.documents import read_row_group
 from pipeline.corpus.shards import Tokens
-from pipeline.corpus.tokenizer import load_tokenizer, token_byte_lengths
+from pipeline.corpus.tokenizer import encode_text, load_tokenizer, token_byte_lengths
 from pipeline.files import atomic_path, sha256_of
 from pipeline.log import UserError
 
@@ -117,7 +117,7 @@ def encode(tokenizer: tiktoken.Encoding, documents: Sequence[str]) -> Tokens:
     out = np.empty(sum(4 * len(text) + 1 for text in documents), token_dtype(tokenizer))
     end = 0
     for text in documents:
-        ids = _encode_text(tokenizer, text)
+        ids = encode_text(tokenizer, text)
         assert not len(ids) or ids.max() < tokenizer.n_vocab  # a cast to uint16 would wrap silently
         out[end] = tokenizer.eot_token
         out[end + 1 : end + 1 + len(ids)] = ids
@@ -128,18 +128,6 @@ def encode(tokenizer: tiktoken.Encoding, documents: Sequence[str]) -> Tokens:
 def token_dtype(tokenizer: tiktoken.Encoding) -> Literal["uint16", "uint32"]:
     """The smallest dtype that holds every id."""
     return "uint16" if tokenizer.n_vocab <= 2**16 else "uint32"
-
-
-def _encode_text(tokenizer: tiktoken.Encoding, text: str) -> npt.NDArray[np.uint32]:
-    try:
-        return tokenizer.encode_to_numpy(text, disallowed_special=())
-    except ValueError:
-        # About a million white-space characters in a row overflow the stack of tiktoken's regular expression. The two
-        # halves are encoded separately then; together they decode to the same text.
-        if len(text) < 2:
-            raise
-        halves = text[: len(text) // 2], text[len(text) // 2 :]
-        return np.concatenate([_encode_text(tokenizer, half) for half in halves])
 
 
 def _read_span(span: Span) -> Tokens:

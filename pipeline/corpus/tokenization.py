@@ -16,6 +16,7 @@ import bisect
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -46,7 +47,7 @@ from pipeline.corpus.tokenizer import (
 )
 from pipeline.corpus.vocabularies import gpt2_tokenizer, train_bpe
 from pipeline.corpus.workers import Workers
-from pipeline.files import atomic_directory, exclusive_lock, link_or_copy, remove_directory, shared_lock
+from pipeline.files import atomic_directory, exclusive_lock, link_or_copy, remove_directory, sha256_of, shared_lock
 from pipeline.log import UserError, logger
 from pipeline.progress import Progress
 
@@ -69,9 +70,15 @@ class Job:
 
     @classmethod
     def open(cls, params: TokenizerParams, raw: Path, runs: Path) -> "Job":
-        """`raw`: data/raw. `runs`: the directory for work in progress, shared by all machines that work on this job."""
+        """`raw`: data/raw. `runs`: the directory for work in progress, shared by all machines that work on this job.
+
+        Raises FileNotFoundError, or UserError that names a file of documents that is damaged or was edited.
+        """
         corpus = RawCorpus.read(raw / SOURCE_FILE)
         files = [[file.file, file.sha256, file.row_groups] for split in corpus.splits.values() for file in split]
+        for file, sha256, _ in files:
+            if sha256_of(raw / str(file)) != sha256:
+                raise UserError(f"{raw / str(file)}: sha256 differs from {SOURCE_FILE}'s: run the download stage again")
         rules: list[object] = [WORK_VERSION, files, params.encoding]
         if params.encoding == "bpe":  # without val documents, shard_tokens decides which text is held out
             rules += [params.vocab_size, params.training_bytes, "val" in corpus.splits or params.shard_tokens]
@@ -158,19 +165,20 @@ def tokenize_part(params: TokenizerParams, raw: Path, runs: Path, workers: int, 
 
 
 def _tokenizer(job: Job) -> tiktoken.Encoding:
-    """The job's tokenizer, trained or downloaded by the first run that needs it."""
-    if not job.tokenizer.exists():
-        if job.params.encoding == "bpe":
-            logger.info("tokenize: training a BPE tokenizer with %d ids", job.params.vocab_size)
-            tokenizer = train_bpe(_training_texts(job), job.params.vocab_size)
-        else:
-            tokenizer = bytes_tokenizer() if job.params.encoding == "bytes" else gpt2_tokenizer()
-        try:
-            with atomic_directory(job.tokenizer, TOKENIZER_FILES) as temporary:
-                save_tokenizer(tokenizer, temporary)
-        except OSError:  # another machine may have written the same tokenizer in the meantime
-            if not job.tokenizer.exists():
-                raise
+    """The job's tokenizer, trained or downloaded by the first run that needs it, or where its files are damaged."""
+    with suppress(UserError, FileNotFoundError):
+        return load_tokenizer(job.tokenizer)
+    if job.params.encoding == "bpe":
+        logger.info("tokenize: training a BPE tokenizer with %d ids", job.params.vocab_size)
+        tokenizer = train_bpe(_training_texts(job), job.params.vocab_size)
+    else:
+        tokenizer = bytes_tokenizer() if job.params.encoding == "bytes" else gpt2_tokenizer()
+    try:
+        with atomic_directory(job.tokenizer, TOKENIZER_FILES) as temporary:
+            save_tokenizer(tokenizer, temporary)
+    except OSError:  # another machine may have written the same tokenizer in the meantime
+        if not job.tokenizer.exists():
+            raise
     return load_tokenizer(job.tokenizer)
 
 
@@ -222,7 +230,8 @@ def _write_shards(job: Job, pool: Workers) -> dict[SplitName, Split]:
     for split, tasks in _shard_tasks(job).items():
         targets[split] = [task.target for task in tasks]
         for task in tasks:
-            if record := read_token_file(task.target):
+            record = read_token_file(task.target)
+            if record and sha256_of(task.target) == record.sha256:
                 records[task.target] = record
             else:
                 missing.append(task)

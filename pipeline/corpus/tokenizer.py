@@ -21,7 +21,7 @@ import numpy.typing as npt
 import tiktoken
 
 from pipeline.artifacts import Record
-from pipeline.files import write_text
+from pipeline.files import parsing, write_text
 from pipeline.log import UserError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -75,13 +75,16 @@ def load_tokenizer(directory: Path) -> tiktoken.Encoding:
 
     Raises FileNotFoundError, or UserError that names the damaged file and line.
     """
-    config = TokenizerConfig.read(directory / TOKENIZER_FILE)
-    tokenizer = tiktoken.Encoding(
-        config.name,
-        pat_str=config.pat_str,
-        mergeable_ranks=_read_ranks(directory / RANKS_FILE),
-        special_tokens=config.special_tokens,
-    )
+    path = directory / TOKENIZER_FILE
+    config, ranks = TokenizerConfig.read(path), _read_ranks(directory / RANKS_FILE)
+    if (config.n_vocab, config.special_tokens) != (len(ranks) + 1, {END_OF_TEXT: len(ranks)}):
+        raise UserError(
+            f"{path}: with {len(ranks)} ranks, {END_OF_TEXT} must be the only special token, and the last id"
+        )
+    with parsing(f"{path}: pat_str"):
+        tokenizer = tiktoken.Encoding(
+            config.name, pat_str=config.pat_str, mergeable_ranks=ranks, special_tokens=config.special_tokens
+        )
     if fingerprint(tokenizer) != config.sha256:
         raise UserError(f"{directory}: {RANKS_FILE} does not match the sha256 in {TOKENIZER_FILE}")
     return tokenizer
@@ -91,6 +94,24 @@ def fingerprint(tokenizer: tiktoken.Encoding) -> str:
     """The sha256 of everything that decides a text's ids: ranks, split pattern and special tokens, but not the name."""
     rules = json.dumps([tokenizer._pat_str, sorted(tokenizer._special_tokens.items())])
     return hashlib.sha256(f"{rules}\n{_ranks_text(tokenizer)}".encode()).hexdigest()
+
+
+def encode_text(tokenizer: tiktoken.Encoding, text: str) -> npt.NDArray[np.uint32]:
+    """The ids of a text in which special tokens are ordinary text: (ids,).
+
+    About a million white-space characters in a row overflow the stack of tiktoken's regular expression. The two halves
+    of such a text are encoded separately; together they decode to the same text. Raises UserError where that fails too.
+    """
+    with parsing(f"{tokenizer.name} cannot encode {text[:40]!r}"):  # encode_ordinary would panic, and print that
+        try:
+            return tokenizer.encode_to_numpy(text, disallowed_special=())
+        except UnicodeEncodeError:  # half of a surrogate pair
+            raise
+        except ValueError:
+            if len(text) < 2:
+                raise
+    halves = text[: len(text) // 2], text[len(text) // 2 :]
+    return np.concatenate([encode_text(tokenizer, half) for half in halves])
 
 
 def token_texts(tokenizer: tiktoken.Encoding, tokens: Iterable[int]) -> Iterator[str]:
@@ -123,10 +144,16 @@ def _ranks_text(tokenizer: tiktoken.Encoding) -> str:
 def _read_ranks(path: Path) -> dict[bytes, int]:
     # Not tiktoken's load_tiktoken_bpe: it keeps a copy in the temporary folder and looks it up by path, not by content.
     ranks: dict[bytes, int] = {}
-    for number, line in enumerate(path.read_text(encoding="ascii", errors="replace").splitlines(), start=1):
+    for rank, line in enumerate(path.read_text(encoding="ascii", errors="replace").splitlines()):
         try:
-            token, rank = line.split(" ")
-            ranks[base64.b64decode(token, validate=True)] = int(rank)
+            encoded, _, number = line.partition(" ")
+            token = base64.b64decode(encoded, validate=True)
         except ValueError:  # binascii.Error is one
-            raise UserError(f"{path}:{number}: must be a token in base64, a space and its rank") from None
+            token = b""
+        if not token or token in ranks or number != str(rank):
+            raise UserError(f"{path}:{rank + 1}: must be a new token in base64, a space and its rank, {rank}")
+        ranks[token] = rank
+    for byte in range(256):
+        if bytes([byte]) not in ranks:
+            raise UserError(f"{path}: no token for the byte {byte}")
     return ranks

@@ -8,12 +8,12 @@ package index is enough. A download is stored in the cache. A Hugging Face direc
 import hashlib
 import json
 import os
+import re
 import tempfile
 import urllib.request
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import tiktoken
 
@@ -36,6 +36,8 @@ BPE_PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 )
 
+LONGEST_SPACE = 500_000  # characters in a training text; a million overflow the stack of rustbpe's regular expression
+
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> tiktoken.Encoding:
     """A byte-pair encoding with `vocab_size` ids, of which the last is end-of-text. Deterministic.
@@ -45,7 +47,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> tiktoken.Encoding:
     import rustbpe  # only needed here
 
     trainer = rustbpe.Tokenizer()
-    trainer.train_from_iterator(iter(texts), vocab_size=vocab_size - 1, pattern=BPE_PATTERN)
+    trainer.train_from_iterator(map(_cut_space, texts), vocab_size=vocab_size - 1, pattern=BPE_PATTERN)
     ranks = {bytes(token): rank for token, rank in trainer.get_mergeable_ranks()}
     if len(ranks) + 1 < vocab_size:
         logger.info("bpe: the text has pairs for only %d of %d ids", len(ranks) + 1, vocab_size)
@@ -56,6 +58,11 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> tiktoken.Encoding:
         special_tokens={END_OF_TEXT: len(ranks)},
         explicit_n_vocab=len(ranks) + 1,
     )
+
+
+def _cut_space(text: str) -> str:
+    """The text with at most LONGEST_SPACE white-space characters in a row."""
+    return text if len(text) <= LONGEST_SPACE else re.sub(r"\s{99}\s+", lambda run: run[0][:LONGEST_SPACE], text)
 
 
 def gpt2_tokenizer(directory: Path | None = None) -> tiktoken.Encoding:
@@ -96,13 +103,14 @@ def _huggingface_vocabulary(directory: Path) -> dict[str, int] | None:
     vocabulary: dict[str, int] | None = None
     for path in (directory / "vocab.json", directory / "tokenizer.json"):
         if path.is_file():
-            with parsing(path):
-                values = read_json(path)
+            values = read_json(path)
+            with parsing(f"{path}: no vocabulary"):
                 candidate = values["model"]["vocab"] if path.name == "tokenizer.json" else values
-                if _is_gpt2_vocabulary(candidate):
-                    vocabulary = candidate
-                else:
-                    others.append(path)
+                by_id = dict(sorted(candidate.items(), key=lambda item: item[1]))
+            if _is_gpt2(json.dumps(by_id).encode()):
+                vocabulary = candidate
+            else:
+                others.append(path)
     if others:
         raise UserError(
             f"{others[0]}: must be GPT-2's tokenizer, the only one that can be read from Hugging Face files"
@@ -111,22 +119,14 @@ def _huggingface_vocabulary(directory: Path) -> dict[str, int] | None:
     return vocabulary
 
 
-def _is_gpt2_vocabulary(vocabulary: Any) -> bool:
-    if not isinstance(vocabulary, dict):
-        return False
-    by_id = dict(sorted(vocabulary.items(), key=lambda item: item[1]))
-    return _is_gpt2(json.dumps(by_id).encode())
-
-
 def _check_nothing_added(directory: Path) -> None:
     """Raises UserError that names a file and its first token beyond GPT-2's ids."""
     for path in (directory / "added_tokens.json", directory / "tokenizer.json"):
-        with parsing(path):
-            values = read_json(path) if path.is_file() else {}
-            tokens = values.items()
+        values = read_json(path) if path.is_file() else {}
+        with parsing(f"{path}: added tokens"):
             if path.name == "tokenizer.json":
-                tokens = [(token["content"], token["id"]) for token in values.get("added_tokens", [])]
-            for token, id in tokens:
+                values = {token["content"]: token["id"] for token in values.get("added_tokens", [])}
+            for token, id in values.items():
                 if id >= GPT2_IDS:
                     raise UserError(
                         f"{path}: adds {token!r} (id {id}) to GPT-2's {GPT2_IDS} ids, which is not supported"

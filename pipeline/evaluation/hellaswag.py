@@ -31,6 +31,7 @@ import tiktoken
 import torch
 
 from pipeline.corpus.hellaswag import Item
+from pipeline.corpus.tokenizer import encode_text
 from pipeline.distributed import Group
 from pipeline.evaluation.surprisal import summed_nats
 from pipeline.inference import for_inference
@@ -71,8 +72,8 @@ def build_request(item: Item, protocol: str, tokenizer: tiktoken.Encoding) -> Re
         context, endings = pairs[0][0], [ending for _, ending in pairs]  # the context's tokens do not depend on endings
     else:
         texts = list(item.endings)
-        context = tokenizer.encode_ordinary(item.ctx)
-        endings = [tokenizer.encode_ordinary(f" {ending}") for ending in texts]
+        context = encode_text(tokenizer, item.ctx).tolist()
+        endings = [encode_text(tokenizer, f" {ending}").tolist() for ending in texts]
     return Request(context or [tokenizer.eot_token], endings, protocol, [len(ending) for ending in texts])
 
 
@@ -94,8 +95,8 @@ def encode_pair(context: str, continuation: str, tokenizer: tiktoken.Encoding) -
     Both are tokenized as one text, and everything after as many tokens as the context alone has is the continuation.
     Trailing spaces of the context move to the continuation, since most tokenizers join a space to the next word.
     """
-    whole = tokenizer.encode_ordinary(context + continuation)
-    tokens = tokenizer.encode_ordinary(context.rstrip())
+    whole = encode_text(tokenizer, context + continuation).tolist()
+    tokens = encode_text(tokenizer, context.rstrip()).tolist()
     return tokens, whole[len(tokens) :]
 
 

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.corpus.tokenizer import token_texts
+from pipeline.corpus.tokenizer import encode_text, token_texts
 from pipeline.inference import for_inference
 from pipeline.model.gpt import GPT
 from pipeline.model.kv_cache import KVCache
@@ -98,7 +98,7 @@ def surprisal(model: GPT, tokenizer: tiktoken.Encoding, text: str, dtype: torch.
     Beyond the context, each token is scored with at least half a context before it. Tokens that share a character are
     returned as one, with the sum of their nats.
     """
-    tokens = tokenizer.encode_ordinary(text)
+    tokens = encode_text(tokenizer, text).tolist()
     fast = for_inference(model, dtype)
     ids = torch.tensor([tokenizer.eot_token, *tokens], device=model.transformer.wte.weight.device)
     block_size = model.config.block_size

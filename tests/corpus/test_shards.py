@@ -1,6 +1,8 @@
 """A split of shards reads as one stream, and defects of its files are named."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,6 +95,53 @@ def test_a_shard_of_another_dtype_is_named(directory: Path) -> None:
     (directory / "train_000000.npy").write_bytes(b"no header")
     with pytest.raises(UserError, match=r"train_000000\.npy: offset 0: no \.npy header"):
         open_split(directory, "train")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '<u2', 'fortran_order': False, 'shape': (400,",
+        "{'descr': '<u2', 'fortran_order': False, 'shape': (-1,), }",
+        "{'descr': '<u2', 'fortran_order': False, 'shape': (99999999999999999999,), }",
+        "{'descr': '|O', 'fortran_order': False, 'shape': (400,), }",
+        "{'descr': '<q9', 'fortran_order': False, 'shape': (400,), }",
+        "null",
+    ],
+)
+def test_a_damaged_header_is_named(directory: Path, header: str) -> None:
+    size = (len(header) + 1).to_bytes(2, "little")
+    content = b"\x93NUMPY\1\0" + size + header.encode() + b"\n" + bytes(800)
+    (directory / "train_000000.npy").write_bytes(content)
+    with pytest.raises(UserError, match=r"train_000000\.npy: offset 0: "):
+        open_split(directory, "train")
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        ([], None, "is not what the tokenize stage writes"),
+        (["vocab_size"], 2**31, r"vocab_size and eot_id \(2147483648, 256\)"),
+        (["eot_id"], 3, r"vocab_size and eot_id \(257, 3\)"),
+        (["splits", "train", "tokens"], 3, r"splits\.train\.tokens \(3\)"),
+        (["splits", "train", "shards"], [], r"splits\.train\.tokens"),
+        (["splits", "train"], {"tokens": 0, "documents": 0, "utf8_bytes": 0, "shards": []}, r"train\.tokens \(0\)"),
+        (["splits", "train", "shards", 0, "file"], "train_000001.npy", r"'train_000001\.npy'.* once"),
+        (["splits", "train", "shards", 0, "file"], "val_000000.npy", r"'val_000000\.npy'.* once"),
+        (["splits", "train", "shards", 0, "file"], "../train_000000.npy", r"'\.\./train_000000\.npy'"),
+    ],
+)
+def test_an_inconsistent_manifest_is_refused(directory: Path, keys: list[Any], value: Any, message: str) -> None:
+    path = directory / MANIFEST_FILE
+    root: Any = {"manifest": json.loads(path.read_text())}
+    *parents, last = ["manifest", *keys]
+    target = root
+    for key in parents:
+        target = target[key]
+    target[last] = value
+    path.write_text(json.dumps(root["manifest"]))
+    for check in (lambda: open_split(directory, "train"), lambda: verify(directory)):
+        with pytest.raises(UserError, match=rf"manifest\.json.*{message}"):
+            check()
 
 
 def test_shards_beside_another_tokenizer_are_refused(directory: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from pipeline.artifacts import SOURCE_FILE, RawCorpus
 from pipeline.corpus.shards import verify
 from pipeline.corpus.tokenization import tokenize, tokenize_part
+from pipeline.files import sha256_of
 from pipeline.log import UserError
 
 from .conftest import WriteRaw, tokenizer_params
@@ -142,6 +143,11 @@ def test_a_failure_leaves_the_earlier_shards_untouched(write_raw: WriteRaw, tmp_
     bad = write_raw(CORPUS[:9], name="bad")
     path = bad / "train" / "000000.parquet"
     path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"train/000000\.parquet: sha256 differs"):
+        tokenize(tokenizer_params(), bad, tmp_path / "out", tmp_path / "runs", workers)
+    corpus = RawCorpus.read(bad / SOURCE_FILE)
+    file = corpus.splits["train"][0].model_copy(update={"sha256": sha256_of(path)})
+    corpus.model_copy(update={"splits": {"train": [file]}}).write(bad / SOURCE_FILE)
     with pytest.raises(UserError, match=r"train/000000\.parquet: row group \d"):
         tokenize(tokenizer_params(), bad, tmp_path / "out", tmp_path / "runs", workers)
     assert contents(tmp_path / "out") == before

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,10 +17,12 @@ from hypothesis import strategies as st
 from pipeline.corpus import vocabularies
 from pipeline.corpus.token_files import encode, token_dtype
 from pipeline.corpus.tokenizer import (
+    END_OF_TEXT,
     RANKS_FILE,
     TOKENIZER_FILE,
     TokenizerConfig,
     bytes_tokenizer,
+    encode_text,
     fingerprint,
     load_tokenizer,
     save_tokenizer,
@@ -231,6 +234,35 @@ def test_changed_files_are_refused_by_name(bpe: tiktoken.Encoding, tmp_path: Pat
         load_tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pat_str": "("}, r"config\.json: pat_str: "),
+        ({"special_tokens": {END_OF_TEXT: 7}}, r"config\.json: with 256 ranks"),
+        ({"special_tokens": {END_OF_TEXT: 2**40}}, r"config\.json: with 256 ranks"),
+        ({"special_tokens": {}}, r"config\.json: with 256 ranks"),
+        ({"n_vocab": 2**31}, r"config\.json: with 256 ranks"),
+        ({"pat_str": 3}, r"config\.json.* pat_str"),
+        ({"ranks": []}, r"ranks\.tiktoken: no token for the byte 0"),
+        ({"ranks": ["AA== 0", "AQ== 2"]}, r"ranks\.tiktoken:2: "),  # an id is missing
+        ({"ranks": ["AA== 0", "AQ== 0"]}, r"ranks\.tiktoken:2: "),
+        ({"ranks": ["AA== 0", "AA== 1"]}, r"ranks\.tiktoken:2: "),
+        ({"ranks": ["AA== -1"]}, r"ranks\.tiktoken:1: "),
+        ({"ranks": [" 0"]}, r"ranks\.tiktoken:1: "),
+        ({"ranks": ["AA== \u0660"]}, r"ranks\.tiktoken:1: "),
+    ],
+)
+def test_an_impossible_tokenizer_is_refused_by_name(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    save_tokenizer(bytes_tokenizer(), tmp_path)
+    if "ranks" in changes:
+        (tmp_path / RANKS_FILE).write_text("\n".join(changes["ranks"]))
+    else:
+        config = json.loads((tmp_path / TOKENIZER_FILE).read_text())
+        (tmp_path / TOKENIZER_FILE).write_text(json.dumps(config | changes))
+    with pytest.raises(UserError, match=message):
+        load_tokenizer(tmp_path)
+
+
 # Token ids
 
 
@@ -265,4 +297,14 @@ def test_white_space_that_tiktoken_cannot_split_is_encoded_in_halves(
     text = " \t" * 1_000_000 + "x"
     with pytest.raises(ValueError, match="stack"):
         tokenizer.encode_to_numpy(text, disallowed_special=())
-    assert tokenizer.decode(encode(tokenizer, [text])[1:].tolist()) == text
+    assert tokenizer.decode(encode_text(tokenizer, text).tolist()) == text
+
+
+def test_a_tokenizer_is_trained_on_text_with_a_million_spaces() -> None:
+    text = "a lone word in " + " " * 2_000_000 + " the middle of nowhere"
+    assert b" lone" in train_bpe([text] * 2, 400)._mergeable_ranks
+
+
+def test_half_of_a_surrogate_pair_is_refused() -> None:
+    with pytest.raises(UserError, match=r"bytes cannot encode 'a\\ud83d'.*surrogates"):
+        encode_text(bytes_tokenizer(), "a\ud83d")

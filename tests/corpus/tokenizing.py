@@ -32,7 +32,7 @@ def count_row_groups(raw: Path) -> int:
 
 def count_encoded(runs: Path) -> int:
     """Complete token files of row groups in the work in progress."""
-    return sum(read_token_file(path) is not None for path in runs.glob("*/row_groups/*.npy"))
+    return sum(read_token_file(path) is not None for path in runs.glob("tokenize-*/row_groups/*.npy"))
 
 
 def count_encodings(work: Callable[[], Any]) -> int:
