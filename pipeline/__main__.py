@@ -1,15 +1,16 @@
 """The command line: `python -m pipeline` lists the commands, `python -m pipeline COMMAND --help` explains one."""
 
 import importlib
+import re
 import sys
 from collections.abc import Callable
 
-from pipeline.log import cli_errors
+from pipeline.log import UserError, cli_errors
 
 # Command -> (module:function that runs it, what it does). A module is imported only when its command runs.
 COMMANDS = {
     "plan": ("pipeline.cli.plan:main", "what params.yaml or a recipe will cost: parameters, FLOPs, memory, time"),
-    "recipe": ("pipeline.recipes:main", "named sets of params: list, print as -S flags, apply"),
+    "recipe": ("pipeline.cli.recipe:main", "named sets of params: list, print as -S flags, apply"),
     "sweep": ("pipeline.cli.sweep:main", "run every combination of settings as DVC experiments"),
     "compare": ("pipeline.cli.compare:main", "experiments side by side, with tests of significance"),
     "generate": ("pipeline.cli.generate:main", "sample text from a model"),
@@ -34,6 +35,9 @@ def main(arguments: list[str]) -> None:
         print(f"pipeline: no command {name!r}; the commands are {', '.join(COMMANDS)}", file=sys.stderr)
         sys.exit(2)
     with cli_errors(name):
+        for argument in rest:
+            if re.search("[\udc80-\udcff]", argument):  # how Python passes bytes that are not UTF-8
+                raise UserError(f"argument {argument!r}: not valid UTF-8")
         load_command(name)(rest)
 
 

@@ -14,11 +14,14 @@ from typing import Any, ClassVar, TypeVar, overload
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 
+from pipeline.files import parsing
 from pipeline.log import UserError
 
 PARAMS_FILE = Path("params.yaml")
+DEEPEST_YAML = 100  # nested collections; ruamel's time grows with the square of the depth
 
 # Section -> the class that owns it. Named by string and imported only when the file is checked: a stage depends, in
 # dvc.yaml as in Python, on the classes of the sections that it uses and not on those of the others.
@@ -53,7 +56,12 @@ class Section(BaseModel):
     """One section of params.yaml: typed and frozen. No defaults: every key must be in params.yaml."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        str_max_length=1_000_000,  # with a bound, pydantic also refuses lone surrogates, which no file can hold
+        use_attribute_docstrings=True,
     )
 
     section: ClassVar[str]
@@ -86,17 +94,40 @@ def read_sections(*classes: type[Section]) -> tuple[Section, ...]:
     return tuple(sections[cls.section] for cls in classes)
 
 
-def load_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file, read as DVC reads it: YAML 1.2, where `6e-05` is a number."""
+def load_yaml(path: Path, yaml: YAML | None = None) -> dict[str, Any]:
+    """The mapping in a YAML file, read as DVC reads it: YAML 1.2, where `6e-05` is a number; or by `yaml`."""
     try:
-        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_bytes(), str(path), yaml)
     except FileNotFoundError:
         raise ConfigError(f"{path} not found in {Path.cwd()}: run from the root of the repository") from None
-    except YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a mapping of sections, not {type(values).__name__}")
     return values
+
+
+def parse_yaml(text: bytes | str, name: str, yaml: YAML | None = None) -> Any:
+    """The value of a YAML text, read by `yaml` or else as DVC reads it. Raises ConfigError that begins with `name`.
+
+    Aliases are refused: a few lines of them can expand to more values than fit into memory.
+    """
+    safe = YAML(typ="safe", pure=True)
+    try:
+        with parsing(f"{name} is not valid YAML"):
+            text = text.decode() if isinstance(text, bytes) else text
+            depth = 0
+            for event in safe.parse(text):
+                depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+                line = event.start_mark.line + 1
+                if isinstance(event, AliasEvent):
+                    raise ConfigError(f"{name}, line {line}: write out the value of *{event.anchor}")
+                if depth > DEEPEST_YAML:
+                    raise ConfigError(f"{name}, line {line}: more than {DEEPEST_YAML} nested collections")
+            return (yaml or safe).load(text)
+    except UserError as error:
+        cause = error.__cause__
+        if isinstance(cause, MarkedYAMLError) and cause.problem_mark is not None:
+            raise ConfigError(f"{name}, line {cause.problem_mark.line + 1}: {cause.problem}") from None
+        raise ConfigError(str(error)) from None
 
 
 def validate(values: Mapping[str, Any]) -> dict[str, Section]:
@@ -133,8 +164,9 @@ def _describe(section: str, error: Any) -> str:
         return f"{key}: key missing"
     if error["type"] == "extra_forbidden":
         return f"{key}: renamed to {RENAMED[key]}" if key in RENAMED else f"{key}: unknown key"
-    if error["type"] == "value_error":  # raised by a rule of ours, which names what it compares
-        rule = str(error["ctx"]["error"])
-        return f"{key} ({error['input']}): {rule}" if error["loc"] else f"{section}: {rule}"
     rule = error["msg"][0].lower() + error["msg"][1:]
-    return f"{key} ({error['input']!r}): {rule}"
+    if error["type"] == "value_error":  # raised by a rule of ours
+        rule = str(error["ctx"]["error"])
+        if not error["loc"]:  # a rule between keys, which names them
+            return f"{section}: {rule}"
+    return f"{key} ({repr(error['input'])[:200]}): {rule}"

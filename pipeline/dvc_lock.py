@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+
+from pipeline.config import ConfigError, parse_yaml
 
 ABSENT = "–"
 
@@ -65,8 +65,8 @@ class _File(BaseModel):
 def parse_lock(text: str | None) -> Lock | None:
     """The lock in the text of a dvc.lock; None where there is no text, or it is damaged."""
     try:
-        stages = _File.model_validate(YAML(typ="safe", pure=True).load(text or "")).stages
-    except (YAMLError, ValidationError):
+        stages = _File.model_validate(parse_yaml(text or "", "dvc.lock")).stages
+    except (ConfigError, ValidationError):
         return None
     params = {
         key: value for stage in stages.values() for file in stage.params.values() for key, value in flat(file).items()

@@ -1,6 +1,9 @@
-"""Numbers as text: counts, percentages, durations, bytes. A missing or non-finite number is a dash."""
+"""Values as text: counts, percentages, durations, bytes, and arguments of DVC. A missing number is a dash."""
 
+import json
 import math
+import re
+from typing import Any
 
 DASH = "–"
 
@@ -81,3 +84,20 @@ def format_bytes(count_of_bytes: float | None) -> str:
         if count_of_bytes >= factor:
             return f"{significant(count_of_bytes / factor, 3)} {unit}"
     return f"{count_of_bytes:.0f} B"
+
+
+def hydra_value(value: Any) -> str:
+    """A value as `dvc exp run -S` reads it: https://hydra.cc/docs/advanced/override_grammar/basic
+
+    >>> hydra_value([None, True, 6e-4, "gpt2", "1e3", "it's"])
+    "[null,true,0.0006,gpt2,'1e3','it\\\\'s']"
+    """
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(hydra_value, value))}]"
+    if not isinstance(value, str):
+        return json.dumps(value)
+    keywords = ("null", "true", "false", "inf", "nan")
+    if re.fullmatch(r"[A-Za-z][\w./-]*", value, re.ASCII) and value.lower() not in keywords:
+        return value
+    # Backslashes are literal, except before a quote.
+    return "'" + re.sub(r"(\\*)('|$)", lambda match: 2 * match[1] + match[2].replace("'", r"\'"), value) + "'"

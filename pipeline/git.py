@@ -10,11 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
 from pipeline.artifacts import CodeRevision
-from pipeline.config import PARAMS_FILE
+from pipeline.config import PARAMS_FILE, ConfigError, parse_yaml
 
 GENERATED = ("reports", "dvc.lock")
 """Written by the pipeline itself, so their changes are not changes of a run's inputs."""
@@ -72,8 +69,8 @@ def show(root: Path, rev: str, path: str) -> str | None:
 def params_at(rev: str | None, root: Path | None = None) -> Mapping[str, Any]:
     """params.yaml in `root` (the current directory) at a revision; empty where it is missing or not valid YAML."""
     try:
-        values = YAML(typ="safe", pure=True).load(show(root or Path.cwd(), str(rev), f"./{PARAMS_FILE}") or "")
-    except YAMLError:
+        values = parse_yaml(show(root or Path.cwd(), str(rev), f"./{PARAMS_FILE}") or "", str(PARAMS_FILE))
+    except ConfigError:
         return {}
     return values if isinstance(values, dict) else {}
 

@@ -5,22 +5,18 @@ what someone is trying out, uncommitted edits of other keys are reverted, except
 change no result.
 """
 
-import argparse
 import io
-import json
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 from ruamel.yaml.representer import RoundTripRepresenter
 
 from pipeline.config import PARAMS_FILE, ConfigError, load_yaml, validate
 from pipeline.dvc_lock import flat
-from pipeline.files import write_text
+from pipeline.formatting import hydra_value
 from pipeline.git import params_at
 
 RECIPES = Path("recipes")
@@ -52,8 +48,8 @@ def apply_recipe(name: str) -> Overlay:
     if name not in names():
         raise ConfigError(f"no recipe {name!r}; the recipes are {', '.join(names())}")
     path = RECIPES / f"{name}.yaml"
-    values = load_yaml(PARAMS_FILE)
-    recipe = flat(load_sections(path.read_text(encoding="utf-8"), str(path)))
+    values = load_sections(PARAMS_FILE)
+    recipe = flat(load_sections(path, round_trip()))
     current = flat(values)
     reverted = {
         key: value
@@ -64,9 +60,9 @@ def apply_recipe(name: str) -> Overlay:
     for dotted, value in changes.items():
         section, _, key = dotted.partition(".")
         if section not in values:
-            mistakes.append(f"{section}: unknown section; the sections are {', '.join(values)}")
+            mistakes.append(f"{section}: unknown section; the sections are {', '.join(map(str, values))}")
         elif key not in values[section]:
-            mistakes.append(f"{dotted}: unknown key; the keys of {section} are {', '.join(values[section])}")
+            mistakes.append(f"{dotted}: unknown key; the keys of {section} are {', '.join(map(str, values[section]))}")
         else:
             values[section][key] = value
     if mistakes:
@@ -90,23 +86,6 @@ def flags(changes: Mapping[str, Any]) -> list[str]:
     return arguments
 
 
-def hydra_value(value: Any) -> str:
-    """A value as `dvc exp run -S` reads it: https://hydra.cc/docs/advanced/override_grammar/basic
-
-    >>> hydra_value([None, True, 6e-4, "gpt2", "1e3", "it's"])
-    "[null,true,0.0006,gpt2,'1e3','it\\\\'s']"
-    """
-    if isinstance(value, list | tuple):
-        return f"[{','.join(map(hydra_value, value))}]"
-    if not isinstance(value, str):
-        return json.dumps(value)
-    keywords = ("null", "true", "false", "inf", "nan")
-    if re.fullmatch(r"[A-Za-z][\w./-]*", value, re.ASCII) and value.lower() not in keywords:
-        return value
-    # Backslashes are literal, except before a quote.
-    return "'" + re.sub(r"(\\*)('|$)", lambda match: 2 * match[1] + match[2].replace("'", r"\'"), value) + "'"
-
-
 def with_changes(text: str, changes: Mapping[str, Any]) -> str:
     """The text of params.yaml with other values for some dotted keys. Comments stay."""
     yaml = round_trip()
@@ -122,14 +101,11 @@ def with_changes(text: str, changes: Mapping[str, Any]) -> str:
     return out.getvalue()
 
 
-def load_sections(text: str, name: str) -> dict[str, dict[str, Any]]:
-    """A YAML text of sections, its numbers spelled as they are there. Raises ConfigError that names the file."""
-    try:
-        values = round_trip().load(text)
-    except YAMLError as error:
-        raise ConfigError(f"{name} is not valid YAML: {error}") from None
-    if not isinstance(values, dict) or not all(isinstance(section, dict) for section in values.values()):
-        raise ConfigError(f"{name} must hold sections of keys")
+def load_sections(path: Path, yaml: YAML | None = None) -> dict[str, dict[str, Any]]:
+    """The sections in a YAML file, as `load_yaml` reads it. Raises ConfigError that names the file."""
+    values = load_yaml(path, yaml)
+    if not all(isinstance(section, dict) for section in values.values()):
+        raise ConfigError(f"{path} must hold sections of keys")
     return values
 
 
@@ -157,25 +133,3 @@ class _Representer(RoundTripRepresenter):
 _Representer.add_representer(
     type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
 )
-
-
-def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline recipe", description="Named sets of params. Without a name: lists them."
-    )
-    parser.add_argument("name", nargs="?", help="the recipe to print as flags for dvc exp run")
-    parser.add_argument("--apply", action="store_true", help="write it to params.yaml instead")
-    options = parser.parse_args(arguments)
-    if options.name is None:
-        width = max(map(len, names()))
-        for name in names():
-            first_line = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0]
-            print(f"{name:<{width}}  {first_line.removeprefix('# ')}")
-        return
-    overlay = apply_recipe(options.name)
-    for key, committed in overlay.reverted.items():
-        print(f"recipe: {key} reverted to the committed {hydra_value(committed)}", file=sys.stderr)
-    if options.apply:
-        write_text(PARAMS_FILE, with_changes(PARAMS_FILE.read_text(encoding="utf-8"), overlay.changes))
-    else:
-        print("\n".join(f"-S {flag}" for flag in flags(overlay.changes)))

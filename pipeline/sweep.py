@@ -189,8 +189,9 @@ def result(rev: str) -> str:
 def _dvc_errors() -> Iterator[None]:
     from dvc.exceptions import DvcException
     from hydra.errors import HydraException
+    from scmrepo.exceptions import SCMError
 
     try:
         yield
-    except (DvcException, HydraException) as error:
+    except (DvcException, HydraException, SCMError) as error:
         raise UserError(str(error)) from None

@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import recipes
+from pipeline.cli.recipe import main
 from pipeline.config import ConfigError, load_yaml, validate
 from pipeline.dvc_lock import flat
+from pipeline.formatting import hydra_value
 from pipeline.model.accounting import parameters
 from pipeline.model.config import GPT2_VOCAB_SIZE, Architecture, GPTConfig, ModelParams, gpt2_architecture
-from pipeline.recipes import main
 from pipeline.training.params import TrainParams
 
 ROOT = Path(__file__).parents[1]
@@ -185,7 +186,7 @@ awkward = st.sampled_from(
 def test_any_value_survives_dvc_s_own_parser(tmp_path_factory: pytest.TempPathFactory, value: Any) -> None:
     path = tmp_path_factory.mktemp("params") / "params.yaml"
     path.write_text("section:\n  key: before\n")
-    apply_overrides(path, [f"section.key={recipes.hydra_value(value)}"])
+    apply_overrides(path, [f"section.key={hydra_value(value)}"])
     found = load_yaml(path)["section"]["key"]
     assert found == value
     assert type(found) is type(value)
@@ -236,12 +237,20 @@ def test_outside_git_a_recipe_is_laid_over_the_file_as_it_stands(project: Path) 
         ("model:\n  n_embd: 250\n", r"n_embd \(250\)"),
         ("train:\n  total_batch_size: 100\n", r"total_batch_size \(100\)"),
         ("n_layer: 2\n", r"recipes/mine\.yaml"),
+        ("model: [\n", r"recipes/mine\.yaml, line 2"),
+        ("train:\n  1: 2\n", r"train\.1: unknown key"),
     ],
 )
 def test_a_recipe_s_mistakes_are_named(project: Path, text: str, complaint: str) -> None:
     Path("recipes/mine.yaml").write_text(text)
     with pytest.raises(ConfigError, match=complaint):
         recipes.apply_recipe("mine")
+
+
+def test_params_without_sections_are_named(project: Path) -> None:
+    Path("params.yaml").write_text("model: 3\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"params\.yaml must hold sections"):
+        recipes.apply_recipe("gpt2-124m")
 
 
 def test_the_command_lists_prints_and_refuses(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

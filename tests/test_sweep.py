@@ -135,11 +135,6 @@ def test_all_mistakes_are_listed_before_anything_is_queued(project: Path, monkey
     }
 
 
-def test_at_least_one_job_runs() -> None:
-    with pytest.raises(UserError, match=r"--jobs \(0\)"):
-        cli.sweep(POSITIONS, 0, dry_run=True)
-
-
 @pytest.mark.parametrize("setting", ["model.position", "+model.new=1", "~model.position", "model.position='rope"])
 def test_an_invalid_setting_is_refused(project: Path, setting: str) -> None:
     with pytest.raises(UserError, match=r"position|new"):
@@ -256,3 +251,11 @@ def test_training_progress_is_read_from_the_log(
         bar.advance(100)
         bar.advance(200)
     assert train_progress(capsys.readouterr().out) == 0.75
+
+
+def test_a_repository_without_commits_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".dvc").mkdir()
+    fixtures.git(tmp_path, "init", "--quiet")
+    with pytest.raises(UserError, match="Empty"):
+        ExperimentQueue()

@@ -22,6 +22,7 @@ from pipeline.corpus.tokenizer import TOKENIZER_DIRECTORY, encode_text, load_tok
 from pipeline.corpus.vocabularies import gpt2_tokenizer
 from pipeline.distributed import autocast_dtype, start
 from pipeline.files import read_json
+from pipeline.generation.params import SampleParams
 from pipeline.generation.sampling import stream
 from pipeline.huggingface.convert import CONFIG, is_huggingface
 from pipeline.inference import for_inference
@@ -35,7 +36,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m pipeline generate", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("prompt", nargs="?", default="", help="the text to continue")
     parser.add_argument("--model", type=Path, default=Path("data/model"), help="model directory (data/model)")
-    parser.add_argument("--samples", type=count, default=1, help="number of texts (1)")
+    parser.add_argument("--samples", type=int, default=1, help="number of texts (1)")
     parser.add_argument("--max-new-tokens", type=int, default=256, help="maximum tokens of each text (256)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0: greedy (0.8)")
     parser.add_argument("--top-k", type=int, default=50, help="0: off (50)")
@@ -49,6 +50,12 @@ def main(arguments: list[str]) -> None:
         options.seed = secrets.randbelow(2**32)
     try:
         settings = SampleSettings(**{key: getattr(options, key) for key in SampleSettings.model_fields})
+        SampleParams(  # the same rules as in params.yaml
+            prompts=(options.prompt,),
+            samples_per_prompt=options.samples,
+            surprisal_text=None,
+            **settings.model_dump(),
+        )
     except ValidationError as error:
         mistakes = [f"{mistake['loc'][0]} ({mistake['input']}): {mistake['msg']}" for mistake in error.errors()]
         raise UserError("; ".join(mistakes)) from None
@@ -69,13 +76,6 @@ def main(arguments: list[str]) -> None:
             for text in token_texts(tokenizer, (new.token for new in tokens if new.token != tokenizer.eot_token)):
                 print(text, end="", flush=True)
             print()
-
-
-def count(text: str) -> int:
-    """A positive integer."""
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{number} must be at least 1")
-    return number
 
 
 def load(directory: Path, device: torch.device) -> tuple[GPT, tiktoken.Encoding]:

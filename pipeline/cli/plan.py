@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.artifacts import MANIFEST_FILE, Manifest, RunSummary
+from pipeline.cli.arguments import positive_float, positive_int
 from pipeline.config import read_sections
 from pipeline.corpus.params import TokenizerParams
 from pipeline.formatting import format_bytes, format_duration
@@ -118,9 +119,10 @@ def last_flops_per_sec(summary: Path) -> float | None:
     """FLOP/s of the last training run over all its ranks; None if there was none."""
     try:
         run = RunSummary.read(summary)
-    except (FileNotFoundError, UserError):
+        speed = run.tokens_per_sec * run.flops / run.tokens
+    except (FileNotFoundError, UserError, ArithmeticError):
         return None
-    return run.tokens_per_sec * run.flops / run.tokens
+    return speed if speed > 0 else None
 
 
 def model_rows(config: GPTConfig) -> Iterator[Row]:
@@ -208,8 +210,8 @@ def table(sections: dict[str, list[Row]]) -> str:
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m pipeline plan", description="What a run of params.yaml costs.")
     parser.add_argument("--recipe", metavar="NAME", help="plan recipes/NAME.yaml applied over params.yaml")
-    parser.add_argument("--ranks", type=int, default=1, help="processes, one per GPU (default: 1)")
-    parser.add_argument("--tokens-per-sec", type=float, help="speed over all ranks, for the time estimate")
+    parser.add_argument("--ranks", type=positive_int, default=1, help="processes, one per GPU (default: 1)")
+    parser.add_argument("--tokens-per-sec", type=positive_float, help="speed over all ranks, for the time estimate")
     options = parser.parse_args(arguments)
     model, train, runtime, tokenizer = read_params(options.recipe)
     vocabulary, train_tokens = text_vocabulary(tokenizer, SHARDS)

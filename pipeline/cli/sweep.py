@@ -25,15 +25,16 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import git
+from pipeline.cli.arguments import positive_int
 from pipeline.cli.plan import SHARDS, SUMMARY, last_flops_per_sec, make_plan, text_vocabulary
 from pipeline.config import PARAMS_FILE, ConfigError, load_yaml, validate
 from pipeline.corpus.params import TokenizerParams
 from pipeline.dvc_lock import short_keys
-from pipeline.formatting import format_duration
+from pipeline.formatting import format_duration, hydra_value
 from pipeline.git import params_at
 from pipeline.log import UserError, logger
 from pipeline.model.config import ModelParams
-from pipeline.recipes import NO_RESULT_SECTIONS, hydra_value
+from pipeline.recipes import NO_RESULT_SECTIONS
 from pipeline.runtime import RuntimeParams
 from pipeline.sweep import Entry, ExperimentQueue, Trial, combinations, same_code, watch
 from pipeline.tracking.wandb_run import LONGEST_NAME, NAMING_SECTIONS
@@ -158,8 +159,6 @@ def _train_key(params: Mapping[str, Any]) -> str:
 
 def sweep(settings: Sequence[str], workers: int, dry_run: bool) -> None:
     """Raises UserError for invalid settings, and at the end if an experiment has failed."""
-    if workers < 1:
-        raise UserError(f"--jobs ({workers}): must be at least 1")
     wanted = trials(settings, load_yaml(PARAMS_FILE))
     queue = ExperimentQueue()
     entries = queue.entries()
@@ -171,7 +170,7 @@ def sweep(settings: Sequence[str], workers: int, dry_run: bool) -> None:
         return
     running = enqueue(queue, plan)
     try:
-        failed = watch(queue, running, workers)
+        failed = watch(queue, running, min(workers, len(running)))
     except KeyboardInterrupt:
         logger.info(
             "experiments continue in the background: this command shows them, `dvc queue stop --kill` ends them"
@@ -188,7 +187,7 @@ def sweep(settings: Sequence[str], workers: int, dry_run: bool) -> None:
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m pipeline sweep", description="Runs combinations of settings.")
     parser.add_argument("settings", nargs="+", metavar="KEY=VALUE,VALUE", help="as for dvc exp run -S")
-    parser.add_argument("--jobs", type=int, default=1, help="experiments at a time (default: 1)")
+    parser.add_argument("--jobs", type=positive_int, default=1, help="experiments at a time (default: 1)")
     parser.add_argument("--dry-run", action="store_true", help="only print what would run and its cost")
     options = parser.parse_args(arguments)
     # DVC's workers start `dvc`, and the stages `python`, by name.

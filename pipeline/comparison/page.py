@@ -29,8 +29,7 @@ from pipeline.comparison.figures import MAX_CONFIGURATIONS, comparison_charts
 from pipeline.comparison.statistics import ALPHA, MIN_SIZES, compute_differs, effects, scaling_law, significance
 from pipeline.dvc_lock import ABSENT
 from pipeline.files import write_text
-from pipeline.formatting import DASH, count, fixed, format_duration, missing, power_of_ten
-from pipeline.recipes import hydra_value
+from pipeline.formatting import DASH, count, fixed, format_duration, hydra_value, missing, power_of_ten
 
 TEMPLATE = Path(__file__).with_name("compare.md.jinja")
 PAGE, FIGURES = "compare.md", "compare"

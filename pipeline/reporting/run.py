@@ -14,7 +14,7 @@ from pipeline import dvc_lock, git
 from pipeline import markdown as md
 from pipeline.artifacts import EvaluationMetrics, RunSummary, Samples
 from pipeline.curves import read_curves
-from pipeline.recipes import hydra_value
+from pipeline.formatting import hydra_value
 
 
 @dataclass(frozen=True)
