@@ -22,7 +22,7 @@ class RuntimeParams(Section):
 
     section: ClassVar[str] = "runtime"
 
-    micro_batch_size: int = Field(ge=1)
+    micro_batch_size: int = Field(ge=1, le=2**16)
     """Sequences per rank and forward pass, at most: the largest divisor of a rank's part of the batch is used."""
 
     dtype: Literal["auto", "float32", "bfloat16"]
@@ -62,10 +62,10 @@ class RuntimeParams(Section):
     """Optimizer steps between checkpoints that are never removed, in `.runs/milestones-<key>/`; a multiple of
     checkpoint_interval. 0: none."""
 
-    collective_timeout: float = Field(gt=0)
+    collective_timeout: float = Field(ge=1, le=7 * 24 * 3600)
     """Seconds that ranks wait for each other; then the run ends with an error that names the absent rank."""
 
-    workers: int = Field(ge=0)
+    workers: int = Field(ge=0, le=1024)
     """Processes that tokenize; 0: one per core."""
 
     @model_validator(mode="after")

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
 from pipeline.config import RENAMED, ConfigError, load_yaml, validate
+from pipeline.recipes import round_trip
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,6 +30,19 @@ ROOT = Path(__file__).parents[1]
         ("hellaswag", "items", 10**6 + 1, r"hellaswag.items \(1000001\)"),
         ("sample", "prompts", [], r"sample.prompts"),
         ("sample", "prompts", [3], r"sample.prompts.0"),
+        ("sample", "prompts", ["\ud800"], r"sample.prompts.0 \('\\ud800'\)"),
+        ("sample", "surprisal_text", "\ud800", r"sample.surprisal_text \('\\ud800'\)"),
+        ("tracking", "tags", ["\ud800"], r"tracking.tags.0 \('\\ud800'\)"),
+        ("report", "title", "two\rlines", r"report.title \('two\\rlines'\)"),
+        ("sample", "temperature", 1e300, r"sample.temperature \(1e\+300\)"),
+        ("sample", "seed", 2**64, rf"sample.seed \({2**64}\)"),
+        ("train", "max_lr", 1e300, r"train.max_lr \(1e\+300\)"),
+        ("train", "total_batch_size", 2**40, rf"train.total_batch_size \({2**40}\)"),
+        ("model", "n_layer", 10**9, rf"model.n_layer \({10**9}\)"),
+        ("model", "mlp_expansion", 1e300, r"model.mlp_expansion \(1e\+300\)"),
+        ("runtime", "collective_timeout", 1e300, r"runtime.collective_timeout \(1e\+300\)"),
+        ("runtime", "collective_timeout", 1e-9, r"runtime.collective_timeout \(1e-09\)"),
+        ("runtime", "workers", [0] * 10_000, r"runtime.workers \(\[0, .{,200}\): input"),
     ],
 )
 def test_a_value_outside_its_rule_is_named(section: str, key: str, value: Any, message: str) -> None:
@@ -35,6 +50,38 @@ def test_a_value_outside_its_rule_is_named(section: str, key: str, value: Any, m
     values["model"]["block_size"] = 128
     values[section][key] = value
     with pytest.raises(ConfigError, match=message):
+        validate(values)
+
+
+@pytest.mark.parametrize(
+    ("content", "rule"),
+    [
+        (b"data: 2020-99-99", "month must be in"),
+        (b"data: !!int abc", "invalid literal"),
+        (b"data: \xff", "can't decode byte 0xff"),
+        (b"data: \0", "#x0000"),
+        (b"data: " + b"[" * 1000, "line 1: more than 100 nested"),
+        (b"data: 1\n" + b"hellaswag: " + b"{a: " * 1000, "line 2: more than 100 nested"),
+        (b"data: &x [1]\nhellaswag: *x", r"line 2: .*\*x"),
+        (b"data: 1\ndata: 2", 'line 2: found duplicate key "data"'),
+        (b"data: [1,", "line 1"),
+        (b"- data", "mapping"),
+        (b"", "mapping"),
+    ],
+)
+@pytest.mark.parametrize("yaml", [None, round_trip()])
+def test_a_broken_file_is_named_with_its_line(content: bytes, rule: str, yaml: YAML | None, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"^{path}.*{rule}") as error:
+        load_yaml(path, yaml)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_keys_that_are_no_text_are_named() -> None:
+    values: dict[Any, Any] = load_yaml(ROOT / "params.yaml")
+    values[3] = values["model"][None] = 1
+    with pytest.raises(ConfigError, match=r"(?s)3: unknown section.*model\.None"):
         validate(values)
 
 

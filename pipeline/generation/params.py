@@ -15,13 +15,13 @@ class SampleParams(Section):
     prompts: Annotated[tuple[str | None, ...], Strict(False), Field(min_length=1)]
     """Texts to continue. null: no prompt, the model starts a document."""
 
-    samples_per_prompt: int = Field(ge=1)
+    samples_per_prompt: int = Field(ge=1, le=10_000)
     """Continuations of each prompt."""
 
-    max_new_tokens: int = Field(ge=1)
+    max_new_tokens: int = Field(ge=1, le=10**6)
     """Maximum tokens per continuation; it ends sooner at an end-of-text token. May exceed the model's context."""
 
-    temperature: float = Field(ge=0)
+    temperature: float = Field(ge=0, le=100)
     """Divides the logits: below 1 more predictable, above 1 more random. 0: greedy, always the most likely token."""
 
     top_k: int = Field(ge=0)
@@ -31,7 +31,7 @@ class SampleParams(Section):
     """Nucleus sampling: sample from the smallest set of most likely tokens whose probabilities, after temperature and
     top_k, add up to `top_p`. 1: off."""
 
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=2**32)
     """Random seed. The same seed gives the same texts on the same machine. Each sample has its own random numbers, so
     asking for more samples does not change the first ones."""
 

@@ -28,20 +28,20 @@ GPT2_VOCAB_SIZE = 50257
 class Architecture(Section):
     """The choices that define the network."""
 
-    block_size: int = Field(ge=1)
+    block_size: int = Field(ge=1, le=2**20)
     """Context in tokens: the longest sequence the model is trained on."""
 
-    n_layer: int = Field(ge=1)
+    n_layer: int = Field(ge=1, le=1024)
     """Transformer blocks."""
 
-    n_head: int = Field(ge=1)
+    n_head: int = Field(ge=1, le=1024)
     """Query heads of each attention layer. Must divide n_embd."""
 
-    n_kv_head: int | None = Field(ge=1)
+    n_kv_head: int | None = Field(ge=1, le=1024)
     """Key/value heads, each shared by n_head / n_kv_head query heads (grouped-query attention, arXiv 2305.13245);
     1 is multi-query attention; null: n_head."""
 
-    n_embd: int = Field(ge=1)
+    n_embd: int = Field(ge=1, le=2**16)
     """Width of the residual stream."""
 
     dropout: float = Field(ge=0, lt=1)
@@ -68,7 +68,7 @@ class Architecture(Section):
     """Activation of the MLP: tanh GELU (GPT-2), erf GELU, ReLU, ReLU² (arXiv 2109.08668), or the gated SwiGLU and
     GeGLU (arXiv 2002.05202), which have a third matrix."""
 
-    mlp_expansion: float = Field(gt=0)
+    mlp_expansion: float = Field(gt=0, le=64)
     """Hidden width of the MLP / n_embd: 4.0 in GPT-2; 2.667 gives a gated MLP the same parameter count. If the product
     is not an integer, it is rounded to a multiple of 8."""
 
@@ -137,7 +137,7 @@ class ModelParams(Architecture):
     A path relative to models/ works too: ../data/base. The other keys of this section must describe that model, except
     dropout and init; block_size may be smaller than the model's."""
 
-    vocab_multiple: int = Field(ge=1)
+    vocab_multiple: int = Field(ge=1, le=2**16)
     """The vocabulary is padded with unused ids to a multiple of this, because matrix products of round sizes are
     faster. Padded ids have probability zero in training, evaluation and sampling. 1: no padding."""
 
@@ -179,10 +179,10 @@ class GPTConfig(Architecture):
 
     section: ClassVar[str] = "model"
 
-    vocab_size: int = Field(ge=1)
+    vocab_size: int = Field(ge=1, le=2**24)
     """Rows of the token embedding, padding included."""
 
-    text_vocab_size: int = Field(ge=1)
+    text_vocab_size: int = Field(ge=1, le=2**24)
     """Ids of the tokenizer. Ids from here to vocab_size are padding."""
 
     @model_validator(mode="after")

@@ -23,6 +23,6 @@ class ReportParams(Section):
     @field_validator("title")
     @classmethod
     def _one_line(cls, title: str) -> str:
-        if not title.strip() or "\n" in title:
+        if not title.strip() or len(title.splitlines()) > 1:
             raise ValueError("must be one line of text")
         return title

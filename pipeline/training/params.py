@@ -20,28 +20,28 @@ class TrainParams(Section):
     shuffle: bool
     """true: each epoch sees all blocks in a new random order. false: each epoch reads them in the stream's order."""
 
-    total_batch_size: int = Field(ge=1)
+    total_batch_size: int = Field(ge=1, le=2**30)
     """Tokens per optimizer step, over all ranks and micro-batches; a multiple of model.block_size."""
 
-    max_steps: int = Field(ge=1)
+    max_steps: int = Field(ge=1, le=10**9)
     """Number of optimizer steps."""
 
     optimizer: Literal["adamw", "muon"]
     """adamw; or muon for the matrices inside the blocks and adamw for embeddings, head, norms and biases."""
 
-    max_lr: float = Field(gt=0)
+    max_lr: float = Field(gt=0, le=100)
     """Learning rate after warmup. Muon's updates are scaled to the RMS of AdamW's, so that both use the same rate."""
 
     betas: Annotated[tuple[float, float], Strict(False)]
     """AdamW's decay rates of the first and second moment, each in [0, 1)."""
 
-    eps: float = Field(gt=0)
+    eps: float = Field(gt=0, le=1)
     """AdamW's epsilon."""
 
-    weight_decay: float = Field(ge=0)
+    weight_decay: float = Field(ge=0, le=1000)
     """Decoupled weight decay, applied to matrices only: not to biases, norms and other vectors."""
 
-    grad_clip: float = Field(ge=0)
+    grad_clip: float = Field(ge=0, le=10**6)
     """Gradients with a larger global norm are scaled down to it. 0: off."""
 
     schedule: Literal["cosine", "wsd", "linear", "constant"]
