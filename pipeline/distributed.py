@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
-from pipeline.log import UserError
+from pipeline.log import UserError, environment_int
 
 REPORT_S = 5.0  # ranks that wait for the same rank time out within moments of each other
 
@@ -94,9 +94,11 @@ def start(timeout_s: float, store: Store | None = None) -> Iterator[Group]:
     CPU tensors go through gloo, CUDA tensors through NCCL. A collective that hangs raises after `timeout_s` seconds.
     `store`: in place of the one that the environment describes.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    rank = int(os.environ.get("RANK", "0"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    world_size = environment_int("WORLD_SIZE", default=1, minimum=1)
+    rank = environment_int("RANK", default=0, minimum=0)
+    local_rank = environment_int("LOCAL_RANK", default=0, minimum=0)
+    if rank >= world_size:
+        raise UserError(f"RANK ({rank}) must be below WORLD_SIZE ({world_size})")
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", local_rank % torch.cuda.device_count())
@@ -145,6 +147,13 @@ def device_name(device: torch.device) -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes of memory that the device has; of the machine for a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def autocast_dtype(choice: str, device: torch.device) -> torch.dtype:

@@ -4,19 +4,16 @@ from pipeline.log import logger
 logger.info("%d documents", count)
 """
 
+import argparse
 import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import TracebackType
 from typing import Any
 
 logger = logging.getLogger("pipeline")
-
-
-def rank() -> int:
-    """This process's rank as torchrun sets it; 0 outside torchrun."""
-    return int(os.environ.get("RANK", "0"))
 
 
 class StandardOutput(logging.Handler):
@@ -47,10 +44,44 @@ class UserError(ValueError):
         self.exit_code, self.all_ranks = exit_code, all_ranks
 
 
+def environment_int(name: str, default: int, minimum: int) -> int:
+    """The integer in an environment variable; `default` if it is unset or empty. Raises UserError below `minimum`."""
+    text = os.environ.get(name) or str(default)
+    try:
+        if (number := int(text)) >= minimum:
+            return number
+    except ValueError:
+        pass
+    raise UserError(f"{name} ({text}): the environment variable must be an integer of at least {minimum}")
+
+
+def rank() -> int:
+    """This process's rank as torchrun sets it; 0 outside torchrun."""
+    return environment_int("RANK", default=0, minimum=0)
+
+
+def _excepthook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """Ends a program quietly on Ctrl-C before `cli_errors`: the imports of a stage take seconds."""
+    if issubclass(kind, KeyboardInterrupt):
+        print(file=sys.stderr)  # the shell's prompt starts on a new line; Python ends with SIGINT, in a shell 130
+    else:
+        sys.__excepthook__(kind, error, traceback)
+
+
+sys.excepthook = _excepthook
+
+
 @contextmanager
-def cli_errors(name: str) -> Iterator[None]:
+def cli_errors(name: str, description: str | None = None) -> Iterator[None]:
     """Ends the program with one line and an exit code on UserError and OSError. Everything else is a bug of ours and
-    keeps its traceback; PIPELINE_TRACEBACK=1 shows it for user errors too."""
+    keeps its traceback; PIPELINE_TRACEBACK=1 shows it for user errors too.
+
+    `description`: of a stage that takes no arguments. It is printed for --help; arguments are refused.
+    """
+    if description is not None:
+        parser = argparse.ArgumentParser(f"python -m stages.{name}", description=description)
+        parser.formatter_class = argparse.RawDescriptionHelpFormatter
+        parser.parse_args()
     try:
         yield
     except KeyboardInterrupt:
@@ -62,6 +93,6 @@ def cli_errors(name: str) -> Iterator[None]:
     except (UserError, OSError) as error:  # OSError: a missing file, a full disk, no permission
         if os.environ.get("PIPELINE_TRACEBACK"):
             raise
-        if rank() == 0 or not getattr(error, "all_ranks", False):
+        if not getattr(error, "all_ranks", False) or rank() == 0:
             print(f"{name}: {error}", file=sys.stderr, flush=True)
         sys.exit(getattr(error, "exit_code", 1))

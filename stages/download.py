@@ -32,5 +32,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with cli_errors("download"):
+    with cli_errors("download", __doc__):
         main()

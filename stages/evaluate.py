@@ -77,5 +77,5 @@ def metrics(loss: ValLoss, result: HellaswagResult, source: ItemSource) -> Evalu
 
 
 if __name__ == "__main__":
-    with cli_errors("evaluate"):
+    with cli_errors("evaluate", __doc__):
         main()

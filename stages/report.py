@@ -28,5 +28,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with cli_errors("report"):
+    with cli_errors("report", __doc__):
         main()

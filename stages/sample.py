@@ -68,5 +68,5 @@ def sample(model: GPT, tokenizer: tiktoken.Encoding, params: SampleParams, dtype
 
 
 if __name__ == "__main__":
-    with cli_errors("sample"):
+    with cli_errors("sample", __doc__):
         main()

@@ -26,13 +26,13 @@ from pipeline.config import PARAMS_FILE, load_yaml, read_sections
 from pipeline.corpus.shards import open_split
 from pipeline.corpus.tokenizer import TOKENIZER_DIRECTORY, load_tokenizer
 from pipeline.curves import Curves
-from pipeline.distributed import Group, device_name
+from pipeline.distributed import Group, device_name, total_memory
 from pipeline.files import check_replaceable, exclusive_lock, run_directory, set_aside
-from pipeline.formatting import format_duration
+from pipeline.formatting import format_bytes, format_duration
 from pipeline.git import code_revision
-from pipeline.log import cli_errors, logger
-from pipeline.model.accounting import describe, parameters
-from pipeline.model.config import ModelParams
+from pipeline.log import UserError, cli_errors, logger
+from pipeline.model.accounting import describe, memory, parameters
+from pipeline.model.config import GPTConfig, ModelParams
 from pipeline.model_directory import MODEL_FILES, initial_model, initial_weights_hash, save_model
 from pipeline.probes import choice_columns, training_probes
 from pipeline.run_state import code_hashes, finish, remove_recorded, run_key
@@ -100,6 +100,7 @@ def make_trainer(
     """The trainer of the run on this rank, with a model that is the same on every rank."""
     stream = open_split(SHARDS, "train")
     tokenizer = load_tokenizer(SHARDS / TOKENIZER_DIRECTORY)
+    check_memory(GPTConfig.from_params(model_params, tokenizer.n_vocab), train, runtime, group)
     torch.manual_seed(train.seed)  # the same initial weights on every rank
     model = initial_model(model_params, tokenizer.n_vocab, stream.manifest.tokenizer_sha256)
     logger.info("model: %s", describe(model.config))
@@ -117,6 +118,18 @@ def make_trainer(
         group.world_size,
     )
     return trainer
+
+
+def check_memory(config: GPTConfig, train: TrainParams, runtime: RuntimeParams, group: Group) -> None:
+    """Raises UserError if weights, gradients and optimizer state alone need more memory than the device has."""
+    shards = group.world_size if runtime.sharding == "fsdp" else 1
+    need = memory(config, sequences=0, bfloat16=False, optimizer=train.optimizer, shards=shards).total
+    if need > (limit := total_memory(group.device)):
+        raise UserError(
+            f"model: {parameters(config).total:,} parameters need {format_bytes(need)} for weights, gradients and "
+            f"optimizer state, more than {device_name(group.device)} has ({format_bytes(limit)})",
+            all_ranks=True,
+        )
 
 
 def write_outputs(trainer: Trainer, metrics: TrainMetrics, model: ModelParams, wandb_run: WandbRun) -> None:
@@ -165,5 +178,5 @@ def write_outputs(trainer: Trainer, metrics: TrainMetrics, model: ModelParams, w
 
 
 if __name__ == "__main__":
-    with cli_errors("train"):
+    with cli_errors("train", __doc__):
         main()

@@ -22,7 +22,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import get_args_parser, run
 
-from pipeline.log import UserError
+from pipeline.log import UserError, environment_int
 from pipeline.runtime import cores
 
 
@@ -35,9 +35,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="passed on to it")
     options = parser.parse_args(arguments)
     module, arguments = options.module, options.arguments
-    nodes = int(os.environ.get("NNODES", "1"))
-    processes = int(os.environ.get("NPROC_PER_NODE") or max(torch.cuda.device_count(), 1))
-    restarts = int(os.environ.get("MAX_RESTARTS", "0"))
+    nodes = environment_int("NNODES", default=1, minimum=1)
+    processes = environment_int("NPROC_PER_NODE", default=max(torch.cuda.device_count(), 1), minimum=1)
+    restarts = environment_int("MAX_RESTARTS", default=0, minimum=0)
     if nodes == 1 and processes == 1 and restarts == 0:
         sys.argv = [module, *arguments]
         runpy.run_module(module, run_name="__main__", alter_sys=True)
