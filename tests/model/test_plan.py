@@ -6,15 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pipeline.cli import plan as planning
 from pipeline.config import load_yaml
 from pipeline.corpus.params import TokenizerParams
+from pipeline.distributed import Group
 from pipeline.log import UserError
 from pipeline.model.accounting import flops_per_token
 from pipeline.model.config import ModelParams
 from pipeline.runtime import RuntimeParams
 from pipeline.training.params import TrainParams
+from stages import train as train_stage
 from tests.reporting.fixtures import manifest, run_summary
 
 ROOT = Path(__file__).parents[2]
@@ -68,6 +71,18 @@ def test_fsdp_and_activation_checkpointing_need_less_memory(params: dict[str, An
     assert fsdp.weights < ddp.weights
     assert fsdp.activations < ddp.activations
     assert make(params, ranks=1).memory_per_rank.optimizer == ddp.optimizer  # a single rank shards nothing
+
+
+def test_training_refuses_a_model_that_the_device_cannot_hold(
+    params: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_stage, "total_memory", lambda device: 10**9)  # GPT-2 needs 16 bytes per parameter
+    config, train = make(params).config, TrainParams(**params["train"])
+    for sharding, ranks in (("ddp", 8), ("fsdp", 1)):
+        runtime = RuntimeParams(**{**params["runtime"], "sharding": sharding})
+        with pytest.raises(UserError, match=r"model: 124,.*1\.99 GB.*1\.00 GB"):
+            train_stage.check_memory(config, train, runtime, Group(0, ranks, torch.device("cpu")))
+    train_stage.check_memory(config, train, runtime, Group(0, 8, torch.device("cpu")))  # a shard fits
 
 
 def test_a_batch_that_cannot_be_divided_is_refused(params: dict[str, Any]) -> None:
