@@ -6,6 +6,8 @@
 Ranks that do not respond are named through torchrun's store: monitored_barrier cannot name rank 0.
 """
 
+import atexit
+import ipaddress
 import os
 import platform
 import socket
@@ -22,6 +24,7 @@ from torch._C._distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
 from pipeline.log import UserError, environment_int
+from pipeline.runtime import stop_with
 
 REPORT_S = 5.0  # ranks that wait for the same rank time out within moments of each other
 
@@ -52,6 +55,25 @@ class Group:
     def barrier(self) -> None:
         """Waits on the host for every rank. Raises if one hangs, where waiting for the GPU would never end."""
         self.sum_(torch.zeros(1))
+
+    def check_same(self, values: Mapping[str, str]) -> None:
+        """Raises UserError on all ranks if `values` (name -> value) differ between two: the names, and which rank."""
+        if self.world_size == 1:
+            return
+        gathered: list[Mapping[str, str]] = [{}] * self.world_size
+        with self.name_absent_ranks(lambda: "the start"):
+            dist.all_gather_object(gathered, dict(values))
+        first = gathered[0]
+        for rank, other in enumerate(gathered):
+            names = sorted(name for name in first.keys() | other.keys() if first.get(name) != other.get(name))
+            if names:
+                differences = [
+                    f"{name} ({other.get(name, 'missing')}; rank 0: {first.get(name, 'missing')})" for name in names
+                ]
+                more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+                raise UserError(
+                    f"rank {rank} differs from rank 0 in {', '.join(differences[:3])}{more}", all_ranks=True
+                )
 
     @contextmanager
     def name_absent_ranks(self, activity: Callable[[], str]) -> Iterator[None]:
@@ -92,8 +114,11 @@ def start(timeout_s: float, store: Store | None = None) -> Iterator[Group]:
     """Joins the process group that torchrun's environment describes; a single rank outside torchrun.
 
     CPU tensors go through gloo, CUDA tensors through NCCL. A collective that hangs raises after `timeout_s` seconds.
-    `store`: in place of the one that the environment describes.
+    `store`: in place of the one that the environment describes. A rank of several whose block raises exits without
+    waiting for the others, after the error has been printed.
     """
+    if "LAUNCHER_PID" in os.environ:
+        stop_with(environment_int("LAUNCHER_PID", default=0, minimum=0))
     world_size = environment_int("WORLD_SIZE", default=1, minimum=1)
     rank = environment_int("RANK", default=0, minimum=0)
     local_rank = environment_int("LOCAL_RANK", default=0, minimum=0)
@@ -105,6 +130,7 @@ def start(timeout_s: float, store: Store | None = None) -> Iterator[Group]:
         torch.cuda.set_device(device)
     if local_rank == 0:
         check_first_machine(os.environ)
+        check_address(os.environ)
     if world_size > 1:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         timeout = timedelta(seconds=timeout_s)
@@ -116,9 +142,14 @@ def start(timeout_s: float, store: Store | None = None) -> Iterator[Group]:
             dist.group.WORLD._get_backend(device)._set_default_timeout(timeout + timedelta(seconds=4 * REPORT_S))
     try:
         yield Group(rank, world_size, device, timeout_s, store)
-    finally:
+    except BaseException as error:
         if world_size > 1:
-            dist.destroy_process_group()
+            # destroy_process_group, or NCCL as the interpreter exits, may wait for kernels that wait for another rank.
+            # Runs after the error has been printed and a checkpoint that is being written is complete.
+            atexit.register(os._exit, getattr(error, "exit_code", getattr(error, "code", 1)))
+        raise
+    if world_size > 1:
+        dist.destroy_process_group()
 
 
 def check_first_machine(environment: Mapping[str, str]) -> None:
@@ -135,6 +166,22 @@ def check_first_machine(environment: Mapping[str, str]) -> None:
         f"NODE_RANK ({node}) must be 0 on the machine that torchrun numbers 0, by host names, and on no other; this "
         f"one, {socket.getfqdn()}, has number {group}: run DVC, with NODE_RANK=0, {where}"
     )
+
+
+def check_address(environment: Mapping[str, str]) -> None:
+    """Raises UserError if gloo would listen where other machines cannot reach it: at a host name's loopback address."""
+    if environment.get("GROUP_WORLD_SIZE", "1") == "1" or "GLOO_SOCKET_IFNAME" in environment:
+        return
+    host = socket.gethostname()
+    try:
+        address = str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+    except socket.gaierror:  # then gloo takes this one
+        address = "127.0.0.1"
+    if ipaddress.ip_address(address).is_loopback:
+        raise UserError(
+            f"GLOO_SOCKET_IFNAME is not set, and {host} is {address} here, where other machines cannot reach it: set "
+            "it to the network interface that connects the machines (`ip address` lists them)"
+        )
 
 
 def device_name(device: torch.device) -> str:

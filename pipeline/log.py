@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from types import TracebackType
 from typing import Any
 
@@ -23,7 +23,8 @@ class StandardOutput(logging.Handler):
     """Context in which a line is printed: a progress bar is cleared and redrawn."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        with self.around():
+        # The terminal, or `tee`, may end before training, which has a checkpoint to write.
+        with suppress(OSError), self.around():
             print(self.format(record), file=sys.stdout, flush=True)
 
 

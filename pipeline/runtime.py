@@ -1,10 +1,13 @@
-"""How a run is executed: the `runtime` section, which no stage lists as params; and the cores of this machine.
+"""How a run is executed: the `runtime` section, which no stage lists as params; this machine's cores and processes.
 
 Nothing here changes what a run computes beyond the order of floating-point additions. So moving from one GPU to eight,
 or halving the micro-batch, retrains nothing.
 """
 
 import os
+import select
+import signal
+import threading
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -15,6 +18,23 @@ from pipeline.config import Section
 def cores() -> int:
     """Cores that this process may use; a scheduler may allow fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def stop_with(pid: int) -> None:
+    """Sends SIGTERM to this process when process `pid`, which started it, ends or has ended. Linux only."""
+    if not hasattr(os, "pidfd_open"):
+        return
+
+    def wait() -> None:
+        try:
+            select.select([os.pidfd_open(pid)], [], [])
+        except ProcessLookupError:
+            pass  # it has ended already
+        except OSError:  # this kernel has no pidfd_open
+            return
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, name=f"wait for {pid}", daemon=True).start()
 
 
 class RuntimeParams(Section):

@@ -35,7 +35,7 @@ def main() -> None:
     check_tokenizer(MODEL, stream.manifest.tokenizer_sha256, str(MODEL))
     source = ItemSource.read(HELLASWAG / SOURCE_FILE)
     items = subset(read_items(HELLASWAG / ITEMS_FILE), params.hellaswag_items)
-    with distributed.start(runtime.collective_timeout) as group:
+    with distributed.start(runtime.collective_timeout) as group, group.name_absent_ranks(lambda: "the evaluation"):
         model = load_model(MODEL, group.device)
         match_vocabulary(model, tokenizer, MODEL)
         common: dict[str, Any] = {

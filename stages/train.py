@@ -27,7 +27,7 @@ from pipeline.corpus.shards import open_split
 from pipeline.corpus.tokenizer import TOKENIZER_DIRECTORY, load_tokenizer
 from pipeline.curves import Curves
 from pipeline.distributed import Group, device_name, total_memory
-from pipeline.files import check_replaceable, exclusive_lock, run_directory, set_aside
+from pipeline.files import check_replaceable, exclusive_lock, run_directory, set_aside, sha256_of
 from pipeline.formatting import format_bytes, format_duration
 from pipeline.git import code_revision
 from pipeline.log import UserError, cli_errors, logger
@@ -53,17 +53,20 @@ def main() -> None:
     """Trains on all ranks; rank 0 writes the outputs and keeps the run's state until dvc.lock records it."""
     model, train, runtime, tracking = read_sections(ModelParams, TrainParams, RuntimeParams, TrackingParams)
     check_replaceable(MODEL, MODEL_FILES)  # now, not after days of training
-    key = run_key(
-        {"model": model.model_dump(), "train": train.model_dump()},
-        SHARDS / MANIFEST_FILE,
-        initial_weights_hash(model.init_from),
-        CHECKPOINT_FORMAT,
-    )
+    initial_weights, code = initial_weights_hash(model.init_from), code_hashes("train")
+    params = {"model": model.model_dump(), "train": train.model_dump()}
+    key = run_key(params, SHARDS / MANIFEST_FILE, initial_weights, CHECKPOINT_FORMAT)
     state, milestones = run_directory(f"train-{key}"), run_directory(f"milestones-{key}")
     store = CheckpointStore(
-        state / "checkpoints", runtime.checkpoints_kept, code_hashes("train"), milestones, runtime.milestone_interval
+        state / "checkpoints", runtime.checkpoints_kept, code, milestones, runtime.milestone_interval
     )
     with distributed.start(runtime.collective_timeout) as group:
+        group.check_same(
+            {f"{part.section}.{key}": str(value) for part in (model, train, runtime) for key, value in part}
+            | {str(SHARDS / MANIFEST_FILE): sha256_of(SHARDS / MANIFEST_FILE), "torch": torch.__version__}
+            | {f"models/{model.init_from}": initial_weights}
+            | code
+        )
         if not group.is_main:
             make_trainer(model, train, runtime, group, store, loggers=[]).run()
             return

@@ -9,21 +9,18 @@ environment overrides that:
     RDZV_ENDPOINT    host:port of the first machine
     MAX_RESTARTS     how often all processes are restarted after one has failed or was killed; default 0
 
-torchrun, called in this process, starts the others. A single process without restarts is run directly.
+torchrun, called in this process, starts the others. A single process without restarts is run directly. Under DVC, all
+of them stop as on SIGTERM when DVC ends.
 """
 
 import argparse
 import os
 import runpy
 import sys
-
-import torch
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.run import get_args_parser, run
+from pathlib import Path
 
 from pipeline.log import UserError, environment_int
-from pipeline.runtime import cores
+from pipeline.runtime import cores, stop_with
 
 
 def main(arguments: list[str]) -> None:
@@ -34,6 +31,16 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("module", help="for example stages.train")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="passed on to it")
     options = parser.parse_args(arguments)
+    if "DVC_STAGE" in os.environ:
+        stop_with(dvc_process())
+
+    # Only now: importing torch takes seconds, in which DVC may end.
+    import torch
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
+    from torch.distributed.run import get_args_parser, run
+
     module, arguments = options.module, options.arguments
     nodes = environment_int("NNODES", default=1, minimum=1)
     processes = environment_int("NPROC_PER_NODE", default=max(torch.cuda.device_count(), 1), minimum=1)
@@ -46,12 +53,15 @@ def main(arguments: list[str]) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(cores() // processes, 1)))
     # After a signal rank 0 writes a checkpoint, which may take longer than the 30 s that torchrun waits by default.
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "300")
+    os.environ["LAUNCHER_PID"] = str(os.getpid())
     if restarts:
         # Otherwise restarted ranks find each other's old addresses in a store that outlives them:
         # https://github.com/pytorch/pytorch/issues/135712
         os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     try:
-        options_of_torchrun = [*torchrun_arguments(nodes, processes), f"--max-restarts={restarts}"]
+        # Without SIGHUP, whose handler would undo nohup. If it ends torchrun, the ranks end too (stop_with).
+        signals = "--signals-to-handle=SIGTERM,SIGINT,SIGQUIT"
+        options_of_torchrun = [*torchrun_arguments(nodes, processes), f"--max-restarts={restarts}", signals]
         run(get_args_parser().parse_args([*options_of_torchrun, "-m", module, *arguments]))
     except ChildFailedError as error:  # the rank itself has printed why
         rank, failure = error.get_first_failure()
@@ -59,6 +69,23 @@ def main(arguments: list[str]) -> None:
         sys.exit(failure.exitcode if failure.exitcode > 0 else 1)
     except SignalException as error:
         sys.exit(128 + error.sigval)
+    except RendezvousError as error:
+        raise UserError(
+            f"{module}: cannot find, or has lost, the other machines ({type(error).__name__}): start the same command "
+            f"on all {nodes} (NNODES); RDZV_ENDPOINT ({os.environ.get('RDZV_ENDPOINT')}) must be a free port on the "
+            "first that the others can reach"
+        ) from error
+
+
+def dvc_process() -> int:
+    """The DVC process that runs this stage: the first ancestor without DVC_STAGE. A shell may be in between."""
+    pid = os.getppid()
+    try:
+        while b"\0DVC_STAGE=" in b"\0" + Path(f"/proc/{pid}/environ").read_bytes():
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:  # another user's process, or no /proc
+        pass
+    return pid
 
 
 def torchrun_arguments(nodes: int, processes: int) -> list[str]:

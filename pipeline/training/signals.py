@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -50,7 +51,8 @@ class SignalHandler:
         if not self._step_began:
             sys.exit(128 + number)
         if not self._received:  # torchrun and a terminal may each send one
-            logger.info("%s received: stopping after this step or the next", signal.Signals(number).name)
+            with suppress(RuntimeError):  # the signal has interrupted another print
+                logger.info("%s received: stopping after this step or the next", signal.Signals(number).name)
         self._received = number
 
     def __enter__(self) -> Self:
@@ -60,7 +62,7 @@ class SignalHandler:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, Interrupted):
-            return  # ignore further signals until the process has exited
+        # torchrun sends SIGTERM as soon as one rank has exited: the others must still print their errors.
+        exiting = isinstance(error, Interrupted) or (error is not None and self._group.world_size > 1)
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, (lambda *_: None) if exiting else handler)

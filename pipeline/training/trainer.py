@@ -223,7 +223,7 @@ class Trainer:
                 return
             if self.runtime.compile == "on" and failure:
                 logger.warning("runtime.compile is on, but compiling failed (%s)", failure)
-            logger.info("training without torch.compile: %s", failure or "it failed on another rank")
+            logger.warning("training without torch.compile: %s", failure or "it failed on another rank")
             self._unwrap()
         self.module = data_parallel(self.model, self.group)
 

@@ -3,6 +3,8 @@
 Each argument names a fault, the step before which it happens, and the rank (all ranks if none is named):
 
     kill@13:1           SIGKILL to the process itself, while nothing is being saved
+    kill-launcher@13:0  SIGKILL to torchrun
+    raise@13:1          an error of the code, after which the process group would take a minute to end
     term@9 int@9        SIGTERM, SIGINT to the process itself
     term-launcher@9:0   SIGTERM to torchrun
     term-in-save@9      SIGTERM, twice, in the middle of writing the checkpoint of step 9, if there is one
@@ -36,6 +38,12 @@ def happen(name: str, run: Trainer) -> None:
     if name == "kill":
         run.store.wait()
         os.kill(os.getpid(), signal.SIGKILL)
+    elif name == "kill-launcher":
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(1)  # the ranks learn of it
+    elif name == "raise":
+        torch.distributed.destroy_process_group = lambda: time.sleep(60)
+        raise RuntimeError("no such kernel")
     elif name in ("term", "int"):
         os.kill(os.getpid(), signal.SIGTERM if name == "term" else signal.SIGINT)
     elif name == "term-launcher":

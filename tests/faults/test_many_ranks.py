@@ -1,4 +1,4 @@
-"""A rank that dies is restarted."""
+"""A rank that dies or fails."""
 
 from typing import Any
 
@@ -16,3 +16,13 @@ def test_torchrun_restarts_killed_ranks_and_they_resume(begin: Begin, whole_on_t
     assert run.resumed_at() == [12]
     assert same(run.result(), whole_on_two)
     assert len(list(run.path.glob("wandb/offline-run-*"))) == 1  # the successor's, with all rows
+
+
+@pytest.mark.slow
+def test_a_rank_that_fails_says_why_and_is_restarted_in_seconds(begin: Begin, whole_on_two: dict[str, Any]) -> None:
+    run = begin()
+    output = run.train("raise@13:1", ranks=2, MAX_RESTARTS="1").output
+    assert "RuntimeError: no such kernel" in output
+    assert "forcefully exiting" not in output  # which torchrun says of a rank that it kills, after 30 s
+    assert run.resumed_at() == [12]
+    assert same(run.result(), whole_on_two)

@@ -1,6 +1,7 @@
 """Two hosts: network namespaces joined by a veth pair, each with its own name, address and directory."""
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.faults.conftest import Begin
-from tests.faults.small import same
+from tests.faults.small import SmallRun, same
 
 ADDRESSES = {"0": "10.213.0.1", "1": "10.213.0.2"}
 
@@ -49,17 +50,38 @@ def hosts() -> Iterator[list[list[str]]]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_two_hosts_with_a_rank_each_train_as_two_ranks_on_one_host(
-    begin: Begin, hosts: list[list[str]], whole_on_two: dict[str, Any]
-) -> None:
-    """As the README shows it; the second host has the data, and nothing is written there."""
-    runs = [begin("first"), begin("second")]
+def train_on(hosts: list[list[str]], runs: list[SmallRun], **environment: str) -> tuple[list[int], list[str]]:
+    """Trains on both hosts until the processes end: their exit codes and outputs."""
+    environment |= {"NNODES": "2", "RDZV_ENDPOINT": f"{ADDRESSES['0']}:29500"}
     processes = [
-        run.start(on=host, NNODES="2", NODE_RANK=number, RDZV_ENDPOINT=f"{ADDRESSES['0']}:29500")
+        run.start(on=host, NODE_RANK=number, **environment)
         for run, host, number in zip(runs, hosts, ADDRESSES, strict=True)
     ]
     outputs = [process.communicate(timeout=120)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    return [process.returncode for process in processes], outputs
+
+
+def test_a_host_with_other_params_is_named(begin: Begin, hosts: list[list[str]]) -> None:
+    runs = [begin("first"), begin("second", train={"max_lr": 0.5})]
+    codes, outputs = train_on(hosts, runs)
+    assert codes == [1, 1]
+    assert re.search(r"rank 1 differs from rank 0 in train.max_lr \(0.5; rank 0: [0-9.]+\)\n", outputs[0])
+    assert not (runs[0].path / ".runs").exists()
+
+
+def test_two_hosts_with_a_rank_each_train_as_two_ranks_on_one_host(
+    begin: Begin, hosts: list[list[str]], whole_on_two: dict[str, Any]
+) -> None:
+    """As the README shows it; the second host has the data, and nothing is written there.
+
+    Each finds its own name at a loopback address, as on Debian: gloo must be told the interface.
+    """
+    for name in (host[3] for host in hosts):
+        path = Path("/etc/netns", name, "hosts")
+        path.write_text(re.sub(rf".* {name}\n", f"127.0.1.1 {name}\n", path.read_text()))
+    runs = [begin("first"), begin("second")]
+    codes, outputs = train_on(hosts, runs, GLOO_SOCKET_IFNAME="cable")
+    assert codes == [0, 0], "\n".join(outputs)
     assert runs[0].summary().hardware.world_size == 2
     assert same(runs[0].result(), whole_on_two)
     assert sorted(path.name for path in runs[1].path.iterdir()) == [

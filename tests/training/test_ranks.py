@@ -2,15 +2,20 @@
 
 import os
 import signal
+import socket
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed.run
+from torch.distributed.elastic.rendezvous import RendezvousTimeoutError
 
 from pipeline import distributed
-from pipeline.distributed import Group, check_first_machine
+from pipeline.cli import launch
+from pipeline.distributed import Group, check_address, check_first_machine
 from pipeline.log import UserError
 from pipeline.model.gpt import GPT, Block
 from pipeline.training.checkpoint import CheckpointStore
@@ -183,3 +188,51 @@ def test_dvc_may_run_where_rank_0_is(environment: dict[str, str]) -> None:
 def test_dvc_on_another_machine_than_rank_0_is_refused(node: str, group: str) -> None:
     with pytest.raises(UserError, match=rf"NODE_RANK \({node}\).* has number {group}"):
         check_first_machine({"NODE_RANK": node, "GROUP_RANK": group, "GROUP_WORLD_SIZE": "2"})
+
+
+@pytest.mark.parametrize(
+    ("addresses", "environment", "fine"),
+    [
+        (["10.0.0.7"], {}, True),
+        (["127.0.1.1", "10.0.0.7"], {}, False),  # gloo takes the first
+        (["::1"], {}, False),
+        ([], {}, False),
+        (["127.0.1.1"], {"GLOO_SOCKET_IFNAME": "eth0"}, True),
+        (["127.0.1.1"], {"GROUP_WORLD_SIZE": "1"}, True),
+    ],
+)
+def test_several_machines_need_an_address_that_is_not_loopback(
+    monkeypatch: pytest.MonkeyPatch, addresses: list[str], environment: dict[str, str], fine: bool
+) -> None:
+    def resolve(*_: Any, **__: Any) -> list[tuple[Any, ...]]:
+        if not addresses:
+            raise socket.gaierror
+        return [(None, None, None, "", (address, 0)) for address in addresses]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    with nullcontext() if fine else pytest.raises(UserError, match="GLOO_SOCKET_IFNAME"):
+        check_address({"GROUP_WORLD_SIZE": "2"} | environment)
+
+
+def compare(group: Group) -> None:
+    same = {"train.seed": "1", "torch": "2"}
+    group.check_same(same)
+    with pytest.raises(UserError) as stopped:
+        group.check_same(same if group.rank != 1 else {"train.seed": "7", "torch": "2", "pipeline/new.py": "f00"})
+    assert str(stopped.value) == (
+        "rank 1 differs from rank 0 in pipeline/new.py (f00; rank 0: missing), train.seed (7; rank 0: 1)"
+    )
+
+
+def test_all_ranks_stop_where_one_is_to_train_something_else() -> None:
+    on_ranks(3, compare)
+
+
+def test_a_lost_machine_ends_in_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(_: Any) -> None:
+        raise RendezvousTimeoutError
+
+    monkeypatch.setattr(torch.distributed.run, "run", run)
+    monkeypatch.setattr(os, "environ", os.environ | {"NNODES": "2", "NODE_RANK": "1", "RDZV_ENDPOINT": "host0:29500"})
+    with pytest.raises(UserError, match=r"RendezvousTimeoutError.*NNODES.*RDZV_ENDPOINT \(host0:29500\)"):
+        launch.main(["stages.train"])
