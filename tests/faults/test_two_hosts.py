@@ -74,11 +74,10 @@ def test_two_hosts_with_a_rank_each_train_as_two_ranks_on_one_host(
 ) -> None:
     """As the README shows it; the second host has the data, and nothing is written there.
 
-    Each finds its own name at a loopback address, as on Debian: gloo must be told the interface.
+    It also finds its own name at a loopback address, as on Debian: gloo must be told the interface.
     """
-    for name in (host[3] for host in hosts):
-        path = Path("/etc/netns", name, "hosts")
-        path.write_text(re.sub(rf".* {name}\n", f"127.0.1.1 {name}\n", path.read_text()))
+    path = Path("/etc/netns", name := hosts[1][3], "hosts")
+    path.write_text(re.sub(rf".* {name}\n", f"127.0.1.1 {name}\n", path.read_text()))
     runs = [begin("first"), begin("second")]
     codes, outputs = train_on(hosts, runs, GLOO_SOCKET_IFNAME="cable")
     assert codes == [0, 0], "\n".join(outputs)
