@@ -27,6 +27,8 @@ from pipeline.log import UserError
 from pipeline.model.gpt import GPT
 from pipeline.model.kv_cache import KVCache
 
+NUCLEUS_TOKENS = 256  # usually enough to reach top_p
+
 
 @dataclass(frozen=True)
 class NewToken:
@@ -123,19 +125,34 @@ def sample_token(logits: Tensor, temperature: float, top_k: int, top_p: float, u
     if temperature == 0:
         return logits.argmax(dim=-1)
     ids = None
-    if top_k or top_p < 1:
-        logits, ids = logits.topk(min(top_k or logits.size(-1), logits.size(-1)), dim=-1)  # in descending order
+    if top_k:
+        logits, ids = logits.topk(min(top_k, logits.size(-1)), dim=-1)
     # With the maximum at 0, the most likely token keeps its probability at any temperature.
     shifted = logits.double() - logits.amax(dim=-1, keepdim=True)
     probabilities = (shifted / temperature).softmax(dim=-1)  # (B, K)
     if top_p < 1:
-        before = probabilities.cumsum(dim=-1) - probabilities  # of more likely tokens; 0 for the first, which stays
-        probabilities = probabilities.where(before < top_p, 0.0)
+        probabilities, nucleus = _nucleus(probabilities, top_p)
+        ids = nucleus if ids is None else ids.gather(-1, nucleus)
     cumulative = probabilities.cumsum(dim=-1)
     thresholds = uniforms.to(cumulative)[:, None] * cumulative[:, -1:]  # (B, 1), below the total
     # The first token whose cumulative probability exceeds the threshold, so never one of probability zero.
     index = torch.searchsorted(cumulative, thresholds, right=True).clamp(max=cumulative.size(-1) - 1)
     return (index if ids is None else ids.gather(-1, index)).squeeze(-1)
+
+
+def _nucleus(probabilities: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+    """The fewest tokens of each row (B, V) that reach `top_p`: probabilities in descending order, then zeros; and ids.
+
+    Selecting some tokens is faster than sorting the vocabulary.
+    """
+    vocabulary = probabilities.size(-1)
+    values, ids = probabilities.topk(min(NUCLEUS_TOKENS, vocabulary), dim=-1)
+    if bool((values.sum(dim=-1) < top_p).any()):
+        # All tokens below this add up to at most (1 - top_p) / 2, so the others reach top_p.
+        threshold = (1 - top_p) / (2 * vocabulary)
+        values, ids = probabilities.topk(int((probabilities >= threshold).sum(dim=-1).max()), dim=-1)
+    before = values.cumsum(dim=-1) - values  # of more likely tokens; 0 for the first, which stays
+    return values.where(before < top_p, 0.0), ids
 
 
 def window_start(tokens: int, limit: int | None) -> int:

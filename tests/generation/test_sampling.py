@@ -59,6 +59,21 @@ def test_frequencies_of_drawn_tokens(changes: dict[str, float], expected: list[f
     assert frequencies(**changes) == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.parametrize("spread", [0.5, 4.0])  # many likely tokens, few
+@pytest.mark.parametrize("top_p", [0.3, 0.9, 1 - 1e-9])
+def test_the_nucleus_of_a_large_vocabulary_equals_that_of_the_sorted_one(spread: float, top_p: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits = spread * torch.randn(3, 5000, generator=generator)
+    logits[0] *= 2
+    sorted_logits, ids = logits.sort(dim=-1, descending=True, stable=True)
+    probabilities = sorted_logits.double().softmax(dim=-1)
+    kept = probabilities.where(probabilities.cumsum(dim=-1) - probabilities < top_p, 0.0)
+    for uniform in (0.0, 0.4, 0.999):
+        uniforms = torch.full((3,), uniform, dtype=torch.float64)
+        index = (kept.cumsum(dim=-1) <= uniform * kept.sum(dim=-1, keepdim=True)).sum(dim=-1)
+        assert draw(logits, uniforms, top_p=top_p).tolist() == ids.gather(1, index[:, None]).squeeze(1).tolist()
+
+
 @pytest.mark.parametrize("offset", [0.0, -1e4])
 def test_extreme_temperatures_draw_only_allowed_tokens(offset: float) -> None:
     logits = torch.cat((LOGITS + offset, torch.tensor([[-torch.inf]])), dim=-1)  # the last: a padded id
