@@ -19,7 +19,7 @@ import torch
 from pipeline.corpus.hellaswag import Item, read_items
 from pipeline.corpus.tokenizer import load_tokenizer
 from pipeline.distributed import start
-from pipeline.evaluation.hellaswag import Answers, score_items, subset
+from pipeline.evaluation.hellaswag import Answers, answer, build_requests, subset
 from pipeline.huggingface.export import export_model
 from pipeline.model_directory import TOKENIZER_DIRECTORY, load_model
 
@@ -71,7 +71,7 @@ def main() -> None:
     model = load_model(args.model)
     tokenizer = load_tokenizer(args.model / TOKENIZER_DIRECTORY)
     with start(timeout_s=600) as group, tempfile.TemporaryDirectory() as folder:
-        here = score_items(model, tokenizer, items, batch_size=16, dtype=torch.float32, group=group)
+        here = answer(model, build_requests(items, tokenizer), batch_size=16, dtype=torch.float32, group=group)
         exported = Path(folder) / "model"
         export_model(model, args.model / TOKENIZER_DIRECTORY, exported)
         harness = harness_is_right(exported, items)

@@ -20,12 +20,11 @@ from pipeline.corpus.hellaswag import Item, read_items
 from pipeline.corpus.tokenizer import load_tokenizer
 from pipeline.distributed import autocast, start
 from pipeline.evaluation.hellaswag import (
-    PROTOCOLS,
     HellaswagResult,
     Request,
+    answer,
     answers_of,
-    build_request,
-    score_items,
+    build_requests,
     subset,
 )
 from pipeline.model.config import gpt2_config
@@ -38,7 +37,7 @@ def score_one_at_a_time(
     model: GPT, tokenizer: tiktoken.Encoding, items: Sequence[Item], dtype: torch.dtype, device: torch.device
 ) -> HellaswagResult:
     """The simple way, as in build-nanogpt's hellaswag.py; also the tests' reference. Items must fit the context."""
-    requests = [build_request(item, protocol, tokenizer) for protocol in PROTOCOLS for item in items]
+    requests = build_requests(items, tokenizer)
     nats = torch.stack([_four_rows(model, request, dtype, device) for request in requests]).double().numpy()
     return HellaswagResult(np.array([item.label for item in items]), answers_of(nats, requests), truncated=0)
 
@@ -82,9 +81,13 @@ def main() -> None:
         print(f"one at a time, float32: {len(items) / slow:.2f} items/s")
         for name in args.dtypes:
             dtype = getattr(torch, name)
-            score_items(model, tokenizer, items[:2], batch_size=args.batch_size, dtype=dtype, group=group)  # warmup
+            answer(
+                model, build_requests(items[:2], tokenizer), batch_size=args.batch_size, dtype=dtype, group=group
+            )  # warmup
             began = time.perf_counter()
-            result = score_items(model, tokenizer, items, batch_size=args.batch_size, dtype=dtype, group=group)
+            result = answer(
+                model, build_requests(items, tokenizer), batch_size=args.batch_size, dtype=dtype, group=group
+            )
             fast = time.perf_counter() - began
             same = {
                 metric: int((reference.answers[metric] == result.answers[metric]).sum()) for metric in result.answers

@@ -15,7 +15,7 @@ from pipeline.corpus.hellaswag import ITEMS_FILE, read_items
 from pipeline.corpus.shards import open_split
 from pipeline.corpus.tokenizer import encode_text
 from pipeline.distributed import Group, autocast_dtype
-from pipeline.evaluation.hellaswag import METRICS, score_items, subset
+from pipeline.evaluation.hellaswag import METRICS, answer, build_requests, subset
 from pipeline.evaluation.val_loss import validation_loss
 from pipeline.generation.params import SampleParams
 from pipeline.generation.sampling import generate
@@ -75,12 +75,12 @@ def training_probes(
         if train.hellaswag_interval:
             logger.info("%s not found: skipping the multiple-choice probe during training", hellaswag / ITEMS_FILE)
         return probes
-    items = subset(read_items(hellaswag / ITEMS_FILE), train.hellaswag_items)
+    requests = build_requests(subset(read_items(hellaswag / ITEMS_FILE), train.hellaswag_items), tokenizer)
     key = ItemSource.read(hellaswag / SOURCE_FILE).key
 
     def choice(model: GPT, step: int) -> Row:
         """Accuracy on a fixed subset of the multiple-choice items."""
-        result = score_items(model, tokenizer, items, batch_size=batch_size, dtype=dtype, group=group)
+        result = answer(model, requests, batch_size=batch_size, dtype=dtype, group=group)
         logger.info(
             "step %d: %s acc_norm %.3f ± %.3f on %d items",
             step,

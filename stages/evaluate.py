@@ -15,7 +15,7 @@ from pipeline.config import read_sections
 from pipeline.corpus.hellaswag import ITEMS_FILE, read_items
 from pipeline.corpus.shards import open_split
 from pipeline.corpus.tokenizer import TOKENIZER_DIRECTORY, load_tokenizer
-from pipeline.evaluation.hellaswag import HellaswagResult, score_items, subset
+from pipeline.evaluation.hellaswag import HellaswagResult, answer, build_requests, subset
 from pipeline.evaluation.params import EvaluateParams
 from pipeline.evaluation.val_loss import ValLoss, validation_loss
 from pipeline.log import UserError, cli_errors, logger
@@ -48,7 +48,7 @@ def main() -> None:
                 model, stream, tokenizer, tokens=None, stride=params.stride, progress=progress, **common
             )
         with Progress(source.name, total=8 * len(items), unit="endings") as progress:
-            result = score_items(model, tokenizer, items, progress=progress, **common)
+            result = answer(model, build_requests(items, tokenizer), progress=progress, **common)
         if group.is_main:
             metrics(loss, result, source).write(METRICS)
             logger.info(

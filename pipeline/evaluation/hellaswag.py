@@ -57,6 +57,8 @@ class Request:
     protocol: str
     characters: list[int]
     """Length of each ending's text, without the space before it."""
+    label: int
+    """The true ending."""
 
     def fits(self, block_size: int) -> bool:
         """Whether the context and the longest ending fit the window. The last token is never an input."""
@@ -74,7 +76,13 @@ def build_request(item: Item, protocol: str, tokenizer: tiktoken.Encoding) -> Re
         texts = list(item.endings)
         context = encode_text(tokenizer, item.ctx).tolist()
         endings = [encode_text(tokenizer, f" {ending}").tolist() for ending in texts]
-    return Request(context or [tokenizer.eot_token], endings, protocol, [len(ending) for ending in texts])
+    characters = [len(ending) for ending in texts]
+    return Request(context or [tokenizer.eot_token], endings, protocol, characters, item.label)
+
+
+def build_requests(items: Sequence[Item], tokenizer: tiktoken.Encoding) -> list[Request]:
+    """All items under the first protocol, then all under the second."""
+    return [build_request(item, protocol, tokenizer) for protocol in PROTOCOLS for item in items]
 
 
 def preprocess(text: str) -> str:
@@ -127,30 +135,29 @@ class HellaswagResult:
         return math.sqrt(accuracy * (1 - accuracy) / max(self.items - 1, 1))
 
 
-def score_items(
+def answer(
     model: GPT,
-    tokenizer: tiktoken.Encoding,
-    items: Sequence[Item],
+    requests: Sequence[Request],
     *,
     batch_size: int,
     dtype: torch.dtype,
     group: Group,
     progress: Progress | None = None,
 ) -> HellaswagResult:
-    """A model's answers to all items, under both protocols. Called by every rank; all return the same result.
+    """A model's answers to `build_requests`. Called by every rank; all return the same result.
 
-    `batch_size`: sequences per forward pass of a rank. `dtype` of matrix products; uncertain answers in another than
+    `batch_size`: full sequences per forward pass of a rank; on a GPU, as many shorter ones as have that many tokens.
+    `dtype` of matrix products; uncertain answers in another than
     float32 are scored again in float32. `progress` is advanced by 8 endings per item, not by rescoring. The model and
     the random state are left untouched.
     """
-    requests = [build_request(item, protocol, tokenizer) for protocol in PROTOCOLS for item in items]
     score = partial(score_requests, model, batch_size=batch_size, group=group)
     nats = score(requests, dtype=dtype, progress=progress)
     if dtype != torch.float32:
         _rescore(nats, requests, partial(score, dtype=torch.float32))
 
-    fits = np.array([request.fits(model.config.block_size) for request in requests]).reshape(len(PROTOCOLS), len(items))
-    labels = np.array([item.label for item in items])
+    fits = np.array([request.fits(model.config.block_size) for request in requests]).reshape(len(PROTOCOLS), -1)
+    labels = np.array([request.label for request in requests[: fits.shape[1]]])
     return HellaswagResult(labels, answers_of(nats, requests), truncated=int((~fits.all(axis=0)).sum()))
 
 
@@ -240,7 +247,7 @@ def score_requests(
     """The summed cross entropy of every ending, in nats: its negative log-likelihood.  # (requests, endings)
 
     All requests have the same number of endings. Called by every rank; all return the same result. `batch_size`:
-    sequences per forward pass of a rank. `progress` is advanced by the endings of all ranks' batches when this rank has
+    as in `answer`. `progress` is advanced by the endings of all ranks' batches when this rank has
     finished its own. Batches are cut before they are assigned to ranks, so the scores do not depend on the world size.
 
     An ending of no tokens has 0 nats. Where a request does not fit the model's window, each ending is scored after the
@@ -255,7 +262,11 @@ def score_requests(
     ]
     # The longest contexts first: if memory does not suffice, that shows at once.
     tasks.sort(key=lambda task: (-len(task.context), sum(map(len, task.endings)), task.rows))
-    batches = [tasks[first : first + batch_size] for first in range(0, len(tasks), batch_size)]
+    block_size, batches = model.config.block_size, []
+    while tasks:
+        size = rows_at_once(batch_size, block_size, len(tasks[0].context), group.device)
+        batches.append(tasks[:size])
+        del tasks[:size]
 
     fast = for_inference(model, dtype)
     nats = torch.zeros(len(requests) * endings, dtype=torch.float64)
@@ -268,6 +279,13 @@ def score_requests(
             progress.advance(sum(len(task.rows) for batch in at_once for task in batch))
     group.sum_(nats)  # each row is nonzero on one rank only, so this sum is exact
     return nats.view(len(requests), endings).numpy()
+
+
+def rows_at_once(batch_size: int, block_size: int, length: int, device: torch.device) -> int:
+    """How many rows of `length` tokens to compute at once: on a GPU, `batch_size` times `block_size` tokens."""
+    if device.type == "cpu":
+        return batch_size  # the activations of small batches stay in its cache
+    return max(batch_size, batch_size * block_size // length)
 
 
 def _split(request: Request, first_row: int, block_size: int) -> Iterator[_Task]:
@@ -285,7 +303,7 @@ def _split(request: Request, first_row: int, block_size: int) -> Iterator[_Task]
 def _score_batch(
     model: GPT, tasks: Sequence[_Task], batch_size: int, device: torch.device
 ) -> Iterator[tuple[int, float]]:
-    """(row, nats) of every ending with tokens. At most `batch_size` endings go through the model at a time."""
+    """(row, nats) of every ending with tokens, `rows_at_once` at a time."""
     shared = min(len(task.context) for task in tasks) - 1
     cache = None
     if shared:
@@ -298,8 +316,10 @@ def _score_batch(
         if ending
     ]
     endings.sort(key=lambda ending: len(ending[0]))
-    for first in range(0, len(endings), batch_size):
-        inputs, targets, contexts, rows = zip(*endings[first : first + batch_size], strict=True)
+    longest = shared + max((len(inputs) for inputs, *_ in endings), default=1)
+    size = rows_at_once(batch_size, model.config.block_size, longest, device)
+    for first in range(0, len(endings), size):
+        inputs, targets, contexts, rows = zip(*endings[first : first + size], strict=True)
         part = None
         if cache is not None:
             part = cache.take(torch.tensor(contexts, device=device), cache.length + max(map(len, inputs)))

@@ -22,11 +22,13 @@ from pipeline.evaluation.hellaswag import (
     HellaswagResult,
     Request,
     Scores,
+    answer,
     answers_of,
     build_request,
+    build_requests,
     encode_pair,
     preprocess,
-    score_items,
+    rows_at_once,
     score_requests,
     subset,
 )
@@ -39,7 +41,7 @@ from tests.ranks import on_ranks
 
 
 def score(model: GPT, items: list[Item], batch_size: int = 8, dtype: torch.dtype = torch.float32) -> HellaswagResult:
-    return score_items(model, BYTES, items, batch_size=batch_size, dtype=dtype, group=ALONE)
+    return answer(model, build_requests(items, BYTES), batch_size=batch_size, dtype=dtype, group=ALONE)
 
 
 def same_answers(a: HellaswagResult, b: HellaswagResult) -> bool:
@@ -123,7 +125,7 @@ def ending_nats(model: GPT, context: list[int], ending: list[int]) -> float:
 @pytest.mark.parametrize("block_size", [64, 12, 5])
 def test_scores_match_the_definition_for_truncated_contexts_too(block_size: int) -> None:
     model = tiny_model(block_size=block_size).eval()
-    requests = [build_request(one, protocol, BYTES) for protocol in PROTOCOLS for one in many_items(6)]
+    requests = build_requests(many_items(6), BYTES)
     nats = score_requests(model, requests, batch_size=4, dtype=torch.float32, group=ALONE)
     expected = [[ending_nats(model, request.context, ending) for ending in request.endings] for request in requests]
     assert nats == pytest.approx(np.array(expected), rel=1e-5)
@@ -144,11 +146,24 @@ def test_batch_size_does_not_change_the_answers() -> None:
     assert all(same_answers(score(model, items, batch_size), expected) for batch_size in (1, 2, 5, 100))
 
 
+@pytest.mark.parametrize(("device", "length", "rows"), [("cpu", 16, 8), ("cuda", 16, 32), ("cuda", 100, 8)])
+def test_a_gpu_computes_as_many_short_rows_as_have_the_tokens_of_a_batch(device: str, length: int, rows: int) -> None:
+    assert rows_at_once(8, 64, length, torch.device(device)) == rows
+
+
+def test_batches_of_many_rows_give_the_same_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, items = tiny_model(block_size=64), many_items(15)
+    expected = score(model, items)
+    monkeypatch.setattr(hellaswag, "rows_at_once", lambda batch_size, block_size, length, _: 200 // length)
+    assert same_answers(score(model, items), expected)
+
+
 def _same_on_each_rank(group: Group, count: int, expected: HellaswagResult) -> None:
     progress = Progress("items", total=8 * count, unit="endings")
     items = many_items(count)
-    result = score_items(
-        tiny_model(block_size=64), BYTES, items, batch_size=4, dtype=torch.float32, group=group, progress=progress
+    requests = build_requests(items, BYTES)
+    result = answer(
+        tiny_model(block_size=64), requests, batch_size=4, dtype=torch.float32, group=group, progress=progress
     )
     assert not group.is_main or progress.done == progress.total
     assert (result.items, result.truncated) == (expected.items, expected.truncated)
@@ -205,13 +220,13 @@ def test_an_ending_without_tokens_has_no_loss_and_wins_only_if_all_are_empty() -
     endings: list[list[list[int]]] = [[[], [3, 4], [], [5]], [[], [], [], []]]
     nats = score_requests(
         tiny_model(block_size=64),
-        [Request([1, 2], four, HARNESS, [3, 2, 1, 1]) for four in endings],
+        [Request([1, 2], four, HARNESS, [3, 2, 1, 1], label=0) for four in endings],
         batch_size=4,
         dtype=torch.float32,
         group=ALONE,
     )
     assert (nats > 0).tolist() == [[False, True, False, True], [False] * 4]
-    requests = [Request([1, 2], four, protocol, [3, 2, 1, 1]) for protocol in PROTOCOLS for four in endings]
+    requests = [Request([1, 2], four, protocol, [3, 2, 1, 1], label=0) for protocol in PROTOCOLS for four in endings]
     for first, second in answers_of(np.concatenate([nats, nats]), requests).values():
         assert first in (1, 3)
         assert second == 0
@@ -281,7 +296,7 @@ def test_bfloat16_without_rescoring_changes_answers(monkeypatch: pytest.MonkeyPa
 
 
 def four_endings(endings: list[list[int]], protocol: str, number: int = 0) -> Request:
-    return Request([number], endings, protocol, [len(ending) for ending in endings])
+    return Request([number], endings, protocol, [len(ending) for ending in endings], label=0)
 
 
 def test_a_large_error_makes_more_answers_uncertain() -> None:
@@ -335,7 +350,7 @@ def test_answers_match_lm_eval(tmp_path: Path, block_size: int) -> None:
     model = tiny_model(block_size=block_size)
     save_tokenizer(BYTES, tmp_path / "tokenizer")
     export_model(model, tmp_path / "tokenizer", tmp_path / "exported")
-    result = score_items(model, BYTES, items, batch_size=8, dtype=torch.float32, group=ALONE)
+    result = answer(model, build_requests(items, BYTES), batch_size=8, dtype=torch.float32, group=ALONE)
     for metric, correct in harness_is_right(tmp_path / "exported", items).items():
         ours: npt.NDArray[np.int64] = (result.answers[metric] == result.labels).astype(int)
         assert np.array_equal(ours, correct), metric
