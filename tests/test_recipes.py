@@ -109,9 +109,9 @@ def test_a_gpt2_recipe_is_complete_whatever_becomes_the_default(project: Path, n
         "warmup_steps": 358 if large else 715,
         "min_lr_ratio": 0.1,
         "decay_fraction": values["train"]["decay_fraction"],  # of another schedule
-        "eval_interval": 250,
+        "eval_interval": 250 if large else 500,
         "eval_tokens": 10_485_760,
-        "hellaswag_interval": 250,
+        "hellaswag_interval": 250 if large else 500,
         "hellaswag_items": 10_042,
         "sample_interval": 250,
     }

@@ -9,11 +9,12 @@ of the last run). Writes nothing.
 """
 
 import argparse
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.artifacts import MANIFEST_FILE, Manifest, RunSummary
+from pipeline.artifacts import MANIFEST_FILE, SOURCE_FILE, ItemSource, Manifest, RunSummary
 from pipeline.cli.arguments import positive_float, positive_int
 from pipeline.config import read_sections
 from pipeline.corpus.params import TokenizerParams
@@ -25,7 +26,8 @@ from pipeline.recipes import apply_recipe
 from pipeline.runtime import RuntimeParams
 from pipeline.training.params import TrainParams
 
-SHARDS, SUMMARY = Path("data/shards"), Path("reports/train/summary.json")
+SHARDS, HELLASWAG, SUMMARY = Path("data/shards"), Path("data/hellaswag"), Path("reports/train/summary.json")
+ITEM_TOKENS = 330  # of a HellaSwag item with GPT-2's tokenizer, mean: two protocols, context once and four endings
 GPUS = ("A100", "H100")
 USUAL_MFU = 0.4  # share of its peak that a GPU usually reaches with models of this kind
 MIN_GPU_TIME_S = 60  # shorter runs are too small to reach that share: no estimate for them
@@ -195,6 +197,28 @@ def time_rows(plan: Plan, tokens_per_sec: float | None, last_run: float | None) 
         yield "unknown", "", "no run yet: give --tokens-per-sec"
 
 
+def probe_row(plan: Plan, source: Path) -> Row:
+    """FLOPs of the probes, forward passes only and without rescoring, as a share of training's. Samples: next to none.
+
+    `source`: data/hellaswag/source.json, for the number of items; without it, train.hellaswag_items.
+    """
+    train = plan.train
+    items = train.hellaswag_items
+    if source.is_file():
+        items = min(items, ItemSource.read(source).items)
+
+    def share(interval: int, tokens: int) -> float:
+        times = 1 + math.ceil(train.max_steps / interval) if interval else 0  # at step 0, and at the end
+        return times * tokens / (3 * plan.tokens)  # a forward pass is a third of a training step
+
+    val, choice = share(train.eval_interval, train.eval_tokens), share(train.hellaswag_interval, items * ITEM_TOKENS)
+    return (
+        "probes",
+        f"{val + choice:.1%} of that",
+        f"validation loss {val:.1%}, HellaSwag {choice:.1%} ({items:,} items)",
+    )
+
+
 def table(sections: dict[str, list[Row]]) -> str:
     """Sections of rows as aligned text."""
     rows = [row for section in sections.values() for row in section]
@@ -218,7 +242,7 @@ def main(arguments: list[str]) -> None:
     plan = make_plan(model, train, runtime, vocabulary, train_tokens, options.ranks)
     sections = {
         "Model": list(model_rows(plan.config)),
-        "Run": list(run_rows(plan)),
+        "Run": [*run_rows(plan), probe_row(plan, HELLASWAG / SOURCE_FILE)],
         f"Memory on each of {plan.ranks} rank(s)": list(memory_rows(plan)),
         "Time": list(time_rows(plan, options.tokens_per_sec, last_flops_per_sec(SUMMARY))),
     }
