@@ -262,9 +262,9 @@ def score_requests(
     ]
     # The longest contexts first: if memory does not suffice, that shows at once.
     tasks.sort(key=lambda task: (-len(task.context), sum(map(len, task.endings)), task.rows))
-    block_size, batches = model.config.block_size, []
+    batches: list[list[_Task]] = []
     while tasks:
-        size = rows_at_once(batch_size, block_size, len(tasks[0].context), group.device)
+        size = rows_at_once(batch_size, model.config.block_size, len(tasks[0].context), group.device)
         batches.append(tasks[:size])
         del tasks[:size]
 
