@@ -17,6 +17,7 @@ COMMANDS = {
     "import": ("pipeline.cli.convert:import_main", "make a model directory from GPT-2's or Hugging Face weights"),
     "export": ("pipeline.cli.convert:export_main", "write a model as a Hugging Face directory"),
     "verify": ("pipeline.cli.verify:main", "check shards byte for byte against their manifest"),
+    "doctor": ("pipeline.cli.doctor:main", "repair what a killed process has left, so that DVC runs again"),
     "parameters": ("pipeline.cli.parameters:main", "write docs/parameters.md, the reference of all keys"),
     "launch": ("pipeline.cli.launch:main", "start a stage on every visible GPU, or on all cores (used by dvc.yaml)"),
 }

@@ -87,16 +87,26 @@ def remove_directory(path: Path) -> None:
 
 def _temporary(path: Path, suffix: str = "") -> Path:
     """A free temporary name beside `path`. Removes what killed processes of this machine have left for that target."""
-    prefix = f".{path.name}.{socket.gethostname()}-"
-    own = path.with_name(f"{prefix}{os.getpid()}{suffix}.tmp")
-    for leftover in path.parent.glob(f"{glob.escape(prefix)}*.tmp"):
-        pid = leftover.name.removeprefix(prefix).partition(".")[0]
-        if leftover == own or not is_running(int(pid)):
-            if leftover.is_dir():
-                shutil.rmtree(leftover, ignore_errors=True)
-            else:
-                leftover.unlink(missing_ok=True)
+    remove_leftovers(path.parent, path.name)
+    own = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}{suffix}.tmp")
+    _remove(own)
     return own
+
+
+def remove_leftovers(directory: Path, name: str | None = None) -> None:
+    """Removes the temporaries in `directory` that killed processes of this machine have left, of one target or all."""
+    target = glob.escape(name) if name else "*"
+    for leftover in directory.glob(f".{target}.{glob.escape(socket.gethostname())}-*.tmp"):
+        pid = leftover.name.rpartition("-")[2].partition(".")[0]
+        if pid.isdecimal() and not is_running(int(pid)):
+            _remove(leftover)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def is_running(pid: int) -> bool:

@@ -66,6 +66,15 @@ def show(root: Path, rev: str, path: str) -> str | None:
     return _git(root, "show", f"{rev}:{path}")
 
 
+def revisions_with(root: Path, path: str, text: str) -> list[str]:
+    """The commits whose version of a file contains a text: HEAD first, then branches and DVC's experiments."""
+    refs = _git(root, "for-each-ref", "--format=%(objectname)", "refs/heads", "refs/exps/*/*/*") or ""
+    if (head := _head(root)) is None:
+        return []
+    found = _git(root, "grep", "-lFe", text, head, *refs.split(), "--", path) or ""
+    return [line.partition(":")[0] for line in found.splitlines()]
+
+
 def params_at(rev: str | None, root: Path | None = None) -> Mapping[str, Any]:
     """params.yaml in `root` (the current directory) at a revision; empty where it is missing or not valid YAML."""
     try:

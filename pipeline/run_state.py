@@ -1,23 +1,23 @@
 """The state of a training run between processes, `.runs/train-<key>/`: its key, when it is finished, and its removal.
 
-DVC writes dvc.lock some time after a stage has ended: it hashes and caches the outputs first, and if it is killed
-meanwhile it runs the stage again. So a finished run leaves its directory, with the last checkpoint and `finished.json`,
-and ends at once when it is started again. A run that dvc.lock records is removed, so that a forced run trains from the
-start.
+DVC writes dvc.lock some time after a stage has ended, again after each later stage, and not atomically: if it is killed
+meanwhile, it runs the stage again. So a finished run leaves its directory, with the last checkpoint and
+`finished.json`, and ends at once when it is started again. The directory is removed only when the record cannot be lost
+any more, or is no longer of use: never by the pipeline that trained it.
 """
 
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import Record
 from pipeline.config import load_yaml
 from pipeline.dvc_lock import recorded_md5s
-from pipeline.files import remove_directory, sha256_of
+from pipeline.files import exclusive_lock, main_root, remove_directory, remove_leftovers, sha256_of
+from pipeline.git import revisions_with
 from pipeline.log import UserError, logger
 
 FINISHED_FILE = "finished.json"
@@ -60,23 +60,52 @@ def changed_files(before: Mapping[str, str], now: Mapping[str, str]) -> list[str
 def finish(directory: Path, output: Path) -> None:
     """Ends a run whose outputs are complete; `output`: one of them whose content is unique to this run.
 
-    Under DVC the directory stays until dvc.lock holds that output's hash. Without DVC it is removed at once.
+    Under DVC the directory stays for the case that DVC starts the run again, and the finished runs before this one are
+    removed. Without DVC it is removed at once.
     """
     if "DVC_STAGE" in os.environ:
         md5 = hashlib.md5(output.read_bytes(), usedforsecurity=False).hexdigest()
         FinishedRun(output=output.as_posix(), md5=md5).write(directory / FINISHED_FILE)
+        # dvc.lock records the training whose outputs this one has just replaced.
+        remove_finished(
+            directory.parent, recorded_md5s(Path("dvc.lock")) if main_root() == Path.cwd() else (), directory
+        )
     else:
         remove_directory(directory)
 
 
-def remove_recorded(runs: Path) -> None:
-    """Removes the finished runs in `runs` that dvc.lock records, and what killed removals have left."""
-    recorded = recorded_md5s(Path("dvc.lock"))
-    for file in runs.glob(f"[!.]*/{FINISHED_FILE}"):
-        try:
-            if FinishedRun.read(file).md5 in recorded:
-                remove_directory(file.parent)
-        except (OSError, UserError) as error:
-            logger.warning("cannot remove the finished run %s: %s", file.parent, error)
-    for leftover in runs.glob(".train-*.tmp"):
-        shutil.rmtree(leftover, ignore_errors=True)
+def remove_recorded(directory: Path) -> None:
+    """Removes a finished run that dvc.lock records: DVC starts it again only with --force, to train from the start."""
+    if _finished_md5(directory) in recorded_md5s(Path("dvc.lock")):
+        remove_directory(directory)
+
+
+def remove_finished(runs: Path, superseded: Collection[str] = (), kept: Path | None = None) -> list[Path]:
+    """Removes and returns the finished runs in `runs` whose md5 is in `superseded` or in a commit's dvc.lock.
+
+    `kept` stays. DVC's experiments are commits too. A run that only the dvc.lock of a working directory records is not
+    removed: DVC may be killed while it writes that file, and deletes the copies in which it runs experiments.
+    """
+    remove_leftovers(runs)
+    removed = []
+    for state in sorted(runs.glob("train-*/")):
+        md5 = None if state == kept else _finished_md5(state)
+        if md5 and (md5 in superseded or revisions_with(main_root(), "dvc.lock", md5)):
+            try:
+                with exclusive_lock(state, wait=False):
+                    remove_directory(state)
+                removed.append(state)
+            except (OSError, UserError) as error:
+                logger.warning("cannot remove the finished run %s: %s", state, error)
+    return removed
+
+
+def _finished_md5(directory: Path) -> str | None:
+    """The md5 in the finished.json of a run; None where there is none, or it is damaged."""
+    try:
+        return FinishedRun.read(directory / FINISHED_FILE).md5
+    except FileNotFoundError:
+        return None
+    except (OSError, UserError) as error:
+        logger.warning("%s: %s", directory, error)
+        return None

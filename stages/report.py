@@ -2,7 +2,7 @@
 
 Reads  reports/train/, reports/evaluate/metrics.json, reports/sample/samples.json; dvc.lock and Git, for the provenance
        and the changes since the committed run
-Writes reports/report.md, reports/figures/*.svg, reports/report.html; removes the state of runs that dvc.lock records
+Writes reports/report.md, reports/figures/*.svg, reports/report.html
 Logs   to the training's W&B run: the results of the later stages, and these files
 Run by `dvc repro`, or alone: python -m stages.report
 """
@@ -10,11 +10,9 @@ Run by `dvc repro`, or alone: python -m stages.report
 from pathlib import Path
 
 from pipeline.config import read_sections
-from pipeline.files import run_directory
 from pipeline.log import cli_errors, logger
 from pipeline.reporting.params import ReportParams
 from pipeline.reporting.report import write_report
-from pipeline.run_state import remove_recorded
 from pipeline.tracking.params import TrackingParams
 from pipeline.tracking.publish import publish
 
@@ -24,7 +22,6 @@ def main() -> None:
     report = write_report(Path.cwd(), params.title, params.smoothing)
     publish(tracking)
     logger.info("Wrote %s and %s", report, report.with_suffix(".html"))
-    remove_recorded(run_directory(""))  # only now: a copy made by `dvc exp run --temp` is lost if a stage before fails
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ CURVES, METRICS, SUMMARY = REPORTS / "curves.csv", REPORTS / "metrics.json", REP
 
 
 def main() -> None:
-    """Trains on all ranks; rank 0 writes the outputs and keeps the run's state until dvc.lock records it."""
+    """Trains on all ranks; rank 0 writes the outputs and keeps the run's state (pipeline.run_state)."""
     model, train, runtime, tracking = read_sections(ModelParams, TrainParams, RuntimeParams, TrackingParams)
     check_replaceable(MODEL, MODEL_FILES)  # now, not after days of training
     initial_weights, code = initial_weights_hash(model.init_from), code_hashes("train")
@@ -70,8 +70,8 @@ def main() -> None:
         if not group.is_main:
             make_trainer(model, train, runtime, group, store, loggers=[]).run()
             return
-        remove_recorded(state.parent)
         with exclusive_lock(state, wait=False):
+            remove_recorded(state)
             if state.exists() and starts_over(runtime, store):
                 logger.info("starting over; the earlier state is kept in %s", set_aside(state, "old-"))
             curves = Curves(state / "curves.csv", CURVES, extra_columns=choice_columns(HELLASWAG))

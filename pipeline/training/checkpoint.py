@@ -181,9 +181,10 @@ class CheckpointStore:
                 with atomic_directory(self.milestones / target.name, CHECKPOINT_FILES) as milestone:
                     for file in temporary.iterdir():  # hard links: no second copy, and either can be removed
                         link_or_copy(file, milestone / file.name)
-        self._rotate()
+        self.rotate()
 
-    def _rotate(self) -> None:
+    def rotate(self) -> None:
+        """Removes the checkpoints before the newest `kept`."""
         for old in self._directories()[: -self.kept]:
             try:
                 remove_directory(old)
@@ -280,6 +281,7 @@ def restore(store: CheckpointStore, model: GPT, optimizer: Optimizer, group: Gro
     if group.is_main:
         try:
             if loaded := _load(store, model, optimizer):
+                store.rotate()  # a kill after the last save may have left one more
                 checkpoint, parts = loaded
                 shapes = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), parts)
                 message = (checkpoint, {**shapes, "rng": parts["rng"]})

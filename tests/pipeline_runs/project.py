@@ -165,14 +165,16 @@ class Project:
         raise AssertionError(f"{out} is not in dvc.lock")
 
     def unfinished_runs(self) -> list[Path]:
-        return sorted((self.path / ".runs").glob("train-*/"))
+        states = sorted((self.path / ".runs").glob("train-*/"))
+        return [state for state in states if not (state / "finished.json").exists()]
 
     def wait_for_step(self, process: subprocess.Popen[str], step: int, timeout: float = 90) -> None:
         """Until an unfinished run's curves have reached a step."""
         self.wait_until(process, lambda: self._steps_done() >= step, timeout)
 
     def _steps_done(self) -> int:
-        rows = [len(file.read_text().splitlines()) - 1 for file in (self.path / ".runs").glob("train-*/curves.csv")]
+        files = [state / "curves.csv" for state in self.unfinished_runs()]
+        rows = [len(file.read_text().splitlines()) - 1 for file in files if file.exists()]
         return max(rows, default=0)
 
     @staticmethod

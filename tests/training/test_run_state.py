@@ -1,11 +1,14 @@
-"""The key of a run, and its directory: kept until dvc.lock records the run, then removed."""
+"""The key of a run, and its directory: kept until the run's record cannot be lost, then removed."""
 
 import hashlib
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from pipeline.run_state import changed_files, code_hashes, finish, remove_recorded, run_key
+from pipeline.files import exclusive_lock
+from pipeline.run_state import changed_files, code_hashes, finish, remove_finished, remove_recorded, run_key
 from pipeline.runtime import RuntimeParams
 from pipeline.training.checkpoint import CheckpointStore
 from pipeline.training.metrics import MetricsState
@@ -82,30 +85,72 @@ def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return state
 
 
-def record(content: bytes) -> None:
+def record(content: bytes, commit: bool = False) -> None:
     """dvc.lock as DVC writes it for an output with this content."""
     md5 = hashlib.md5(content).hexdigest()
     Path("dvc.lock").write_text(
         f"schema: '2.0'\nstages:\n  train:\n    cmd: train\n    outs:\n    - path: summary.json\n      md5: {md5}\n"
     )
+    if commit:
+        for command in (["init", "-q"], ["add", "dvc.lock"], [*IDENTITY, "commit", "-qm", "record"]):
+            subprocess.run(["git", *command], check=True)
 
 
-def test_a_finished_run_is_kept_until_dvc_records_it(finished: Path) -> None:
-    remove_recorded(finished.parent)
+IDENTITY = ["-c", "user.name=test", "-c", "user.email=test@example.invalid"]
+
+
+def test_a_finished_run_that_dvc_runs_again_is_removed_only_where_dvc_lock_records_it(finished: Path) -> None:
+    remove_recorded(finished)
     record(b"an earlier run")
-    remove_recorded(finished.parent)
+    remove_recorded(finished)
     assert (finished / "checkpoints").is_dir()
     record(b"this run")
-    remove_recorded(finished.parent)
+    remove_recorded(finished)
     assert list(finished.parent.iterdir()) == []
 
 
-def test_an_unfinished_run_is_never_removed(finished: Path) -> None:
+def test_a_finished_run_is_kept_until_it_is_committed(finished: Path) -> None:
+    """A kill while DVC writes dvc.lock can lose what is not committed."""
     record(b"this run")
+    assert remove_finished(finished.parent) == []
+    record(b"an earlier run", commit=True)
+    assert remove_finished(finished.parent) == []
+    record(b"this run", commit=True)
+    assert remove_finished(finished.parent, kept=finished) == []
+    assert remove_finished(finished.parent) == [finished]
+    assert not finished.exists()
+
+
+def test_an_experiment_is_a_commit_too(finished: Path) -> None:
+    record(b"this run", commit=True)
+    subprocess.run(["git", "update-ref", "refs/exps/ab/cdef/name", "HEAD"], check=True)
+    record(b"another run")
+    subprocess.run(["git", *IDENTITY, "commit", "-q", "--amend", "-am", "another"], check=True)
+    assert remove_finished(finished.parent) == [finished]
+
+
+def test_the_next_training_removes_the_finished_run_that_it_replaces(finished: Path) -> None:
+    record(b"this run")
+    Path("summary.json").write_text("next run")
+    following = finished.with_name("train-def")
+    following.mkdir()
+    finish(following, Path("summary.json"))
+    assert sorted(finished.parent.glob("train-*/")) == [following]
+
+
+def test_a_finished_run_in_use_is_not_removed(finished: Path) -> None:
+    record(b"this run", commit=True)
+    with exclusive_lock(finished):
+        assert remove_finished(finished.parent) == []
+    assert finished.exists()
+
+
+def test_an_unfinished_run_is_never_removed(finished: Path) -> None:
+    record(b"this run", commit=True)
     unfinished = finished.with_name("train-def")
     unfinished.mkdir()
-    remove_recorded(finished.parent)
-    assert list(finished.parent.iterdir()) == [unfinished]
+    remove_finished(finished.parent)
+    assert list(finished.parent.glob("*/")) == [unfinished]
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b'{"md5": 1}', b"\xff"])
@@ -113,12 +158,10 @@ def test_a_damaged_note_of_a_finished_run_is_named_and_ignored(
     finished: Path, content: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     record(b"this run")
-    damaged = finished.with_name("train-def")
-    damaged.mkdir()
-    (damaged / "finished.json").write_bytes(content)
-    remove_recorded(finished.parent)
-    assert list(finished.parent.iterdir()) == [damaged]
-    assert "train-def" in capsys.readouterr().out
+    (finished / "finished.json").write_bytes(content)
+    remove_recorded(finished)
+    assert finished.exists()
+    assert "train-abc" in capsys.readouterr().out
 
 
 def test_without_dvc_a_finished_run_is_removed_at_once(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +179,17 @@ def test_a_killed_removal_leaves_nothing_to_resume(finished: Path, monkeypatch: 
 
     with monkeypatch.context() as patch:
         patch.setattr("shutil.rmtree", killed)
-        remove_recorded(finished.parent)
+        with pytest.raises(OSError, match="killed"):
+            remove_recorded(finished)
     assert not finished.exists()
-    remove_recorded(finished.parent)
+    (leftover,) = finished.parent.iterdir()
+    # as if the process had died
+    leftover.rename(leftover.with_name(leftover.name.replace(f"-{os.getpid()}.", f"-{dead_pid()}.")))
+    remove_finished(finished.parent)
     assert list(finished.parent.iterdir()) == []
+
+
+def dead_pid() -> int:
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
