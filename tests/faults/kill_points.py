@@ -220,8 +220,10 @@ def kill_points(folder: Path, stages: list[str], limit: int | None) -> dict[str,
         importlib.import_module(name)
     before = folder / "before"
     make_project(before)
-    tallies = {}
+    tallies: dict[str, Tally] = {}
     for stage in OUTPUTS:
+        if tallies.keys() >= set(stages):
+            break
         after = folder / "after"
         shutil.copytree(before, after)
         points = run_stage(stage, after)
