@@ -84,7 +84,7 @@ def repair_dvc_lock() -> Iterator[str]:
         return
     trained = hashlib.md5(SUMMARY.read_bytes(), usedforsecurity=False).hexdigest() if SUMMARY.exists() else None
     revisions = [*(git.revisions_with(Path.cwd(), LOCK.name, trained) if trained else ()), "HEAD"]
-    committed = next(filter(None, (git.show(Path.cwd(), revision, f"./{LOCK}") for revision in revisions)), None)
+    committed = next(filter(parse_lock, (git.show(Path.cwd(), revision, f"./{LOCK}") for revision in revisions)), None)
     text = LOCK.read_bytes()
     lock = parse_lock(text.decode("utf-8", errors="replace"))
     if lock is None:
