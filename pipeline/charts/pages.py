@@ -14,6 +14,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from pipeline import markdown as md
 from pipeline.charts.specs import Chart
 from pipeline.files import atomic_directory
@@ -98,10 +100,10 @@ def svg(chart: Chart, config: Spec) -> str:
     )
 
 
-def picture(chart: Chart, folder: str) -> str:
+def picture(chart: Chart, folder: str) -> Markup:
     """The markdown that shows the chart's two SVGs, which are in `folder`: the reader's colour scheme picks one."""
-    alt = _one_line(chart.alt).replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-    return (
+    alt = escape(md.one_line(chart.alt)).replace("&#x27;", "'")
+    return Markup(
         "<picture>\n"
         f'  <source media="(prefers-color-scheme: dark)" srcset="{folder}/{chart.name}-dark.svg">\n'
         f'  <img alt="{alt}" src="{folder}/{chart.name}.svg">\n'
@@ -109,9 +111,10 @@ def picture(chart: Chart, folder: str) -> str:
     )
 
 
-def html_figure(chart: Chart) -> str:
+def html_figure(chart: Chart) -> Markup:
     """The HTML that shows the chart in a page of html_page."""
-    return f'<div class="chart" id="chart-{chart.name}" role="img" aria-label="{escape(_one_line(chart.alt))}"></div>'
+    alt = escape(md.one_line(chart.alt))
+    return Markup(f'<div class="chart" id="chart-{chart.name}" role="img" aria-label="{alt}"></div>')
 
 
 def html_page(title: str, body: str, charts: Sequence[Chart], style: str = "") -> str:
@@ -126,7 +129,7 @@ def html_page(title: str, body: str, charts: Sequence[Chart], style: str = "") -
     script = Path(__file__).with_name("charts.js").read_text(encoding="utf-8")
     scripts = [_vega(), script] if charts else []
     context = {
-        "title": title,
+        "title": md.one_line(title),
         "body": MarkdownIt("commonmark", {"html": True}).enable("table").render(body),
         "style": style,
         # "<" is escaped so that no text in it can end the script element.
@@ -135,11 +138,6 @@ def html_page(title: str, body: str, charts: Sequence[Chart], style: str = "") -
         "hashes": [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts],
     }
     return md.render(Path(__file__).with_name("page.html.jinja"), context, html=True)
-
-
-def _one_line(text: str) -> str:
-    """Without line ends: an empty line would end the HTML block in markdown."""
-    return md.printable(" ".join(text.split()))
 
 
 @cache

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from pipeline import markdown as md
 from pipeline.config import OWNERS, PARAMS_FILE, Section, load_yaml, owner
 from pipeline.files import write_text
@@ -38,9 +40,9 @@ def _section(cls: type[Section], values: Mapping[str, Any], rerun: str) -> str:
     rows = []
     for key, value in values.items():
         meaning = " ".join(schemas[key].get("description", "").split()).replace("|", "\\|")
-        rows.append([f"`{key}`", md.setting(value), accepted(schemas[key]), meaning])
+        rows.append([md.code(key), md.setting(value), Markup(accepted(schemas[key])), Markup(meaning)])
     about = " ".join(inspect.cleandoc(cls.__doc__ or "").split())
-    table = md.table(["Key", "In `params.yaml`", "Accepts", "Meaning"], rows, numbers_from=4)
+    table = md.table(["Key", Markup("In `params.yaml`"), "Accepts", "Meaning"], rows, numbers_from=4)
     return "\n\n".join([f"## {cls.section}", f"{about} {rerun}".strip(), table])
 
 
@@ -53,7 +55,7 @@ def _rerun(section: str, stages: Mapping[str, Any]) -> str:
     ]
     if not rerun:
         return "No stage depends on this section: a change reruns nothing."
-    return f"A change reruns {md.listing([f'`{name}`' for name in rerun])} and the stages after."
+    return f"A change reruns {md.listing([md.code(name) for name in rerun])} and the stages after."
 
 
 def accepted(schema: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from markupsafe import Markup
 
 from pipeline import markdown as md
 from pipeline.comparison.experiments import Experiment, Run, differing_keys, runs_of
@@ -43,7 +44,7 @@ class Metric:
 
 LOSS = Metric("loss", "validation loss", "Loss", "nats per token")
 BITS_PER_BYTE = Metric("bpb", "bits per byte", "Bits/byte")
-ACCURACY = Metric("acc_norm", "accuracy", "`acc_norm`")
+ACCURACY = Metric("acc_norm", "accuracy", Markup("`acc_norm`"))
 
 
 @dataclass(frozen=True)

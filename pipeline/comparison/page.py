@@ -9,6 +9,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from pipeline import markdown as md
 from pipeline.charts.pages import html_figure, html_page, picture, write_svgs
 from pipeline.comparison.configurations import (
@@ -116,7 +118,7 @@ def _eval_tokens(runs: Sequence[Run]) -> list[int]:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of markdown cells; the columns from `numbers_from` on are numbers."""
+    """The columns from `numbers_from` on are numbers."""
 
     header: list[str]
     rows: list[list[str]]
@@ -141,7 +143,7 @@ class Column:
         if self.best is None or len(set(finite)) < 2:
             return texts
         best = texts[values.index(self.best(finite))]
-        return [f"**{text}**" if text == best else text for text in texts]
+        return [Markup(f"**{md.text(text)}**") if text == best else text for text in texts]
 
 
 def runs_table(experiments: Sequence[Experiment], kept: bool, times: bool) -> Table:
@@ -154,7 +156,7 @@ def runs_table(experiments: Sequence[Experiment], kept: bool, times: bool) -> Ta
     header = ["Run", *map(md.code, keys), *(column.heading for column in columns)]
     cells = [column.cells(runs) for column in columns]
     if any(wandb := [_wandb(run, kept) for run in runs]):
-        header.append("W&B")
+        header.append(Markup("W&B"))
         cells.append([cell or DASH for cell in wandb])
     rows = []
     for row, experiment in enumerate(experiments):
@@ -231,7 +233,7 @@ class SampleTable:
 
     prompts: list[tuple[str, list[tuple[str, str]]]]
     """(prompt on one line, cells), each cell a name and the continuation as HTML; "" starts a document."""
-    settings: list[tuple[str, str]]
+    settings: list[tuple[str, Markup]]
     """(name, sampling settings); one if all are the same."""
     seed: str | None
     """The train.seed of the runs shown, one of each configuration."""
@@ -257,7 +259,7 @@ def samples(runs: Sequence[Run], groups: Sequence[Configuration]) -> SampleTable
     if not prompts:
         return None
     settings = {
-        name: ", ".join(f"{md.code(key)} {value}" for key, value in run.samples.settings.model_dump().items())
+        name: Markup(", ".join(f"{md.code(key)} {value}" for key, value in run.samples.settings.model_dump().items()))
         for name, run in shown
         if run.samples.prompts
     }
@@ -269,12 +271,12 @@ def samples(runs: Sequence[Run], groups: Sequence[Configuration]) -> SampleTable
     )
 
 
-def _sample_html(text: str) -> str:
+def _sample_html(text: str) -> Markup:
     """The beginning of a text as one line of HTML that keeps line breaks and indentation; … marks a cut."""
     text = text.strip("\n")
     beginning = "\n".join(text[:MAX_CHARACTERS].split("\n")[:MAX_LINES])
     lines = escape(md.printable(beginning if beginning == text else f"{beginning} …").expandtabs(4)).split("\n")
-    return "<br>".join("&nbsp;" * (len(line) - len(line.lstrip(" "))) + line.lstrip(" ") for line in lines)
+    return Markup("<br>".join("&nbsp;" * (len(line) - len(line.lstrip(" "))) + line.lstrip(" ") for line in lines))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from pipeline import markdown as md
 from pipeline.artifacts import TrackedRun
 from pipeline.charts import pages
@@ -92,35 +94,35 @@ def versus_chance(share: float, error: float) -> str:
     return f"{significant(abs(distance), 2)} standard errors {'above' if distance > 0 else 'below'} {chance}"
 
 
-def tracked(run: TrackedRun) -> str:
+def tracked(run: TrackedRun) -> Markup:
     """The W&B run in markdown, with its link where there is one."""
     if run.url:
         return md.link(run.name or run.id, run.url)
     if run.mode == "offline":
-        return f"{md.text(run.name)} (id {md.code(run.id)}), offline: `wandb sync` uploads it"
-    return "none: tracking was off"
+        return Markup(f"{md.text(run.name)} (id {md.code(run.id)}), offline: `wandb sync` uploads it")
+    return Markup("none: tracking was off")
 
 
-def file_list(paths: Sequence[str]) -> str:
+def file_list(paths: Sequence[str]) -> Markup:
     """Files in a sentence, the first few by name: `a`, `b` and 3 more."""
-    words = [md.code(path) for path in paths[:MAX_FILES]]
+    words: list[str] = [md.code(path) for path in paths[:MAX_FILES]]
     if len(paths) > MAX_FILES:
         words.append(f"{exact(len(paths) - MAX_FILES)} more")
     return md.listing(words)
 
 
-# Surprisal: how little the model expected each token of a text, in nats (-ln of its probability)
+# Surprisal: the negative log-likelihood of each token of a text, in nats (-ln of its probability)
 
 Tokens = Sequence[tuple[str, float]]
 """The tokens of a text with their nats."""
 
 
 def hardest(tokens: Tokens, number: int = 5) -> list[tuple[str, float]]:
-    """The least expected tokens, as they are named in a sentence."""
+    """The tokens of the highest surprisal, as they are named in a sentence."""
     return [(_token_name(token), nats) for token, nats in sorted(tokens, key=lambda token: -token[1])[:number]]
 
 
-def surprisal_html(tokens: Tokens) -> str:
+def surprisal_html(tokens: Tokens) -> Markup:
     """The coloured text as one line of HTML, as an empty line would end the block in markdown."""
     spans = []
     for token, nats in tokens[:MAX_TOKENS]:
@@ -128,7 +130,7 @@ def surprisal_html(tokens: Tokens) -> str:
         share = round(100 * min(max(nats, 0) / MAX_NATS, 1))
         spans.append(f'<span style="--share:{share}%" title="{escape(_token_title(token, nats))}">{text}</span>')
     legend = f'<div class="legend">0 nats <span></span> {MAX_NATS} nats or more</div>'
-    return f'<div class="surprisal">{legend}<div class="text">{"".join(spans)}</div></div>'
+    return Markup(f'<div class="surprisal">{legend}<div class="text">{"".join(spans)}</div></div>')
 
 
 def _token_title(token: str, nats: float) -> str:

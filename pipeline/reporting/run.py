@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
+from markupsafe import Markup
 
 from pipeline import dvc_lock, git
 from pipeline import markdown as md
@@ -26,7 +28,7 @@ class Run:
     metrics: EvaluationMetrics
     samples: Samples
     lock: dvc_lock.Lock | None
-    """None where the stages were run by hand."""
+    """None where the stages were run without DVC, or the file is damaged."""
     committed: dvc_lock.Lock | None
     """dvc.lock as last committed."""
     committed_params: Mapping[str, Any]
@@ -122,8 +124,8 @@ def _overlap(path: str, other: str) -> bool:
     return first.is_relative_to(second) or second.is_relative_to(first)
 
 
-def commit_link(run: Run, commit: str) -> str:
+def commit_link(run: Run, commit: str) -> Markup:
     """A commit in markdown, as a link where the repository is on GitHub."""
     if match := re.search(r"github\.com[:/]([\w.-]+/[\w.-]+?)(?:\.git)?/?$", run.revision.remote or ""):
-        return f"[`{commit[:10]}`](https://github.com/{match[1]}/commit/{commit})"
+        return Markup(f"[{md.code(commit[:10])}](https://github.com/{match[1]}/commit/{quote(commit)})")
     return md.code(commit)

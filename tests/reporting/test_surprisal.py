@@ -34,7 +34,7 @@ class Page(HTMLParser):
 
 @given(tokens)
 def test_any_text_is_whole_and_one_block_of_markdown(tokens: list[tuple[str, float]]) -> None:
-    html = surprisal_html(tokens)
+    html = str(surprisal_html(tokens))
     assert Page(html.split('<div class="text">')[1]).text == "".join(md.printable(token) for token, _ in tokens)
     assert MarkdownIt("commonmark", {"html": True}).render(f"before\n\n{html}\n\nafter").count(html) == 1
 
