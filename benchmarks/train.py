@@ -150,8 +150,8 @@ def speeds(bench: Bench, runtime: RuntimeParams, train: TrainParams, rounds: int
     }
     rates = time_in_turns(loops, rounds)
     base = next(iter(rates.values()))
-    flops, peak = flops_per_token(bench.config), peak_flops(bench.device, best)
-    logger.info("\n| loop | tokens/s | ratio | of the %s peak (MFU) |\n|---|---:|---:|---:|", fast)
+    flops, peak = flops_per_token(bench.config), peak_flops(bench.device)
+    logger.info("\n| loop | tokens/s | ratio | MFU |\n|---|---:|---:|---:|")
     for name, rate in rates.items():
         mfu = f"{rate * flops / peak:.1%}" if peak else "unknown"
         logger.info("| %s | %s | %.2f | %s |", name, f"{rate:,.0f}", rate / base, mfu)

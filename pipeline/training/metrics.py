@@ -24,7 +24,6 @@ Row = dict[str, Any]
 
 SPIKE_WINDOW = 100  # losses
 SPIKE_Z = 6.0
-PEAK_SECONDS = 0.3  # of measuring a CPU's peak
 
 
 class Logger(Protocol):
@@ -234,20 +233,9 @@ class StepMetrics:
         return ""
 
 
-def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """FLOP/s of dense matrix products in `dtype`; None for an unknown GPU.
+def peak_flops(device: torch.device) -> float | None:
+    """FLOP/s of a GPU by its data sheet, whatever the dtype, which is how MFU is usually given.
 
-    A GPU's comes from its data sheet whatever the dtype, which is how MFU is usually given. A CPU's is measured: the
-    fastest of several square matrix products on all threads.
+    None for a GPU that is not listed and for a CPU, whose peak under load can be neither looked up nor measured.
     """
-    if device.type == "cuda":
-        return gpu_peak(torch.cuda.get_device_name(device))
-    size = 1024
-    generator = torch.Generator().manual_seed(0)  # leaves the run's random state alone
-    a = torch.randn(size, size, generator=generator).to(dtype)
-    best, began = float("inf"), time.perf_counter()
-    while time.perf_counter() - began < PEAK_SECONDS:
-        start = time.perf_counter()
-        a @ a
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+    return gpu_peak(torch.cuda.get_device_name(device)) if device.type == "cuda" else None

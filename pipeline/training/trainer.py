@@ -89,7 +89,7 @@ class Trainer:
         self.model = model
         self.dtype = autocast_dtype(runtime.dtype, group.device)
         self.optimizer = Optimizer(model, train, group.device)
-        peak = peak_flops(group.device, self.dtype)
+        peak = peak_flops(group.device)
         flops = flops_per_token(model.config)
         self.metrics = StepMetrics(train, group.device, flops, peak and peak * group.world_size)
 
