@@ -11,8 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from pipeline.files import atomic_path, flush_to_disk, naming, write_text
-from pipeline.log import UserError, logger
+from pipeline.files import atomic_path, flush_to_disk, naming, parsing, write_text
+from pipeline.log import logger
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -113,15 +113,16 @@ def read_curves(path: Path) -> "pd.DataFrame":
 
 def parse_curves(source: IO[str], name: str) -> "pd.DataFrame":
     """The same from an open file; `name` is what errors call it."""
+    import numpy as np
     import pandas as pd
 
-    try:
+    with parsing(f"{name} is not a table of curves"):
         frame = pd.read_csv(source, dtype={"event": str})
-    except ValueError as error:  # pandas' ParserError and EmptyDataError too
-        raise UserError(f"{name} is not a table of curves: {error}") from None
-    if absent := {"step", "tokens"} - set(frame.columns):
-        raise UserError(f"{name} lacks the column(s) {', '.join(sorted(absent))}")
-    frame["event"] = frame["event"].fillna("") if "event" in frame else ""
-    for column in frame.columns.drop("event"):
-        frame[column] = pd.to_numeric(frame[column], errors="coerce").astype("float64")
+        if absent := {"step", "tokens"} - set(frame.columns):
+            raise ValueError(f"no column {', '.join(sorted(absent))}")
+        frame["event"] = frame["event"].fillna("") if "event" in frame else ""
+        for column in frame.columns.drop("event"):
+            frame[column] = pd.to_numeric(frame[column]).astype("float64")
+        if not np.isfinite(frame[["step", "tokens"]]).all(axis=None):
+            raise ValueError("a row without step or tokens")
     return frame.sort_values("step", kind="stable").reset_index(drop=True)

@@ -1,8 +1,9 @@
-"""Values as text: counts, percentages, durations, bytes, and arguments of DVC. A missing number is a dash."""
+"""Values as text: counts, percentages, durations, bytes, arguments of DVC. What is no finite number is a dash."""
 
 import json
 import math
 import re
+import sys
 from typing import Any
 
 DASH = "–"
@@ -10,9 +11,9 @@ DASH = "–"
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def missing(value: float | None) -> bool:
-    """Whether there is no number: None, NaN or infinity."""
-    return value is None or not math.isfinite(value)
+def missing(value: object) -> bool:
+    """Whether there is no number that a float can represent: None, text, NaN, infinity, an integer of 400 digits."""
+    return not isinstance(value, int | float) or not abs(value) <= sys.float_info.max
 
 
 def count(value: float | None) -> str:

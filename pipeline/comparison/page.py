@@ -1,6 +1,7 @@
 """The page of `python -m pipeline compare`: computes the values that compare.md.jinja shows, and writes it."""
 
 import math
+import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -211,7 +212,9 @@ def commands(runs: Sequence[Run], keys: Sequence[str], kept: bool) -> str:
             command, comment = f"dvc exp apply {shlex.quote(run.name)}", label(run.params, keys)
         if run.committed:
             command, comment = "dvc repro" if kept else f"git checkout {run.rev[:10]}", "as committed"
-        lines.append((command, " ".join(comment.split())))
+        comment = " ".join(comment.split())
+        # zsh without interactive_comments runs a pasted comment as arguments.
+        lines.append((command, comment if re.fullmatch(r"[\w .,:=+/–-]*", comment) else shlex.quote(comment)))
     width = max((len(command) for command, _ in lines), default=0)
     texts = [f"{command:<{width}}  # {comment}".rstrip(" #") for command, comment in lines]
     if not kept:

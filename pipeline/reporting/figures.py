@@ -201,7 +201,7 @@ def accuracy(choice: ChoiceMetrics, metric: str) -> tuple[float, float]:
 
 def items_in_training(run: Run, choice: ChoiceMetrics) -> int:
     """How many items training scored: those it was set to, or all where there are fewer."""
-    items: int = run.setting("train.hellaswag_items")
+    items = run.number("train.hellaswag_items")
     all_evaluated = run.setting("evaluate.hellaswag_items") is None
     return min(items, choice.items) if all_evaluated else items
 

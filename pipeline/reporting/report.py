@@ -1,6 +1,7 @@
 """Writes the report of a run: report.md with SVGs and report.html with interactive charts, from report.md.jinja."""
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -13,7 +14,7 @@ from pipeline.artifacts import TrackedRun
 from pipeline.charts import pages
 from pipeline.charts.specs import curve
 from pipeline.files import write_text
-from pipeline.formatting import exact, fixed, percent, power_of_ten, significant
+from pipeline.formatting import DASH, exact, fixed, percent, power_of_ten, significant
 from pipeline.reporting.figures import CHANCE, CHOICE_METRICS, accuracy, items_in_training, loss_limit, run_charts
 from pipeline.reporting.run import Run, commands, commit_link, differences, read_run, uncommitted
 
@@ -58,6 +59,8 @@ def context(run: Run, title: str, smoothing: float) -> dict[str, Any]:
         "title": title,
         "run": run,
         "train": run.train,
+        "model": defaultdict(lambda: DASH, run.train.params.get("model", {})),
+        "settings": defaultdict(lambda: DASH, run.train.params.get("train", {})),
         "val": run.metrics.val,
         "choice": choice,
         "chance": CHANCE,
@@ -135,7 +138,7 @@ def surprisal_html(tokens: Tokens) -> Markup:
 
 def _token_title(token: str, nats: float) -> str:
     """What the mouse shows on a token: `lord: 2.26 nats, probability 10.4 %`."""
-    probability = math.exp(-nats)
+    probability = math.exp(-max(nats, 0.0))
     if probability >= 0.01:
         share = percent(probability)
     else:

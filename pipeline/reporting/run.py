@@ -17,6 +17,9 @@ from pipeline import markdown as md
 from pipeline.artifacts import EvaluationMetrics, RunSummary, Samples
 from pipeline.curves import read_curves
 from pipeline.formatting import hydra_value
+from pipeline.log import UserError
+
+SUMMARY = "reports/train/summary.json"
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,13 @@ class Run:
         recorded = self.train.params.get(section, {})
         return recorded[name] if name in recorded else (self.lock.params.get(key) if self.lock else None)
 
+    def number(self, key: str) -> int:
+        """The same for a whole number. Raises UserError where it is none."""
+        value = self.setting(key)
+        if not isinstance(value, int):
+            raise UserError(f"{SUMMARY}: {key} ({value!r}) must be a whole number")
+        return value
+
     @property
     def validation_tokens(self) -> int:
         """Tokens of the validation split that can be scored: all but the first, which nothing predicts."""
@@ -54,7 +64,7 @@ class Run:
     @property
     def validation_in_training(self) -> int | None:
         """Tokens, from the split's start, that the validation curve is over; None where it is over all of them."""
-        tokens: int = self.setting("train.eval_tokens")
+        tokens = self.number("train.eval_tokens")
         return tokens if tokens < self.validation_tokens else None
 
 
@@ -63,9 +73,14 @@ def read_run(root: Path) -> Run:
 
     Raises FileNotFoundError where a stage has not run, UserError where a file does not have the expected form.
     """
+    train = RunSummary.read(root / SUMMARY)
+    sizes = {f"data.{split}.tokens": size.tokens for split, size in train.data.items()} | {"tokens": train.tokens}
+    for key in ("tokens", "data.train.tokens", "data.val.tokens"):
+        if not 0 < sizes.get(key, 0) < 2**63:
+            raise UserError(f"{SUMMARY}: {key} ({sizes.get(key)}) must be at least 1")
     return Run(
         curves=read_curves(root / "reports/train/curves.csv"),
-        train=RunSummary.read(root / "reports/train/summary.json"),
+        train=train,
         metrics=EvaluationMetrics.read(root / "reports/evaluate/metrics.json"),
         samples=Samples.read(root / "reports/sample/samples.json"),
         lock=dvc_lock.read_lock(root / "dvc.lock"),

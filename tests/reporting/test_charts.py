@@ -106,10 +106,11 @@ def test_a_page_escapes_what_it_shows(rich_chart: Chart) -> None:
 
 
 def test_only_the_scripts_of_the_page_may_run_and_nothing_is_loaded() -> None:
+    closed = "default-src 'none'; base-uri 'none'; form-action 'none'"
     policy = r'Content-Security-Policy" content="([^"]*)"'
     match = re.search(policy, pages.html_page("A page", "text", []))
     assert match is not None
-    assert match[1] == "default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'none'"
+    assert match[1] == f"{closed}; style-src 'unsafe-inline'; img-src data:; script-src 'none'"
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300), st.integers(4, 50))
@@ -142,7 +143,16 @@ def test_curves_are_read_in_the_order_of_steps() -> None:
     assert specs.curve(frame, "train/loss")["y"].tolist() == [5.0]
 
 
-@pytest.mark.parametrize(("text", "match"), [("", r"x/curves\.csv"), ("step\n1\n", r"x/curves\.csv.*tokens")])
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("", r"x/curves\.csv"),
+        ("step\n1\n", r"x/curves\.csv.*tokens"),
+        ("step,tokens,a\n1,2,x\n", r"x/curves\.csv.*x"),
+        ("step,tokens\n1,\n", r"x/curves\.csv"),
+        ("step,tokens\n1,1e400\n", r"x/curves\.csv"),
+    ],
+)
 def test_a_damaged_curves_file_is_named(text: str, match: str) -> None:
     with pytest.raises(UserError, match=match):
         parse_curves(io.StringIO(text), "x/curves.csv")

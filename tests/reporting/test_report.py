@@ -360,6 +360,47 @@ def test_no_text_from_elsewhere_becomes_markup(tmp_path: Path) -> None:
     assert body.count("<h2>") == 8
 
 
+@pytest.mark.parametrize(
+    "name", ["train/summary.json", "evaluate/metrics.json", "sample/samples.json", "train/curves.csv"]
+)
+@pytest.mark.parametrize("content", [b"", b"\0\0", b"\xff\xfe", b"[" * 100_000, b"null", b'{"settings": "\\ud800"}'])
+def test_whatever_is_in_a_damaged_file_it_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+    root = fixtures.write_run(tmp_path, fixtures.curves(2))
+    (root / "reports" / name).write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(name)):
+        read_run(root)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"tokens": 10**400}, "tokens"),
+        ({"data": {}}, "data.train.tokens"),
+        ({"params": with_settings(eval_tokens="<b>")}, "train.eval_tokens"),
+    ],
+)
+def test_a_summary_that_no_run_can_have_is_refused(tmp_path: Path, changes: dict[str, Any], key: str) -> None:
+    root = fixtures.write_run(tmp_path, summary=fixtures.run_summary(**changes))
+    with pytest.raises(UserError, match=rf"summary\.json: {key} "):
+        report(root)
+
+
+def test_absent_settings_and_numbers_out_of_range_are_dashes(tmp_path: Path) -> None:
+    params = {"model": {}, "train": fixtures.PARAMS["train"] | {"total_batch_size": "x"}}
+    page = report(fixtures.write_run(tmp_path, summary=fixtures.run_summary(params=params, flops=10**400)))
+    assert "| Architecture | – layers, – heads" in page
+    assert "– tokens per step" in page
+    assert "| Compute | – FLOPs |" in page
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"stages: [", b"a: 2020-99-99", b"a: !!int x", b"[" * 100_000])
+def test_a_damaged_dvc_lock_is_mentioned(tmp_path: Path, content: bytes) -> None:
+    root = fixtures.write_run(tmp_path)
+    (root / "dvc.lock").write_bytes(content)
+    assert read_run(root).lock is None
+    assert "There is no readable `dvc.lock`" in report(root)
+
+
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     root = fixtures.write_run(tmp_path)
     (root / "reports/evaluate/metrics.json").write_text('{"val": {"loss": "low"}}')
