@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.training.parallel import to_local
+from pipeline.distributed import Group
+from pipeline.model.config import GPTConfig
+from pipeline.model.gpt import GPT
+from pipeline.training.muon import Muon
 from pipeline.training.params import TrainParams
-
-MUON_MOMENTUM = 0.95  # Keller Jordan's value, kellerjordan.github.io/posts/muon
 
 
 def learning_rate(step: int, train: TrainParams) -> float:
@@ -43,34 +44,22 @@ def _lr_ratio(done: int, train: TrainParams) -> float:
 class Optimizer:
     """One or two torch optimizers that step together, or leave a step out."""
 
-    def __init__(self, model: nn.Module, train: TrainParams, device: torch.device) -> None:
-        """Weight decay applies to tensors with two or more dimensions, as in GPT-2's trainers.
-
-        Muon (kellerjordan.github.io/posts/muon) is PyTorch's own; its updates are scaled to the size of AdamW's
-        (Moonlight, arXiv:2502.16982), so that both share one learning rate.
-        """
+    def __init__(self, model: GPT, train: TrainParams, group: Group) -> None:
+        """Weight decay applies to tensors with two or more dimensions, as in GPT-2's trainers."""
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        hidden = _hidden_matrices(parameters) if train.optimizer == "muon" else {}
-        rest = [p for name, p in parameters.items() if name not in hidden]
+        hidden = _hidden_matrices(parameters, model.config) if train.optimizer == "muon" else {}
+        rest = [p for p in parameters.values() if p not in hidden]
         groups = [
             {"params": [p for p in rest if p.dim() >= 2], "weight_decay": train.weight_decay},
             {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
         ]
         groups = [group for group in groups if group["params"]]
-        fused = device.type in ("cpu", "cuda")
+        fused = group.device.type in ("cpu", "cuda")
         self._adamw = torch.optim.AdamW(groups, lr=0.0, betas=train.betas, eps=train.eps, fused=fused)
-        self._muon = None
-        if hidden:
-            self._muon = torch.optim.Muon(
-                list(hidden.values()),
-                lr=0.0,
-                weight_decay=train.weight_decay,
-                momentum=MUON_MOMENTUM,
-                adjust_lr_fn="match_rms_adamw",
-            )
+        self._muon = Muon(hidden, train.weight_decay, group) if hidden else None
         self._all: list[torch.optim.Optimizer] = [self._adamw, *([self._muon] if self._muon else [])]
         self.parameters = list(parameters.values())
-        self.skips_on_host = device.type != "cuda"
+        self.skips_on_host = group.device.type != "cuda"
         """Whether `step` waits for `skip`; on CUDA the device undoes the update instead."""
 
     def step(self, lr: float, skip: Tensor) -> None:
@@ -90,7 +79,7 @@ class Optimizer:
         self._adamw.grad_scale, self._adamw.found_inf = None, skip.float()  # type: ignore[attr-defined]
         self._adamw.step()
         if self._muon:
-            _step_unless(skip, self._muon)
+            self._muon.step(skip=skip)
 
     def zero_grad(self) -> None:
         """Frees the gradients."""
@@ -120,27 +109,14 @@ class Optimizer:
         ]
 
 
-def _step_unless(skip: Tensor, muon: torch.optim.Muon) -> None:
-    """Muon's step, undone on the device where `skip` is set, so that the host need not wait.
-
-    PyTorch's Muon has no found_inf. One matrix is stepped at a time, so that only one copy is held.
-    """
-    groups = muon.param_groups
-    try:
-        for group in groups:
-            for p in group["params"]:
-                if "momentum_buffer" not in muon.state[p]:
-                    muon.state[p]["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-                tensors = [to_local(tensor) for tensor in (p.detach(), muon.state[p]["momentum_buffer"])]
-                before = [tensor.clone() for tensor in tensors]
-                muon.param_groups = [{**group, "params": [p]}]
-                muon.step()
-                for tensor, old in zip(tensors, before, strict=True):
-                    tensor.copy_(torch.where(skip, old, tensor))  # a selection: NaN in the new value cannot leak
-    finally:
-        muon.param_groups = groups
-
-
-def _hidden_matrices(parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-    """The matrices inside the blocks, which Muon updates. Its authors leave embeddings and head to AdamW."""
-    return {name: p for name, p in parameters.items() if p.dim() == 2 and name.startswith("transformer.h.")}
+def _hidden_matrices(parameters: Mapping[str, nn.Parameter], config: GPTConfig) -> dict[nn.Parameter, tuple[int, ...]]:
+    """The matrices inside the blocks, with the rows of those fused in each. Muon's authors leave the rest to AdamW."""
+    kv = config.kv_heads * config.head_size
+    fused: dict[str, tuple[int, ...]] = {"attn.c_attn.weight": (config.n_embd, kv, kv)}
+    if config.gated:
+        fused["mlp.c_fc.weight"] = (config.mlp_width, config.mlp_width)
+    return {
+        p: fused.get(name.partition("h.")[2].partition(".")[2], (p.size(0),))
+        for name, p in parameters.items()
+        if p.dim() == 2 and name.startswith("transformer.h.")
+    }

@@ -67,6 +67,15 @@ def full_tensor(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def full_like(local: Tensor, other: Tensor) -> Tensor:
+    """The whole tensor of which `local` is this rank's shard, where `other` is sharded; every rank must call it."""
+    if not isinstance(other, DTensor):
+        return local
+    return DTensor.from_local(
+        local, other.device_mesh, other.placements, shape=other.shape, stride=other.stride()
+    ).full_tensor()
+
+
 def to_local(tensor: Tensor) -> Tensor:
     """This rank's shard of a tensor, sharing its memory; the tensor itself where it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

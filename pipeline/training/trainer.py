@@ -88,7 +88,7 @@ class Trainer:
         parallelize(model, runtime.sharding, group)
         self.model = model
         self.dtype = autocast_dtype(runtime.dtype, group.device)
-        self.optimizer = Optimizer(model, train, group.device)
+        self.optimizer = Optimizer(model, train, group)
         peak = peak_flops(group.device)
         flops = flops_per_token(model.config)
         self.metrics = StepMetrics(train, group.device, flops, peak and peak * group.world_size)

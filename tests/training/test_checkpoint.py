@@ -179,7 +179,7 @@ def test_a_checkpoint_that_does_not_fit_the_run_is_never_loaded_in_part(
 ) -> None:
     store = CheckpointStore(shutil.copytree(trained, tmp_path / "checkpoints"), 1)
     model = GPT(GPTConfig.model_validate(CONFIG))
-    optimizer = Optimizer(model, TrainParams.model_validate(TRAIN), torch.device("cpu"))
+    optimizer = Optimizer(model, TrainParams.model_validate(TRAIN), ONE_RANK)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     for step in (5, 10):
         rewrite(store.directory / f"step_{step:08d}", part, change)
