@@ -292,7 +292,11 @@ class WandbRun:
             ),
             **init,
         )
-        deadline = time.monotonic() + START_TIMEOUT_S
+
+        def files() -> set[Path]:
+            return set((main_root() / "wandb").glob(f"*run-*-{self.identity.id}"))
+
+        before, deadline = files(), time.monotonic() + START_TIMEOUT_S
         while self._run is None:
             try:
                 self._run = start()
@@ -300,6 +304,8 @@ class WandbRun:
                 # wandb's own process outlives a killed training process for some seconds and holds the run.
                 if "is in use" not in str(error) or time.monotonic() > deadline:
                     raise
+                for empty in files() - before:  # left by this attempt
+                    shutil.rmtree(empty, ignore_errors=True)
                 time.sleep(RETRY_S)
         self._run.define_metric("tokens")
         self._run.define_metric("*", step_metric="tokens")

@@ -73,7 +73,7 @@ def test_a_model_that_was_saved_with_its_attention_kernel_is_loaded(models: Path
         ("version 1", r"config.json: format_version \(1\)"),
         ("no object", "config.json"),
         ("other shape", r"transformer.wpe.weight \(16, 32\) must be \(8, 32\)"),
-        ("many blocks", r"n_layer \(1000000000\)"),
+        ("many blocks", r"n_layer \(1000\)"),
         ("deep nesting", "config.json"),
     ],
 )
@@ -93,7 +93,7 @@ def test_errors_name_the_damaged_file(models: Path, damage: str, error: str) -> 
     elif damage == "deep nesting":
         config.write_text("[" * 100_000)
     else:
-        change = {"block_size": 8} if damage == "other shape" else {"n_layer": 10**9}
+        change = {"block_size": 8} if damage == "other shape" else {"n_layer": 1000}
         ModelFile(format_version=2, config=TINY.changed(vocab_size=61, **change)).write(config)
     with pytest.raises((UserError, FileNotFoundError), match=error):
         load_model(models / "mine")

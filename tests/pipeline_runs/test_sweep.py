@@ -13,9 +13,9 @@ from tests.tracking.offline import of_kind
 pytestmark = pytest.mark.slow
 
 # At the second of these rates the loss is soon no number any more.
-SWEEP = ("model.n_layer=1", "train.max_lr=1e-3,1e38", "train.max_skipped_steps=0")
-GOOD = "n_layer=1,max_lr=0.001,max_skipped_steps=0"
-BAD = "n_layer=1,max_lr=1e+38,max_skipped_steps=0"
+SWEEP = ("model.n_layer=1", "train.max_lr=1e-3,100", "train.weight_decay=1000", "train.max_skipped_steps=0")
+GOOD = "n_layer=1,max_lr=0.001,weight_decay=1000,max_skipped_steps=0"
+BAD = "n_layer=1,max_lr=100,weight_decay=1000,max_skipped_steps=0"
 
 
 class Swept(Project):
