@@ -263,8 +263,11 @@ class Trainer:
         """Logs rows, with what the probes measure in the last of them."""
         if probes:
             model = whole_model(self.model)
+            # Sampling sums probabilities, for which CUDA has no deterministic algorithm; weights do not depend on it.
+            use_deterministic_algorithms(self.runtime.deterministic, warn_only=True)
             for probe in probes:
                 rows[-1].update(probe.measure(model, rows[-1]["step"]))
+            use_deterministic_algorithms(self.runtime.deterministic)
         for log in self.loggers:
             log.record(rows)
             if probes:
@@ -297,14 +300,16 @@ def dropout_seed(seed: int, rank: int) -> int:
     return int(np.random.SeedSequence(seed, spawn_key=(rank,)).generate_state(1, np.uint64)[0])
 
 
-def use_deterministic_algorithms(enabled: bool) -> None:
+def use_deterministic_algorithms(enabled: bool, warn_only: bool = False) -> None:
     """Restricts this process to algorithms with a fixed order of additions, or lifts that.
 
     Without it, threads add up the gradient of an embedding in the order in which they finish, also in compiled code on
-    a CPU. Operations without such an algorithm only warn: https://pytorch.org/docs/stable/notes/randomness.html
+    a CPU. Operations without such an algorithm raise RuntimeError: https://pytorch.org/docs/stable/notes/randomness.html
+    With `warn_only` they warn, and so do some that have one: the backward passes of fused attention on CUDA are
+    deterministic only without it.
     """
     if enabled:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
-    torch.use_deterministic_algorithms(enabled, warn_only=True)
+    torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
     # Filling uninitialised memory costs time and only hides reads of memory that was never written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

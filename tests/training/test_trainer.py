@@ -167,6 +167,22 @@ def test_accumulation_changes_only_the_order_of_additions(shards: Path, tmp_path
     assert losses(1) == pytest.approx(losses(8), rel=1e-5)
 
 
+def test_steps_are_strictly_deterministic_and_probes_as_far_as_possible(shards: Path, tmp_path: Path) -> None:
+    modes = {}
+
+    def note(name: str) -> None:
+        enabled = torch.are_deterministic_algorithms_enabled()
+        modes[name] = (enabled, torch.is_deterministic_algorithms_warn_only_enabled())
+
+    def probe(_model: GPT, _step: int) -> Row:
+        note("probe")
+        return {}
+
+    with before_each_step(lambda step: note(f"step {step}")):
+        trainer(shards, tmp_path, train={"max_steps": 3, "warmup_steps": 1}, probes=(Probe(1, probe),)).run()
+    assert modes == {"probe": (True, True), **{f"step {step}": (True, False) for step in (1, 2, 3)}}
+
+
 def test_too_many_skipped_steps_stop_the_run(shards: Path, tmp_path: Path) -> None:
     diverging = trainer(shards, tmp_path, train={"max_skipped_steps": 3})
     forward = diverging.model.forward
