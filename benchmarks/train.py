@@ -5,7 +5,7 @@
 
 The loops take turns for several rounds, training the same model on a shard of random tokens. Prints, as markdown, the
 median tokens per second of each in training steps alone, without compiling and checkpoints; then the wall time that
-checkpoints add to the pipeline's loop, scaled to runtime.checkpoint_interval.
+checkpoints add to the pipeline's loop, and its share where runtime.checkpoint_interval is null.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from pipeline.runtime import RuntimeParams
 from pipeline.training.checkpoint import CheckpointStore
 from pipeline.training.metrics import Row, StepClock, peak_flops
 from pipeline.training.params import TrainParams
-from pipeline.training.trainer import Probe, Trainer
+from pipeline.training.trainer import CHECKPOINT_SECONDS, Probe, Trainer
 
 NEVER = 10**9
 ADAMW = {"optimizer": "adamw", "max_lr": 1e-4, "schedule": "constant", "warmup_steps": 0}  # as in the plain loop
@@ -158,7 +158,7 @@ def speeds(bench: Bench, runtime: RuntimeParams, train: TrainParams, rounds: int
 
 
 def checkpoint_cost(bench: Bench, runtime: RuntimeParams, train: TrainParams, rounds: int, folder: Path) -> None:
-    """Prints what a checkpoint adds to the wall time, in seconds and in percent of the steps between two."""
+    """Prints what a checkpoint adds to the wall time, in seconds and in percent of the time between two."""
     interval = max(bench.size.steps // 3, 1)
 
     def seconds(every: int) -> Callable[[], float]:
@@ -170,14 +170,8 @@ def checkpoint_cost(bench: Bench, runtime: RuntimeParams, train: TrainParams, ro
     rare, often = time_in_turns(loops, rounds).values()
     saves = (bench.size.steps - 1) // interval
     each = (often - rare) / saves
-    between = runtime.checkpoint_interval * rare / bench.size.steps
-    logger.info(
-        "\na checkpoint adds %.2f s; at one every %d steps (%.1f s) that is %.1f %%",
-        each,
-        runtime.checkpoint_interval,
-        between,
-        100 * each / between,
-    )
+    share = 100 * each / CHECKPOINT_SECONDS
+    logger.info("\na checkpoint adds %.2f s; at one every %.0f s that is %.2f %%", each, CHECKPOINT_SECONDS, share)
 
 
 def changed(runtime: RuntimeParams, **values: Any) -> RuntimeParams:

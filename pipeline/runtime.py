@@ -8,9 +8,9 @@ import os
 import select
 import signal
 import threading
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from pipeline.config import Section
 
@@ -73,27 +73,17 @@ class RuntimeParams(Section):
     the code has changed since. same-code: start over if it has. never: always start over. Starting over keeps the old
     state in `.runs/old-train-<key>/`."""
 
-    checkpoint_interval: int = Field(ge=1)
-    """Optimizer steps between checkpoints."""
+    checkpoint_interval: int | None = Field(ge=1)
+    """Optimizer steps between checkpoints; null: about ten minutes."""
 
     checkpoints_kept: int = Field(ge=1)
     """Newest checkpoints to keep."""
 
     milestone_interval: int = Field(ge=0)
-    """Optimizer steps between checkpoints that are never removed, in `.runs/milestones-<key>/`; a multiple of
-    checkpoint_interval. 0: none."""
+    """Optimizer steps between checkpoints that are never removed, in `.runs/milestones-<key>/`. 0: none."""
 
     collective_timeout: float = Field(ge=1, le=7 * 24 * 3600)
     """Seconds that ranks wait for each other; then the run ends with an error that names the absent rank."""
 
     workers: int = Field(ge=0, le=1024)
     """Processes that tokenize; 0: one per core."""
-
-    @model_validator(mode="after")
-    def _milestones_are_checkpoints(self) -> Self:
-        if self.milestone_interval % self.checkpoint_interval:
-            raise ValueError(
-                f"runtime.milestone_interval ({self.milestone_interval}) must be a multiple of "
-                f"checkpoint_interval ({self.checkpoint_interval})"
-            )
-        return self

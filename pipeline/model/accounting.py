@@ -117,11 +117,13 @@ class Memory:
     optimizer: int
     activations: int
     """Kept by the forward pass for the backward pass, for one micro-batch, without torch.compile."""
+    probes: int = 0
+    """With FSDP, the whole model, which probes run on between steps, without gradients and activations."""
 
     @property
     def total(self) -> int:
-        """Sum in bytes. A lower bound: workspaces of kernels and the allocator's overhead are not counted."""
-        return self.weights + self.gradients + self.optimizer + self.activations
+        """Bytes at the peak. A lower bound: workspaces of kernels and the allocator's overhead are not counted."""
+        return self.weights + self.optimizer + max(self.gradients + self.activations, self.probes)
 
 
 def memory(
@@ -150,6 +152,7 @@ def memory(
         gradients=FLOAT32 * (counts.total if accumulates else counts.total // shards + gathered),
         optimizer=FLOAT32 * states // shards,
         activations=sequences * config.block_size * activation_bytes_per_token(config, bfloat16, recompute),
+        probes=FLOAT32 * counts.total - (FLOAT32 - BFLOAT16) * bfloat16 * hidden_matrices(config) if shards > 1 else 0,
     )
 
 

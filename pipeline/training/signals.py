@@ -22,29 +22,30 @@ class Interrupted(UserError):
 class SignalHandler:
     """Records signals inside the block, and lets the ranks agree on them without slowing a step.
 
-    Call `exchange()` before each step and `agreed()` after it: the exchange runs over gloo while the step computes.
+    Call `exchange()` before each step and `agreed()` after it: the exchange runs over gloo while the step computes. It
+    also carries whether a checkpoint is due, which only one rank's clock decides.
     """
 
     def __init__(self, group: Group) -> None:
         self._group = group
         self._received = 0
         self._step_began = False
-        self._flag = torch.zeros(1, dtype=torch.int32)
+        self._flags = torch.zeros(2, dtype=torch.int32)  # the signal's number, whether a checkpoint is due
         self._work: dist.Work | None = None
 
-    def exchange(self) -> None:
-        """Starts sending what this rank has received so far to the other ranks."""
+    def exchange(self, checkpoint_due: bool) -> None:
+        """Starts sending what this rank has received so far, and whether it wants a checkpoint, to the other ranks."""
         self._step_began = True
-        self._flag[0] = self._received
+        self._flags[0], self._flags[1] = self._received, checkpoint_due
         if self._group.world_size > 1:
-            self._work = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, async_op=True)
+            self._work = dist.all_reduce(self._flags, op=dist.ReduceOp.MAX, async_op=True)
 
-    def agreed(self) -> signal.Signals | None:
-        """The signal that any rank had received at the exchange; the same on every rank."""
+    def agreed(self) -> tuple[signal.Signals | None, bool]:
+        """The signal that any rank had received at the exchange, and whether any wanted a checkpoint; equal on all."""
         if self._work is not None:
             self._work.wait()
-        number = int(self._flag[0]) if self._group.world_size > 1 else self._received
-        return signal.Signals(number) if number else None
+        number = int(self._flags[0]) if self._group.world_size > 1 else self._received
+        return signal.Signals(number) if number else None, bool(self._flags[1])
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         # Before the first step there is nothing to save, and compiling may take minutes: exit at once.

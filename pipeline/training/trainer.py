@@ -9,6 +9,7 @@ import gc
 import logging
 import math
 import os
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ from pipeline.training.parallel import (
 from pipeline.training.params import TrainParams
 from pipeline.training.signals import Interrupted, SignalHandler
 
+CHECKPOINT_SECONDS = 600.0  # between checkpoints where runtime.checkpoint_interval is null
 LOG_INTERVAL = 10  # steps between readings of the metrics, each of which waits for the device
 # FLOPs of a run per process from which compiling saves more time than it takes: about a minute of eager training on two
 # CPU cores; the value for CUDA is an estimate.
@@ -89,6 +91,8 @@ class Trainer:
         self.model = model
         self.dtype = autocast_dtype(runtime.dtype, group.device)
         self.optimizer = Optimizer(model, train, group)
+        self._save_intervals = (runtime.checkpoint_interval, runtime.milestone_interval)
+        self._saved_at = time.monotonic()
         peak = peak_flops(group.device)
         flops = flops_per_token(model.config)
         self.metrics = StepMetrics(train, group.device, flops, peak and peak * group.world_size)
@@ -134,7 +138,8 @@ class Trainer:
         with Progress("train", total_tokens, "tok", start=tokens_done) as progress:
             for step in range(start + 1, train.max_steps + 1):
                 self._activity = f"step {step}"
-                signals.exchange()
+                by_time = self.runtime.checkpoint_interval is None
+                signals.exchange(group.is_main and by_time and time.monotonic() - self._saved_at > CHECKPOINT_SECONDS)
                 lr = learning_rate(step, train)
                 metrics.clock.start()
 
@@ -157,9 +162,9 @@ class Trainer:
                 metrics.add(step, lr, losses, grad_norm)
 
                 # Log, evaluate, save: rarely, since each of them waits for the device.
-                interrupted_by = signals.agreed()
+                interrupted_by, checkpoint_due = signals.agreed()
                 stopping = step == train.max_steps or interrupted_by is not None
-                saving = stopping or step % self.runtime.checkpoint_interval == 0
+                saving = stopping or checkpoint_due or any(n and step % n == 0 for n in self._save_intervals)
                 probes = self._due_probes(step)
                 if saving or probes or step % LOG_INTERVAL == 0:
                     group.barrier()
@@ -262,7 +267,7 @@ class Trainer:
     def _log(self, rows: list[Row], probes: Sequence[Probe]) -> None:
         """Logs rows, with what the probes measure in the last of them."""
         if probes:
-            model = whole_model(self.model)
+            model = whole_model(self.model, self.dtype)
             # Sampling sums probabilities, for which CUDA has no deterministic algorithm; weights do not depend on it.
             use_deterministic_algorithms(self.runtime.deterministic, warn_only=True)
             for probe in probes:
@@ -274,6 +279,7 @@ class Trainer:
                 log.flush()
 
     def _save(self, step: int) -> None:
+        self._saved_at = time.monotonic()
         parts = collect(self.model, self.optimizer, self.group)
         for log in self.loggers:
             log.flush()  # first: the curves are never behind the checkpoint

@@ -18,6 +18,7 @@ from pipeline.cli import launch
 from pipeline.distributed import Group, check_address, check_first_machine
 from pipeline.log import UserError
 from pipeline.model.gpt import GPT, Block
+from pipeline.training import trainer as trainer_module
 from pipeline.training.checkpoint import CheckpointStore
 from pipeline.training.metrics import Row
 from pipeline.training.signals import Interrupted
@@ -236,3 +237,18 @@ def test_a_lost_machine_ends_in_one_error(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(os, "environ", os.environ | {"NNODES": "2", "NODE_RANK": "1", "RDZV_ENDPOINT": "host0:29500"})
     with pytest.raises(UserError, match=r"RendezvousTimeoutError.*NNODES.*RDZV_ENDPOINT \(host0:29500\)"):
         launch.main(["stages.train"])
+
+
+def save_by_rank_0_s_clock(group: Group, shards: Path, state: Path, seconds_of_rank_0: float) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer_module, "CHECKPOINT_SECONDS", seconds_of_rank_0 if group.is_main else 0.0)
+        runtime = {"checkpoint_interval": None, "milestone_interval": 4, "checkpoints_kept": 99, "micro_batch_size": 1}
+        trainer(shards, state, None, group, runtime=runtime, train={"max_steps": 6}).run()
+
+
+@pytest.mark.parametrize(("seconds", "steps"), [(0.0, [1, 2, 3, 4, 5, 6]), (1e6, [4, 6])])
+def test_without_an_interval_rank_0_s_clock_decides_when_to_save(
+    shards: Path, tmp_path: Path, seconds: float, steps: list[int]
+) -> None:
+    on_ranks(2, save_by_rank_0_s_clock, shards, tmp_path, seconds)
+    assert sorted(int(path.name[5:]) for path in tmp_path.glob("step_*")) == steps
