@@ -18,7 +18,7 @@ from pipeline.distributed import autocast, autocast_dtype
 from pipeline.log import logger
 from pipeline.model.accounting import parameters
 from pipeline.model.config import GPTConfig, gpt2_config
-from pipeline.model.gpt import GPT
+from pipeline.model.gpt import ATTENTION, GPT
 
 SIZES: dict[str, dict[str, Any]] = {
     "small": {"n_layer": 4, "n_head": 4, "n_embd": 256, "block_size": 128, "vocab_size": 4096, "text_vocab_size": 4096},
@@ -46,12 +46,17 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+KERNELS = {f"attention {kernel}": kernel for kernel in ("sdpa", "eager")}  # same function, same model
+
+
 def training_step(
-    config: GPTConfig, micro_batch: int, device: torch.device, dtype: torch.dtype, compiled: bool
+    config: GPTConfig, kernel: str, micro_batch: int, device: torch.device, dtype: torch.dtype, compiled: bool
 ) -> Callable[[], None]:
     """A function that runs one step on a fixed batch of `micro_batch` sequences and waits until it has finished."""
     torch.manual_seed(0)
     model = GPT(config).to(device)
+    for block in model.transformer.h:
+        block.attn.attend = ATTENTION[kernel]
     compiled_model = torch.compile(model) if compiled else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     idx = torch.randint(0, config.text_vocab_size, (micro_batch, config.block_size), device=device)
@@ -86,6 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.model")
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--micro-batch", type=int, default=16, help="sequences (default: 16)")
+    parser.add_argument("--block-size", type=int, help="context (default: the size's)")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--only", nargs="*", default=[], help="options whose name contains one of these words")
@@ -93,10 +99,12 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = autocast_dtype("auto", device)
     base = gpt2_config("gpt2").changed(**SIZES[arguments.size])
-    names = [n for n in OPTIONS if n == "gpt2" or not arguments.only or any(word in n for word in arguments.only)]
-    configs = {name: base.changed(**OPTIONS[name]) for name in names}
+    if arguments.block_size:
+        base = base.changed(block_size=arguments.block_size)
+    names = [n for n in (*OPTIONS, *KERNELS) if n == "gpt2" or any(word in n for word in arguments.only or [""])]
+    configs = {name: base.changed(**OPTIONS.get(name, {})) for name in names}
     steps = {
-        name: training_step(config, arguments.micro_batch, device, dtype, arguments.compile)
+        name: training_step(config, KERNELS.get(name, "auto"), arguments.micro_batch, device, dtype, arguments.compile)
         for name, config in configs.items()
     }
     fastest = fastest_times(steps, arguments.repeats)

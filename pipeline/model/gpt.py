@@ -24,7 +24,7 @@ from pipeline.model.positions import POSITIONS, Rotation, rotate
 
 EPSILON = 1e-5  # GPT-2's layer_norm_epsilon; RMSNorm uses it too
 IGNORE_INDEX = -1  # targets with this value do not count in the loss
-EAGER_KEYS = 256  # measured by python -m benchmarks.model
+EAGER_KEYS = 256  # python -m benchmarks.model --block-size N --only attention, on two cores
 
 
 class RMSNorm(nn.RMSNorm):
