@@ -122,7 +122,8 @@ def parse_yaml(text: bytes | str, name: str, yaml: YAML | None = None) -> Any:
                     raise ConfigError(f"{name}, line {line}: write out the value of *{event.anchor}")
                 if depth > DEEPEST_YAML:
                     raise ConfigError(f"{name}, line {line}: more than {DEEPEST_YAML} nested collections")
-            return (yaml or safe).load(text)
+            values = safe.load(text)
+            return yaml.load(text) if yaml else values
     except UserError as error:
         cause = error.__cause__
         if isinstance(cause, MarkedYAMLError) and cause.problem_mark is not None:

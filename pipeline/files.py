@@ -155,11 +155,12 @@ def parsing(name: str | Path) -> Iterator[None]:
     """Turns whatever a parser raises on bad content into one UserError that begins with `name`, such as the path.
 
     The one boundary for content that other programs may have damaged or written. UserError passes, and so does an
-    OSError of the system that names its file. Libraries written in Rust raise BaseException (PanicException).
+    OSError of the system that names its file. Libraries written in Rust raise BaseException (PanicException), and a
+    damaged size makes many a parser raise MemoryError.
     """
     try:
         yield
-    except (UserError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+    except (UserError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
         if isinstance(error, OSError) and error.filename is not None:

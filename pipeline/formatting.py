@@ -96,7 +96,7 @@ def hydra_value(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{','.join(map(hydra_value, value))}]"
     if not isinstance(value, str):
-        return json.dumps(value)
+        return json.dumps(value, default=str)  # a date of YAML
     keywords = ("null", "true", "false", "inf", "nan")
     if re.fullmatch(r"[A-Za-z][\w./-]*", value, re.ASCII) and value.lower() not in keywords:
         return value

@@ -7,6 +7,7 @@ logger.info("%d documents", count)
 import argparse
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -36,12 +37,20 @@ logger.setLevel(logging.INFO)
 logger.propagate = False
 
 
+def _escaped(match: re.Match[str]) -> str:
+    return match[0] if match[0].isprintable() else repr(match[0])[1:-1]
+
+
 class UserError(ValueError):
     """Something that the user can fix: bad input, a damaged file. Its message is printed without a traceback."""
 
     def __init__(self, message: str, exit_code: int = 1, all_ranks: bool = False) -> None:
-        """`all_ranks`: every rank raises it, so only rank 0 prints it."""
-        super().__init__(message)
+        """`message`: one line, or a list whose other lines are indented by two spaces or more.
+
+        Other characters that are not printable come from a value and are escaped: newlines, a terminal's commands.
+        `all_ranks`: every rank raises it, so only rank 0 prints it.
+        """
+        super().__init__(re.sub(r"\n(?!  )|[^\n]", _escaped, message))
         self.exit_code, self.all_ranks = exit_code, all_ranks
 
 

@@ -47,6 +47,11 @@ def test_user_errors_are_one_line_and_bugs_keep_their_traceback(capsys: pytest.C
         list(zip([1], [], strict=True))
 
 
+def test_what_a_value_brings_into_an_error_cannot_break_its_line() -> None:
+    message = "a.json: name ('x\ny\x1b[2J\u202e\ud800') has 2 mistakes:\n  é\n  ok"
+    assert str(UserError(message)) == r"a.json: name ('x\ny\x1b[2J\u202e\ud800') has 2 mistakes:" + "\n  é\n  ok"
+
+
 def test_ctrl_c_ends_quietly(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_info, cli_errors("generate"):
         raise KeyboardInterrupt
@@ -90,6 +95,7 @@ def test_a_stage_explains_itself_and_refuses_arguments(
         ["plan", "--tokens-per-sec", "-1"],
         ["sweep", "train.seed=1,2", "--jobs", "0"],
         ["sweep"],
+        ["compare", "--into", ""],
         ["import"],
         ["export"],
         ["launch"],

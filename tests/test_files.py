@@ -125,7 +125,8 @@ def test_whatever_a_parser_raises_names_the_file() -> None:
     class PanicException(BaseException):  # as of libraries written in Rust
         pass
 
-    for error in (PanicException("panicked"), RecursionError("too deep"), OSError("corrupt"), KeyError("vocab")):
+    odd = (PanicException("panicked"), RecursionError("too deep"), OSError("corrupt"), KeyError("vocab"), MemoryError())
+    for error in odd:
         with pytest.raises(UserError, match=r"^a\.json: \S"), parsing("a.json"):
             raise error
     for error in (KeyboardInterrupt(), FileNotFoundError(2, "No such file", "b.json"), UserError("a.json:3: odd")):

@@ -1,6 +1,7 @@
 """Numbers as text, and markdown that any text can be put into."""
 
 import math
+from datetime import date
 
 import pytest
 from hypothesis import given
@@ -38,6 +39,10 @@ def test_a_missing_number_is_a_dash(value: float | None) -> None:
     assert {format_number(value) for format_number in (*formats, formatting.format_duration)} == {formatting.DASH}
 
 
+def test_a_date_is_text_for_hydra() -> None:
+    assert formatting.hydra_value(date(2020, 1, 2)) == '"2020-01-02"'
+
+
 @given(st.text())
 def test_any_text_fits_in_a_table_cell_and_a_fence(text: str) -> None:
     page = markdown.table(["a", "b"], [[markdown.text(text), markdown.code(text)]])
@@ -45,5 +50,5 @@ def test_any_text_fits_in_a_table_cell_and_a_fence(text: str) -> None:
     assert html.count("<td") == 2
     assert html.count("<tr>") == 2
     assert "<script" not in html
-    fenced = MarkdownIt("commonmark").render(markdown.fence(text) + "\n\nend")
+    fenced = MarkdownIt("commonmark").render(markdown.fence(text, "text") + "\n\nend")
     assert fenced.endswith("</code></pre>\n<p>end</p>\n")

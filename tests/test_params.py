@@ -58,6 +58,7 @@ def test_a_value_outside_its_rule_is_named(section: str, key: str, value: Any, m
     [
         (b"data: 2020-99-99", "month must be in"),
         (b"data: !!int abc", "invalid literal"),
+        (b"data: !!python/name:os 1", "line 1: could not determine a constructor"),
         (b"data: \xff", "can't decode byte 0xff"),
         (b"data: \0", "#x0000"),
         (b"data: " + b"[" * 1000, "line 1: more than 100 nested"),

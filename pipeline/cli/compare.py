@@ -29,6 +29,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--into", type=Path, help="folder for a page that other clones can use (default: reports)")
     parser.add_argument("--no-time", action="store_true", help="leave out training times")
     options = parser.parse_args(arguments)
+    if options.into == Path():  # an unset variable of the shell
+        parser.error("--into: name a folder")
     (params,) = read_sections(ReportParams)
     experiments = read_experiments(Path.cwd(), options.names, options.all_commits)
     page = write_comparison(

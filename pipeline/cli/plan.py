@@ -114,7 +114,8 @@ def text_vocabulary(tokenizer: TokenizerParams, shards: Path) -> tuple[int, int 
     # The name of a bpe tokenizer ends in its size, which is below vocab_size if the text has too few pairs to merge.
     if manifest.tokenizer_name.partition("-")[0] != tokenizer.encoding or manifest.vocab_size > expected:
         return expected, None
-    return manifest.vocab_size, manifest.splits["train"].tokens
+    train = manifest.splits.get("train")
+    return manifest.vocab_size, train.tokens if train else None
 
 
 def last_flops_per_sec(summary: Path) -> float | None:

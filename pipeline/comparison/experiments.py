@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,7 +95,7 @@ def _exp_show(root: Path, all_commits: bool) -> list[dict[str, Any]]:
     environment = {**os.environ, "DVC_NO_ANALYTICS": "1"}
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise UserError(f"`dvc exp show` failed: {done.stderr.strip() or done.stdout.strip()}")
+        raise UserError("`dvc exp show` failed:\n" + textwrap.indent(done.stderr.strip() or done.stdout.strip(), "  "))
     baselines: list[dict[str, Any]] = json.loads(done.stdout)
     return baselines
 

@@ -120,6 +120,7 @@ def use_shards() -> None:
     for stream in (open_split(SHARDS, "train"), open_split(SHARDS, "val")):
         stream.read(0, len(stream))
     verify(SHARDS)
+    plan.main([])
 
 
 def use_raw() -> None:
