@@ -114,7 +114,7 @@ def _read_manifest(directory: Path) -> Manifest:
         raise UserError(f"{path}: vocab_size and eot_id {ids} must be those of {config_path}, {expected}")
     names = Counter(shard.file for split in manifest.splits.values() for shard in split.shards)
     for name, count in names.items():
-        if Path(name).name != name or count > 1:
+        if Path(name).name != name or not name.isprintable() or count > 1:
             raise UserError(f"{path}: shard {name!r} must be the name of a file in {directory}, and listed once")
     for name, split in manifest.splits.items():
         if split.tokens < 1 or split.tokens != sum(shard.tokens for shard in split.shards):

@@ -127,6 +127,7 @@ def test_a_damaged_header_is_named(directory: Path, header: str) -> None:
         (["splits", "train"], {"tokens": 0, "documents": 0, "utf8_bytes": 0, "shards": []}, r"train\.tokens \(0\)"),
         (["splits", "train", "shards", 0, "file"], "train_000001.npy", r"'train_000001\.npy'.* once"),
         (["splits", "train", "shards", 0, "file"], "val_000000.npy", r"'val_000000\.npy'.* once"),
+        (["splits", "train", "shards", 0, "file"], "a\nb.npy", r"'a\\nb\.npy'"),
         (["splits", "train", "shards", 0, "file"], "../train_000000.npy", r"'\.\./train_000000\.npy'"),
     ],
 )

@@ -10,7 +10,6 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from pipeline.files import read_json
-from pipeline.log import UserError
 from tests.fuzz.cases import Failure, check, run_case, workspace
 from tests.fuzz.kinds import KINDS
 
@@ -47,7 +46,7 @@ def test_a_damaged_file_is_refused_in_one_line_that_names_it(name: str, space: P
 
 
 def refuse(message: str) -> None:
-    raise UserError(message)
+    raise OSError(message)
 
 
 def allocate() -> None:
