@@ -27,7 +27,7 @@ def _label_number(value: Any) -> Any:
 class Item(BaseModel):
     """One item; other fields of the public schema are ignored. `ctx` is ctx_a and ctx_b joined."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, str_max_length=1_000_000)  # with a bound, lone surrogates are refused too
 
     ind: int
     activity_label: str

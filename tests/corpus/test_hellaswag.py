@@ -124,6 +124,7 @@ def test_a_file_in_the_public_schema_is_used_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "place"),
     [
+        (json.dumps(RECORD | {"ctx_b": "\ud800"}), r":2: ctx_b \('\\ud800'\)"),
         (json.dumps(RECORD | {"label": "4"}), r":2: label \('4'\)"),
         (json.dumps(RECORD | {"label": ""}), r":2: label \(''\)"),
         (json.dumps(RECORD | {"label": 1.9}), r":2: label \(1\.9\)"),
