@@ -1,23 +1,28 @@
-"""Speed of the training loop beside a plain eager float32 loop over the same model, and the cost of checkpoints.
+"""Speed of the training loop beside a plain loop over the same model, and the cost of checkpoints.
 
     python -m benchmarks.train                    # 6 layers of 384, context 256, on a CPU
     python -m benchmarks.train --size gpt2        # GPT-2 124M at context 1,024, on a GPU
+    python -m benchmarks.train --peer ../nanoGPT  # beside nanoGPT's model too
 
 The loops take turns for several rounds, training the same model on a shard of random tokens. Prints, as markdown, the
 median tokens per second of each in training steps alone, without compiling and checkpoints; then the wall time that
-checkpoints add to the pipeline's loop, and its share where runtime.checkpoint_interval is null.
+checkpoints add to the pipeline's loop, and its share where runtime.checkpoint_interval is null. `--peer` is a directory
+whose model.py has nanoGPT's GPT and GPTConfig; the plain loop trains its model. Float32 is strict in all loops: no TF32.
 """
 
 import argparse
+import importlib.util
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from benchmarks.loader import write_stream
 from pipeline.config import read_sections
@@ -34,6 +39,7 @@ from pipeline.training.params import TrainParams
 from pipeline.training.trainer import CHECKPOINT_SECONDS, Probe, Trainer
 
 NEVER = 10**9
+PLAIN_COMPILED = "plain loop: compiled, float32"
 ADAMW = {"optimizer": "adamw", "max_lr": 1e-4, "schedule": "constant", "warmup_steps": 0}  # as in the plain loop
 
 
@@ -76,17 +82,37 @@ class Bench:
         return GPT(self.config)
 
 
-def plain_loop(bench: Bench) -> float:
-    """Tokens/s of a minimal loop: eager, float32, batches from random positions."""
+def peer_model(bench: Bench, directory: Path) -> nn.Module:
+    """A new model of nanoGPT's class in `directory`/model.py, of the same size."""
+    spec = importlib.util.spec_from_file_location("peer_model", directory / "model.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules["peer_model"] = importlib.util.module_from_spec(spec)  # the compiler looks it up
+    spec.loader.exec_module(module)
+    names = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd", "dropout", "bias")
+    torch.manual_seed(0)
+    return module.GPT(module.GPTConfig(**{name: getattr(bench.config, name) for name in names}))
+
+
+def plain_loop(bench: Bench, build: Callable[[], nn.Module], dtype: torch.dtype, compiled: bool) -> float:
+    """Tokens/s of a minimal loop, as in nanoGPT's train.py: batches from random positions, autocast to `dtype`.
+
+    `build`: a new model, whose forward returns the loss, or as nanoGPT's the logits and the loss.
+    """
     torch.use_deterministic_algorithms(False)
-    model = bench.model().to(bench.device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1)
+    model = build().to(bench.device)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=bench.device.type == "cuda"
+    )
+    network = torch.compile(model) if compiled else model
 
     def step() -> None:
         for _ in range(bench.size.accumulation):
             inputs, targets = next(batches)
-            loss = model(inputs, targets) / bench.size.accumulation
-            loss.backward()
+            with torch.autocast(bench.device.type, dtype, enabled=dtype != torch.float32):
+                output = network(inputs, targets)
+            loss = output[1] if isinstance(output, tuple) else output
+            (loss / bench.size.accumulation).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -105,22 +131,33 @@ def _random_batches(bench: Bench) -> Iterator[tuple[torch.Tensor, torch.Tensor]]
     while True:
         starts = torch.randint(len(bench.stream) - length - 1, (count,)).tolist()
         rows = torch.stack([torch.from_numpy(bench.stream.read(s, length + 1).astype("int64")) for s in starts])
-        yield rows[:, :-1].to(bench.device), rows[:, 1:].to(bench.device)
+        if bench.device.type == "cuda":
+            rows = rows.pin_memory()
+        rows = rows.to(bench.device, non_blocking=True)
+        yield rows[:, :-1].contiguous(), rows[:, 1:].contiguous()  # nanoGPT takes a view of the targets
 
 
 def pipeline_loop(bench: Bench, runtime: RuntimeParams, train: TrainParams, folder: Path) -> tuple[float, float]:
-    """Tokens/s of the pipeline's loop in steps alone, and the seconds from its first step to its last checkpoint."""
-    began: list[float] = []
+    """Tokens/s of the pipeline's loop in steps alone, and the seconds from its first step to its last checkpoint.
 
-    def note_the_start(_model: GPT, _step: int) -> Row:
-        began.append(time.perf_counter())
+    The first half of the steps warms up and does not count in tokens/s. Raises RuntimeError if compiling fails.
+    """
+    marks: list[tuple[int, float, float]] = []  # step, seconds in steps, time
+
+    def mark(_model: GPT, step: int) -> Row:
+        marks.append((step, trainer.metrics.clock.elapsed, time.perf_counter()))
         return {}
 
     with tempfile.TemporaryDirectory(dir=folder) as state:
         store, group = CheckpointStore(Path(state), runtime.checkpoints_kept), Group(0, 1, bench.device)
-        probes = [Probe(NEVER, note_the_start)]  # before the first step, and after the last
-        metrics = Trainer(bench.model(), bench.stream, train, runtime, group, store, [], probes).run()
-        return metrics.tokens_per_sec, time.perf_counter() - began[0]
+        probes = [Probe(bench.size.steps // 2, mark)]  # also before the first step, and after the last
+        trainer = Trainer(bench.model(), bench.stream, train, runtime, group, store, [], probes)
+        trainer.run()
+        ended = time.perf_counter()
+    if runtime.compile == "on" and not trainer.compiled:
+        raise RuntimeError("compiling failed")
+    (_, _, began), (half, warmup, _), *_, (steps, seconds, _) = marks
+    return (steps - half) * bench.step_tokens / (seconds - warmup), ended - began
 
 
 def time_in_turns(loops: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
@@ -133,8 +170,13 @@ def time_in_turns(loops: dict[str, Callable[[], float]], rounds: int) -> dict[st
     return {name: statistics.median(values) for name, values in results.items()}
 
 
-def speeds(bench: Bench, runtime: RuntimeParams, train: TrainParams, rounds: int, folder: Path) -> None:
-    """Prints the speed of each loop."""
+def speeds(
+    bench: Bench, runtime: RuntimeParams, train: TrainParams, rounds: int, folder: Path, peer: Path | None
+) -> None:
+    """Prints the speed of each loop, and its ratio to the plain compiled one's."""
+
+    def plain(build: Callable[[], nn.Module], dtype: torch.dtype, compiled: bool) -> Callable[[], float]:
+        return lambda: plain_loop(bench, build, dtype, compiled)
 
     def pipeline(**changes: Any) -> Callable[[], float]:
         return lambda: pipeline_loop(bench, changed(runtime, checkpoint_interval=NEVER, **changes), train, folder)[0]
@@ -142,19 +184,23 @@ def speeds(bench: Bench, runtime: RuntimeParams, train: TrainParams, rounds: int
     best = autocast_dtype("auto", bench.device)
     fast = str(best).removeprefix("torch.")
     loops: dict[str, Callable[[], float]] = {
-        "plain loop: eager, float32": lambda: plain_loop(bench),
+        "plain loop: eager, float32": plain(bench.model, torch.float32, False),
+        PLAIN_COMPILED: plain(bench.model, torch.float32, True),
         "pipeline: eager, float32": pipeline(compile="off", dtype="float32", deterministic=False),
         "pipeline: compiled, float32": pipeline(compile="on", dtype="float32", deterministic=False),
         f"pipeline: compiled, {fast}": pipeline(compile="on", dtype="auto", deterministic=False),
         f"pipeline: compiled, {fast}, deterministic": pipeline(compile="on", dtype="auto", deterministic=True),
     }
+    if peer:
+        for dtype in (torch.float32, torch.bfloat16):
+            name = f"{peer.resolve().name}: compiled, {str(dtype).removeprefix('torch.')}"
+            loops[name] = plain(lambda: peer_model(bench, peer), dtype, True)
     rates = time_in_turns(loops, rounds)
-    base = next(iter(rates.values()))
     flops, peak = flops_per_token(bench.config), peak_flops(bench.device)
     logger.info("\n| loop | tokens/s | ratio | MFU |\n|---|---:|---:|---:|")
     for name, rate in rates.items():
         mfu = f"{rate * flops / peak:.1%}" if peak else "unknown"
-        logger.info("| %s | %s | %.2f | %s |", name, f"{rate:,.0f}", rate / base, mfu)
+        logger.info("| %s | %s | %.2f | %s |", name, f"{rate:,.0f}", rate / rates[PLAIN_COMPILED], mfu)
 
 
 def checkpoint_cost(bench: Bench, runtime: RuntimeParams, train: TrainParams, rounds: int, folder: Path) -> None:
@@ -179,13 +225,14 @@ def changed(runtime: RuntimeParams, **values: Any) -> RuntimeParams:
     return RuntimeParams.model_validate({**runtime.model_dump(), **values})
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train", description=__doc__.partition("\n")[0])
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--micro-batch", type=int, help="sequences (default: the size's)")
-    parser.add_argument("--steps", type=int, help="per round (default: the size's)")
+    parser.add_argument("--steps", type=int, help="per round, at least 2 (default: the size's)")
     parser.add_argument("--rounds", type=int, default=3)
-    arguments = parser.parse_args()
+    parser.add_argument("--peer", type=Path, help="a checkout of nanoGPT, to train its model too")
+    arguments = parser.parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size = SIZES[arguments.size]
     sizes = {"micro_batch": arguments.micro_batch, "steps": arguments.steps}
@@ -200,7 +247,7 @@ def main() -> None:
             {**train.model_dump(), **ADAMW, "total_batch_size": bench.step_tokens, "max_steps": size.steps}
         )
         logger.info("%s: %s; micro-batch %d\n", device_name(device), describe(config), size.micro_batch)
-        speeds(bench, runtime, train, arguments.rounds, folder)
+        speeds(bench, runtime, train, arguments.rounds, folder, arguments.peer)
         checkpoint_cost(bench, runtime, train, arguments.rounds, folder)
 
 
