@@ -9,6 +9,7 @@ import torch
 
 from pipeline.log import UserError
 from pipeline.model.gpt import GPT
+from pipeline.training import trainer as trainer_module
 from pipeline.training.metrics import SPIKE_WINDOW, Row, SpikeDetector
 from pipeline.training.signals import Interrupted
 from pipeline.training.trainer import Probe, Trainer, dropout_seed
@@ -167,7 +168,12 @@ def test_accumulation_changes_only_the_order_of_additions(shards: Path, tmp_path
     assert losses(1) == pytest.approx(losses(8), rel=1e-5)
 
 
-def test_steps_are_strictly_deterministic_and_probes_as_far_as_possible(shards: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("strict", [True, False])
+def test_steps_are_strictly_deterministic_on_cuda_and_probes_as_far_as_possible(
+    shards: Path, tmp_path: Path, strict: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert trainer_module.STRICT_DEVICES == ("cuda",)
+    monkeypatch.setattr(trainer_module, "STRICT_DEVICES", ("cpu",) if strict else ())
     modes = {}
 
     def note(name: str) -> None:
@@ -180,7 +186,7 @@ def test_steps_are_strictly_deterministic_and_probes_as_far_as_possible(shards: 
 
     with before_each_step(lambda step: note(f"step {step}")):
         trainer(shards, tmp_path, train={"max_steps": 3, "warmup_steps": 1}, probes=(Probe(1, probe),)).run()
-    assert modes == {"probe": (True, True), **{f"step {step}": (True, False) for step in (1, 2, 3)}}
+    assert modes == {"probe": (True, True), **{f"step {step}": (True, not strict) for step in (1, 2, 3)}}
 
 
 def test_too_many_skipped_steps_stop_the_run(shards: Path, tmp_path: Path) -> None:
