@@ -30,11 +30,14 @@ def atomic_path(path: Path, flush: bool = True) -> Iterator[Path]:
     """Yields a temporary path beside `path` to write a file to; renames it to `path` when the block succeeds.
 
     After a crash, `path` holds its old content or its new content, never a mixture. On an error the temporary file is
-    removed. `flush=False` leaves out the fsync, for files whose content is checked by a hash before it is used.
+    removed. `flush=False` leaves out the fsync, for files whose content is checked by a hash before it is used, and the
+    search for leftovers, which would read a directory of thousands of files again for each.
     """
     if path.exists() and not path.is_file():
         raise FileExistsError(f"{path} exists and is not a file")
     path.parent.mkdir(parents=True, exist_ok=True)
+    if flush:
+        remove_leftovers(path.parent, path.name)
     temporary = _temporary(path)
     try:
         with naming(path):
@@ -59,6 +62,7 @@ def atomic_directory(path: Path, contents: Collection[str]) -> Iterator[Path]:
     """
     check_replaceable(path, contents)
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent, path.name)
     temporary, old = _temporary(path), _temporary(path, ".old")
     temporary.mkdir()
     try:
@@ -79,6 +83,7 @@ def atomic_directory(path: Path, contents: Collection[str]) -> Iterator[Path]:
 
 def remove_directory(path: Path) -> None:
     """Removes a directory, if it exists. It is renamed first, so a kill never leaves a part of it under its name."""
+    remove_leftovers(path.parent, path.name)
     old = _temporary(path, ".old")
     if path.exists():
         path.replace(old)
@@ -86,8 +91,7 @@ def remove_directory(path: Path) -> None:
 
 
 def _temporary(path: Path, suffix: str = "") -> Path:
-    """A free temporary name beside `path`. Removes what killed processes of this machine have left for that target."""
-    remove_leftovers(path.parent, path.name)
+    """A free temporary name beside `path`."""
     own = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}{suffix}.tmp")
     _remove(own)
     return own

@@ -249,16 +249,13 @@ def _fitting_parts(checkpoint: Checkpoint, model: GPT, optimizer: Optimizer) -> 
             parts[name] = checkpoint.load(name)
     with parsing("weights.pt"):
         weights, expected = _shapes(parts["weights"]), _shapes(model.state_dict())
-        if differing := sorted(
-            name for name in weights.keys() | expected.keys() if weights.get(name) != expected.get(name)
-        ):
+        differing = sorted(name for name in weights.keys() | expected if weights.get(name) != expected.get(name))
+        if differing:
             raise UserError(f"weights.pt: {differing[0]} is not that of the model")
     with parsing("optimizer.pt"):
         for state, moments in zip(parts["optimizer"], optimizer.expected_state(), strict=True):
-            if _shapes(state["state"]) not in (
-                {},
-                _shapes(moments),
-            ):  # empty: before the first step that is not skipped
+            # Empty before the first step that is not skipped.
+            if state["state"] and _shapes(state["state"]) != _shapes(moments):
                 raise UserError("optimizer.pt: the moments are not those of the optimizer")
     with parsing("rng.pt"):
         for state in parts["rng"]:

@@ -143,7 +143,7 @@ def test_the_device_skips_a_non_finite_step(shards: Path, tmp_path: Path, group:
 
 def test_the_host_does_not_wait_for_the_device_in_a_step(shards: Path, tmp_path: Path, group: Group) -> None:
     if group.device.type == "cpu":
-        pytest.skip("a CPU computes when it is told to")
+        pytest.skip("only a GPU runs behind the host")
     run = trainer(shards, tmp_path, group=group, train={"max_steps": 9}, runtime={"checkpoint_interval": 100})
     with before_each_step(lambda step: torch.cuda.set_sync_debug_mode("error" if 2 < step < 9 else "default")):
         run.run()

@@ -54,7 +54,7 @@ def held(run: SmallRun, *faults: str, **options: Any) -> Process:
     return process
 
 
-# Stands for DVC: starts its arguments through a shell that waits for them, as /bin/sh does.
+# In place of DVC: starts its arguments through a shell that waits for them, as /bin/sh does.
 DVC = """
 import os, shlex, subprocess, sys
 subprocess.run(["/bin/sh", "-c", shlex.join(sys.argv[1:]) + "; exit"], env=os.environ | {"DVC_STAGE": "train"})
