@@ -56,9 +56,9 @@ class RuntimeParams(Section):
     """torch.compile. auto: for runs long enough to pay for it, falling back to eager where the compiler fails."""
 
     deterministic: bool
-    """Only algorithms that give the same bits each time, so that a resumed run equals an uninterrupted one bit for bit;
-    an operation that has none ends training with an error. false: faster algorithms where they exist, whose order of
-    additions varies."""
+    """Only algorithms that give the same bits each time, so that a resumed run equals an uninterrupted one bit for bit.
+    On CUDA, an operation without such an algorithm ends training with an error. false: faster algorithms where they
+    exist, whose order of additions varies."""
 
     sharding: Literal["ddp", "fsdp"]
     """How several ranks hold the model. ddp: each holds all of it. fsdp: each holds a shard of every weight, gradient
