@@ -135,12 +135,16 @@ def remove_temporaries() -> Iterator[str]:
 
 def remove_copies() -> Iterator[str]:
     """Removes the copies of the repository in which killed experiments ran, unless a process is in one."""
-    used = []
+    users: dict[Path, int] = {}  # path in use -> process id
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            used += [process.cwd(), *(file.path for file in process.open_files())]
+            paths = [process.cwd(), *(file.path for file in process.open_files())]
+            users |= {Path(path): process.pid for path in paths}
     for parent in (DVC_TMP / "exps", DVC_TMP / "exps/standalone"):
         for copy in sorted(parent.glob("tmp*/")):
-            if not any(Path(path).is_relative_to(copy.resolve()) for path in used):
+            pid = next((pid for path, pid in users.items() if path.is_relative_to(copy.resolve())), None)
+            if pid is None:
                 shutil.rmtree(copy)
                 yield f"{copy}: removed, left by a killed experiment"
+            else:
+                yield f"{copy}: kept, process {pid} is using it"

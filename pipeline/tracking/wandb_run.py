@@ -12,9 +12,7 @@ import queue
 import secrets
 import shutil
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +32,6 @@ SHORT_REVISION = 7
 
 QUEUE_LENGTH = 1000  # waiting calls, each normally with up to ten rows: 10,000 steps
 START_TIMEOUT_S = 120.0  # of wandb's own process; after it (by default 30 s) wandb 0.31 hangs instead of failing
-RETRY_S = 2.0  # between attempts to take over the run of a killed process
 FINISH_TIMEOUT_S = 60.0
 FAILED_TIMEOUT_S = 10.0  # after a signal or an error: schedulers may kill a process 30 s after their signal
 
@@ -271,8 +268,7 @@ class WandbRun:
         # Beside the runs, for `wandb sync` to find: the home directory may be small or read-only.
         os.environ.setdefault("WANDB_DATA_DIR", str(main_root() / "wandb"))
         wandb.setup(settings=wandb.Settings(silent=True, x_service_wait=START_TIMEOUT_S))
-        start = partial(
-            wandb.init,
+        self._run = wandb.init(
             project=params.project,
             entity=params.entity,
             id=self.identity.id,
@@ -292,21 +288,6 @@ class WandbRun:
             ),
             **init,
         )
-
-        def files() -> set[Path]:
-            return set((main_root() / "wandb").glob(f"*run-*-{self.identity.id}"))
-
-        before, deadline = files(), time.monotonic() + START_TIMEOUT_S
-        while self._run is None:
-            try:
-                self._run = start()
-            except Exception as error:
-                # wandb's own process outlives a killed training process for some seconds and holds the run.
-                if "is in use" not in str(error) or time.monotonic() > deadline:
-                    raise
-                for empty in files() - before:  # left by this attempt
-                    shutil.rmtree(empty, ignore_errors=True)
-                time.sleep(RETRY_S)
         self._run.define_metric("tokens")
         self._run.define_metric("*", step_metric="tokens")
 

@@ -129,7 +129,11 @@ def test_temporaries_and_copies_are_removed_but_not_one_that_is_in_use(repositor
         path.parent.mkdir(parents=True) if not path.parent.exists() else None
         path.touch()
     with used.open():
-        assert len(list(repair())) == len(leftovers)
+        lines = list(repair())
+    assert sum("removed" in line for line in lines) == len(leftovers)
+    (kept,) = [line for line in lines if "removed" not in line]
+    assert str(used.parent) in kept
+    assert f"process {os.getpid()} " in kept
     assert [path for path in leftovers if path.exists()] == []
     assert used.exists()
 

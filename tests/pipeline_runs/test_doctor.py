@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,8 @@ def test_a_killed_experiment_leaves_a_copy_that_is_removed(finished: Project, tm
     os.killpg(dvc.pid, signal.SIGKILL)
     dvc.communicate(timeout=60)
     assert list(project.path.glob(".dvc/tmp/exps/standalone/tmp*"))
-    doctor(project)
+    deadline = time.monotonic() + 60
+    while "is using it" in doctor(project):  # W&B's own process outlives training for some seconds
+        assert time.monotonic() < deadline
     assert list(project.path.glob(".dvc/tmp/exps/standalone/tmp*")) == []
     assert project.unfinished_runs() != []
