@@ -22,6 +22,12 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
             item.add_marker("index")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """What a test starts must not share the process of wandb that an earlier test has started and left here."""
+    os.environ.pop("WANDB_SERVICE", None)
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Project:
     """A project whose pipeline has run once and is committed. Tests that change it work on a copy.

@@ -82,7 +82,7 @@ class SmallRun:
             "PYTHONDONTWRITEBYTECODE": "1",
             "DVC_STAGE": "train",  # so that a finished run keeps its last checkpoint, as it does under DVC
         }
-        for name in ("RANK", "WORLD_SIZE", "NPROC_PER_NODE", "WANDB_MODE", "WANDB_SERVICE", "MAX_RESTARTS"):
+        for name in ("RANK", "WORLD_SIZE", "NPROC_PER_NODE", "WANDB_MODE", "MAX_RESTARTS"):
             self.environment.pop(name, None)
 
     def set(self, **changes: Mapping[str, Any]) -> None:

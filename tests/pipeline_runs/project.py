@@ -66,7 +66,7 @@ class Project:
             "PYTHONDONTWRITEBYTECODE": "1",
             "DVC_NO_ANALYTICS": "1",
         }
-        for name in ("RANK", "WORLD_SIZE", "DVC_EXP_NAME", "WANDB_MODE", "WANDB_SERVICE", "DVC_ROOT"):
+        for name in ("RANK", "WORLD_SIZE", "DVC_EXP_NAME", "WANDB_MODE", "DVC_ROOT"):
             self.environment.pop(name, None)
 
     @classmethod
