@@ -41,6 +41,7 @@ from pipeline.tracking.params import TrackingParams
 from pipeline.tracking.wandb_run import WandbRun, training_run
 from pipeline.training.checkpoint import CHECKPOINT_FORMAT, CheckpointStore
 from pipeline.training.metrics import Logger
+from pipeline.training.parallel import is_sharded
 from pipeline.training.params import TrainParams
 from pipeline.training.trainer import Trainer
 
@@ -105,7 +106,10 @@ def make_trainer(
     tokenizer = load_tokenizer(SHARDS / TOKENIZER_DIRECTORY)
     check_memory(GPTConfig.from_params(model_params, tokenizer.n_vocab), train, runtime, group)
     torch.manual_seed(train.seed)  # the same initial weights on every rank
-    model = initial_model(model_params, tokenizer.n_vocab, stream.manifest.tokenizer_sha256)
+    # Of a model to be sharded, the other ranks receive their part from rank 0.
+    sharded = is_sharded(runtime.sharding, group) and not group.is_main
+    with torch.device("meta" if sharded else "cpu"):
+        model = initial_model(model_params, tokenizer.n_vocab, stream.manifest.tokenizer_sha256)
     logger.info("model: %s", describe(model.config))
     probes = training_probes(train, runtime, group, tokenizer, SHARDS, HELLASWAG)
     trainer = Trainer(model, stream, train, runtime, group, store, loggers, probes)

@@ -221,8 +221,7 @@ class GPT(nn.Module):
         self.config = config
         self.transformer = Transformer(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        if config.tie_embeddings:
-            self.lm_head.weight = self.transformer.wte.weight
+        self.tie_weights()
         self.init_weights()
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> Tensor:
@@ -260,6 +259,11 @@ class GPT(nn.Module):
     def new_cache(self, batch: int, slots: int, padding: Tensor | None = None) -> KVCache:
         """An empty cache for `batch` rows of at most `slots` tokens; `padding` (batch,): see `kv_cache.py`."""
         return KVCache([LayerCache(slots) for _ in range(self.config.n_layer)], batch, slots, padding)
+
+    def tie_weights(self) -> None:
+        """Makes a tied head the embedding itself: again where each has been replaced, as on another kind of device."""
+        if self.config.tie_embeddings:
+            self.lm_head.weight = self.transformer.wte.weight
 
     @torch.no_grad()
     def init_weights(self) -> None:

@@ -34,7 +34,7 @@ from pipeline.model.gpt import GPT
 from pipeline.run_state import changed_files
 from pipeline.training.metrics import MetricsState
 from pipeline.training.optim import Optimizer
-from pipeline.training.parallel import gather, shard_like
+from pipeline.training.parallel import gather, receive
 
 CHECKPOINT_FORMAT = 3
 CHECKPOINT_FILES = (MANIFEST_FILE, "*.pt")
@@ -296,10 +296,10 @@ def restore(store: CheckpointStore, model: GPT, optimizer: Optimizer, group: Gro
     parts = parts or message[1]
 
     weights = model.state_dict()
-    model.load_state_dict({name: _receive(t, weights[name], group) for name, t in parts["weights"].items()})
+    model.load_state_dict({name: receive(t, weights[name], group) for name, t in parts["weights"].items()})
     for state, parameters in zip(parts["optimizer"], optimizer.indexed_parameters(), strict=True):
         for index, values in state["state"].items():
-            values.update({name: _receive(t, parameters[index], group) for name, t in values.items()})
+            values.update({name: receive(t, parameters[index], group) for name, t in values.items()})
     optimizer.load_state_dict(parts["optimizer"])
     if len(parts["rng"]) == group.world_size:
         rng = parts["rng"][group.rank]
@@ -314,18 +314,6 @@ def restore(store: CheckpointStore, model: GPT, optimizer: Optimizer, group: Gro
             len(parts["rng"]),
         )
     return restored
-
-
-def _receive(tensor: Tensor, like: Tensor, group: Group) -> Tensor:
-    """Rank 0's `tensor` on every rank; where `like` is sharded, this rank's shard of it.
-
-    `tensor`: on other ranks than 0, one on the meta device with the same shape and dtype.
-    """
-    if group.world_size > 1:
-        if not group.is_main:
-            tensor = torch.empty_like(tensor, device="cpu")
-        dist.broadcast(tensor, src=0)
-    return shard_like(tensor, like)
 
 
 def _rng_state(device: torch.device) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ Checkpoints, probes and the finished model see whole tensors.
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -21,12 +22,28 @@ from pipeline.model.gpt import GPT
 
 
 def parallelize(model: GPT, sharding: str, group: Group) -> None:
-    """Moves a model to this rank's device, in place: all of it, or with "fsdp" this rank's shard, block by block."""
-    if sharding == "fsdp" and group.world_size > 1:
-        mesh = init_device_mesh(group.device.type, (group.world_size,))
-        for module in (*model.transformer.h, model):
-            fully_shard(module, mesh=mesh)
-    model.to(group.device)
+    """Moves a model to this rank's device, in place: all of it, or with "fsdp" this rank's shard of rank 0's weights.
+
+    With "fsdp", only rank 0's model needs memory before: on other ranks it may be on the meta device.
+    """
+    if not is_sharded(sharding, group):
+        model.to(group.device)
+        return
+    weights, buffers = model.state_dict(), dict(model.named_buffers())
+    model.to("meta").tie_weights()
+    mesh = init_device_mesh(group.device.type, (group.world_size,))
+    for module in (*model.transformer.h, model):
+        fully_shard(module, mesh=mesh)
+    model.to_empty(device=group.device)
+    sharded = model.state_dict()
+    model.load_state_dict({name: receive(weight, sharded[name], group) for name, weight in weights.items()})
+    for name, buffer in model.named_buffers():  # position tables, which are not in the state dict
+        buffer.copy_(receive(buffers[name], buffer, group))
+
+
+def is_sharded(sharding: str, group: Group) -> bool:
+    """Whether `runtime.sharding` shards a model over these ranks."""
+    return sharding == "fsdp" and group.world_size > 1
 
 
 def data_parallel(module: nn.Module, group: Group) -> nn.Module:
@@ -89,6 +106,18 @@ def shard_like(tensor: Tensor, other: Tensor) -> Tensor:
     return tensor
 
 
+def receive(tensor: Tensor, like: Tensor, group: Group) -> Tensor:
+    """Rank 0's `tensor` on every rank; where `like` is sharded, this rank's shard of it. Every rank must call it.
+
+    `tensor`: on other ranks than 0, one on the meta device with the same shape and dtype.
+    """
+    if group.world_size > 1:
+        if not group.is_main:
+            tensor = torch.empty_like(tensor, device="cpu")
+        dist.broadcast(tensor, src=0)
+    return shard_like(tensor, like)
+
+
 def gather(tree: Any, group: Group) -> Any:
     """A tree whose sharded tensors are whole, in rank 0's CPU memory; None in their place on other ranks.
 
@@ -117,8 +146,7 @@ def whole_model(model: GPT, dtype: torch.dtype = torch.float32) -> GPT:
     with torch.device("meta"):
         copy = GPT(model.config)
     copy.load_state_dict({name: gathered(name, weight) for name, weight in model.state_dict().items()}, assign=True)
-    if model.config.tie_embeddings:
-        copy.lm_head.weight = copy.transformer.wte.weight
+    copy.tie_weights()
     for name, buffer in model.named_buffers():  # position tables, which are not in the state dict
         owner, _, key = name.rpartition(".")
         copy.get_submodule(owner).register_buffer(key, buffer, persistent=False)

@@ -21,7 +21,7 @@ from pipeline.training import trainer as trainer_module
 from pipeline.training.checkpoint import CheckpointStore
 from pipeline.training.metrics import Row
 from pipeline.training.optim import learning_rate
-from pipeline.training.parallel import to_local
+from pipeline.training.parallel import is_sharded, to_local
 from pipeline.training.params import TrainParams
 from pipeline.training.trainer import Probe, Trainer
 
@@ -149,9 +149,11 @@ def trainer(
 ) -> Trainer:
     """A trainer of the small model, with some params changed."""
     params = TrainParams.model_validate({**TRAIN, **(train or {})})
-    torch.manual_seed(params.seed)
-    model = GPT(GPTConfig.model_validate({**CONFIG, **(config or {})}))
     execution = RuntimeParams.model_validate({**RUNTIME, **(runtime or {})})
+    torch.manual_seed(params.seed)
+    sharded = is_sharded(execution.sharding, group) and not group.is_main
+    with torch.device("meta" if sharded else "cpu"):
+        model = GPT(GPTConfig.model_validate({**CONFIG, **(config or {})}))
     store = CheckpointStore(state, execution.checkpoints_kept, code or {})
     loggers = [log] if log is not None else []
     return Trainer(model, open_split(shards, "train"), params, execution, group, store, loggers, probes)
