@@ -90,6 +90,7 @@ class Benchmarks:
             "training: Muon": {"optimizer": "muon"},
             f"training: micro-batch {large}": {"micro_batch_size": large},
             "training: activation checkpointing": {"activation_checkpointing": True},
+            "training: compile max-autotune": {"compile": "max-autotune"},
             "training: not compiled": {"compile": "off"},
             f"training: micro-batch {small}, attention sdpa": {"micro_batch_size": small},
             f"training: micro-batch {small}, attention eager": {"micro_batch_size": small, "attention": "eager"},

@@ -155,7 +155,7 @@ def pipeline_loop(bench: Bench, runtime: RuntimeParams, train: TrainParams, fold
         trainer = Trainer(bench.model(), bench.stream, train, runtime, group, store, [], probes)
         trainer.run()
         ended = time.perf_counter()
-    if runtime.compile == "on" and not trainer.compiled:
+    if runtime.compile in ("on", "max-autotune") and not trainer.compiled:
         raise RuntimeError("compiling failed")
     (_, _, began), (half, warmup, _), *_, (steps, seconds, _) = marks
     return (steps - half) * bench.step_tokens / (seconds - warmup), ended - began

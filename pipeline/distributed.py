@@ -24,7 +24,7 @@ from torch._C._distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
 from pipeline.log import UserError, environment_int
-from pipeline.runtime import stop_with
+from pipeline.runtime import reuse_memory, stop_with
 
 REPORT_S = 5.0  # ranks that wait for the same rank time out within moments of each other
 
@@ -128,6 +128,8 @@ def start(timeout_s: float, store: Store | None = None) -> Iterator[Group]:
     if torch.cuda.is_available():
         device = torch.device("cuda", local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
+    else:
+        reuse_memory()
     if local_rank == 0:
         check_first_machine(os.environ)
         check_address(os.environ)

@@ -59,7 +59,7 @@ def test_all_gpu_benchmarks_run_and_one_that_fails_does_not_stop_the_others(
     monkeypatch.setattr(gpu.Benchmarks, "generation", fail)
     gpu.main(["--out", str(tmp_path / "gpu.md"), "--device", "cpu", "--tiny"])
     rows = table((tmp_path / "gpu.md").read_text())
-    assert len(rows) == 15
+    assert len(rows) == 16
     failed = {name for name, (result, *_) in rows.items() if result == "ValueError: broken / here"}
     assert failed == {"generation: bfloat16, batch 1", "generation: bfloat16, batch 32"}
     for name, (result, *_) in rows.items():

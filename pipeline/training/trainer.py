@@ -219,17 +219,19 @@ class Trainer:
         tokens_per_rank = self.train.total_batch_size * self.train.max_steps / self.group.world_size
         flops = self.metrics.flops_per_token * tokens_per_rank
         pays = flops >= COMPILE_MIN_FLOPS.get(self.group.device.type, float("inf"))
-        if self.runtime.compile == "on" or (self.runtime.compile == "auto" and pays):
+        choice = self.runtime.compile
+        if choice in ("on", "max-autotune") or (choice == "auto" and pays):
             logger.info("compiling the model (about a minute on two CPU cores, less on a GPU machine)")
             logging.getLogger("torch._inductor").setLevel(logging.ERROR)
-            self.module = data_parallel(cast(nn.Module, torch.compile(self.model)), self.group)
+            mode = "max-autotune-no-cudagraphs" if choice == "max-autotune" else None
+            self.module = data_parallel(cast(nn.Module, torch.compile(self.model, mode=mode)), self.group)
             failure = self._warm_up()
             failures = self.group.sum_(torch.tensor([failure is not None], dtype=torch.int32))
             if not failures.item():
                 self.compiled = True
                 return
-            if self.runtime.compile == "on" and failure:
-                logger.warning("runtime.compile is on, but compiling failed (%s)", failure)
+            if choice != "auto" and failure:
+                logger.warning("runtime.compile is %s, but compiling failed (%s)", choice, failure)
             logger.warning("training without torch.compile: %s", failure or "it failed on another rank")
             self._unwrap()
         self.module = data_parallel(self.model, self.group)

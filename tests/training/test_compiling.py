@@ -26,7 +26,7 @@ class Breaks(nn.Module):
 
     error: type[Exception] = ZeroDivisionError
 
-    def __init__(self, model: GPT) -> None:
+    def __init__(self, model: GPT, mode: str | None) -> None:
         super().__init__()
         self.model = model
 
