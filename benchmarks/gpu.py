@@ -25,7 +25,7 @@ from benchmarks.loader import write_stream
 from benchmarks.train import ADAMW, NEVER, Bench, Size, changed, pipeline_loop
 from pipeline.config import read_sections
 from pipeline.distributed import Group, device_name
-from pipeline.evaluation.hellaswag import PROTOCOLS, Request, score_requests
+from pipeline.evaluation.scoring import Request, score_requests
 from pipeline.log import logger
 from pipeline.model.accounting import describe, flops_per_token
 from pipeline.model.config import GPT2_VOCAB_SIZE, gpt2_config
@@ -133,9 +133,8 @@ class Benchmarks:
             return random.integers(0, GPT2_VOCAB_SIZE, random.integers(low, high)).tolist()
 
         requests = [
-            Request(tokens(20, 90), [tokens(10, 38) for _ in range(4)], protocol, [1] * 4, 0)
-            for protocol in PROTOCOLS
-            for _ in range(self.scale.items)
+            Request([tokens(20, 90)], [tokens(10, 38) for _ in range(4)])
+            for _ in range(2 * self.scale.items)  # two protocols
         ]
 
         def score(requests: Sequence[Request]) -> None:

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.corpus.hellaswag import Item, read_items
+from pipeline.corpus.benchmarks import Item, read_items, subset
 from pipeline.corpus.tokenizer import load_tokenizer
 from pipeline.distributed import start
-from pipeline.evaluation.hellaswag import Answers, answer, build_requests, subset
+from pipeline.evaluation.benchmarks import Answers, answer, build_questions
 from pipeline.huggingface.export import export_model
 from pipeline.model_directory import TOKENIZER_DIRECTORY, load_model
 
@@ -67,11 +67,13 @@ def main() -> None:
     parser.add_argument("--items", type=int, help="size of a fixed subset (default: all)")
     args = parser.parse_args()
 
-    items = subset(read_items(args.items_file), args.items)
+    items = subset(read_items(args.items_file, "hellaswag"), args.items)
     model = load_model(args.model)
     tokenizer = load_tokenizer(args.model / TOKENIZER_DIRECTORY)
     with start(timeout_s=600) as group, tempfile.TemporaryDirectory() as folder:
-        here = answer(model, build_requests(items, tokenizer), batch_size=16, dtype=torch.float32, group=group)
+        here = answer(
+            model, build_questions("hellaswag", items, tokenizer), batch_size=16, dtype=torch.float32, group=group
+        )
         exported = Path(folder) / "model"
         export_model(model, args.model / TOKENIZER_DIRECTORY, exported)
         harness = harness_is_right(exported, items)

@@ -11,22 +11,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import tiktoken
 import torch
 import torch.nn.functional as F
 
-from pipeline.corpus.hellaswag import Item, read_items
+from pipeline.corpus.benchmarks import Item, read_items, subset
 from pipeline.corpus.tokenizer import load_tokenizer
 from pipeline.distributed import autocast, start
-from pipeline.evaluation.hellaswag import (
-    HellaswagResult,
-    Request,
-    answer,
-    answers_of,
-    build_requests,
-    subset,
-)
+from pipeline.evaluation.benchmarks import Answers, answer, answers_of, build_questions
+from pipeline.evaluation.scoring import Request
 from pipeline.model.config import gpt2_config
 from pipeline.model.gpt import GPT
 from pipeline.model_directory import load_model
@@ -35,22 +28,26 @@ from pipeline.model_directory import load_model
 @torch.no_grad()
 def score_one_at_a_time(
     model: GPT, tokenizer: tiktoken.Encoding, items: Sequence[Item], dtype: torch.dtype, device: torch.device
-) -> HellaswagResult:
-    """The simple way, as in build-nanogpt's hellaswag.py; also the tests' reference. Items must fit the context."""
-    requests = build_requests(items, tokenizer)
-    nats = torch.stack([_four_rows(model, request, dtype, device) for request in requests]).double().numpy()
-    return HellaswagResult(np.array([item.label for item in items]), answers_of(nats, requests), truncated=0)
+) -> dict[str, Answers]:
+    """The simple way, as in build-nanogpt's hellaswag.py; also the tests' reference. Items must fit the context.
+
+    Returns the chosen endings by metric.
+    """
+    questions = build_questions("hellaswag", items, tokenizer)
+    nats = [_four_rows(model, question.request, dtype, device).double().numpy() for question in questions]
+    return answers_of(nats, questions)
 
 
 def _four_rows(model: GPT, request: Request, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Summed nats of each ending, (4,): context and ending as a row, padded to the longest, all logits."""
-    width = len(request.context) + max(len(ending) for ending in request.endings)
+    (context,) = request.contexts
+    width = len(context) + max(len(ending) for ending in request.endings)
     idx = torch.zeros(len(request.endings), width, dtype=torch.int64)
     mask = torch.zeros_like(idx)
     for row, ending in enumerate(request.endings):
-        end = len(request.context) + len(ending)
-        idx[row, :end] = torch.tensor(request.context + ending)
-        mask[row, len(request.context) : end] = 1
+        end = len(context) + len(ending)
+        idx[row, :end] = torch.tensor(context + ending)
+        mask[row, len(context) : end] = 1
     idx, mask = idx.to(device), mask.to(device)
     with autocast(device, dtype):
         logits = model.logits(model.hidden(idx[:, :-1]))  # (4, T, V)
@@ -73,7 +70,7 @@ def main() -> None:
         torch.manual_seed(1)
         model = load_model(args.model, group.device) if args.model else GPT(gpt2_config("gpt2")).to(group.device)
         tokenizer = load_tokenizer(args.tokenizer)
-        items = subset(read_items(args.items_file), args.items)
+        items = subset(read_items(args.items_file, "hellaswag"), args.items)
         score_one_at_a_time(model, tokenizer, items[:2], torch.float32, group.device)  # warmup
         began = time.perf_counter()
         reference = score_one_at_a_time(model, tokenizer, items, torch.float32, group.device)
@@ -81,17 +78,12 @@ def main() -> None:
         print(f"one at a time, float32: {len(items) / slow:.2f} items/s")
         for name in args.dtypes:
             dtype = getattr(torch, name)
-            answer(
-                model, build_requests(items[:2], tokenizer), batch_size=args.batch_size, dtype=dtype, group=group
-            )  # warmup
+            warmup, questions = (build_questions("hellaswag", some, tokenizer) for some in (items[:2], items))
+            answer(model, warmup, batch_size=args.batch_size, dtype=dtype, group=group)
             began = time.perf_counter()
-            result = answer(
-                model, build_requests(items, tokenizer), batch_size=args.batch_size, dtype=dtype, group=group
-            )
+            result = answer(model, questions, batch_size=args.batch_size, dtype=dtype, group=group)
             fast = time.perf_counter() - began
-            same = {
-                metric: int((reference.answers[metric] == result.answers[metric]).sum()) for metric in result.answers
-            }
+            same = {metric: int((reference[metric] == chosen).sum()) for metric, chosen in result.answers.items()}
             print(
                 f"shared contexts, {name}: {len(items) / fast:.2f} items/s, {slow / fast:.1f}x; "
                 f"answers as in float32, of {len(items)}: {same}"

@@ -1,7 +1,7 @@
 """One typed record per file that a stage leaves for another: written and read by the same class. No torch.
 
 data/raw/source.json            RawCorpus          download
-data/hellaswag/source.json      ItemSource         download
+data/benchmarks/source.json     BenchmarkSource    download
 data/shards/manifest.json       Manifest           tokenize
 reports/train/metrics.json      TrainMetrics       train
 reports/train/summary.json      RunSummary         train
@@ -12,7 +12,7 @@ reports/sample/samples.json     Samples            sample
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
 
 from pipeline.files import write_json
 from pipeline.log import UserError
@@ -90,19 +90,20 @@ class RawCorpus(Record):
         return sum(file.documents for file in self.splits.get(split, []))
 
 
-class ItemSource(Record):
-    """data/hellaswag/source.json: what the multiple-choice items are called in metrics and reports."""
+class TaskSource(Record):
+    """The items of a benchmark."""
+
+    items: int
+    origin: str
+    """A dataset with its commit, a file, or the validation documents."""
+
+
+class BenchmarkSource(Record):
+    """data/benchmarks/source.json: the benchmarks in the order of benchmarks.tasks."""
 
     stage = "download"
 
-    name: str
-    is_hellaswag: bool
-    items: int
-
-    @property
-    def key(self) -> Literal["hellaswag", "next_lines"]:
-        """The first part of the metrics' names: items that are not HellaSwag's are never called so."""
-        return "hellaswag" if self.is_hellaswag else "next_lines"
+    tasks: dict[str, TaskSource]
 
 
 # tokenize
@@ -278,44 +279,78 @@ class ValidationMetrics(Record):
     tokens: int
 
 
-class ChoiceMetrics(Record):
-    """Four-way multiple choice: accuracies, 0 to 1, with their standard errors."""
+BENCHMARK_METRICS = ("acc", "acc_norm", "acc_norm_token")
+
+
+class BenchmarkMetrics(Record):
+    """Accuracies on a benchmark, 0 to 1, with their standard errors. Metrics that the task does not have are None."""
 
     name: str
-    is_hellaswag: bool
+    """What the benchmark is called in headings."""
     items: int
     truncated: int
     """Items that did not fit the model's context."""
+    chance: float
+    """Accuracy of guessing."""
     acc: float
     acc_stderr: float
-    acc_norm: float
-    acc_norm_stderr: float
-    acc_norm_token: float
-    acc_norm_token_stderr: float
+    acc_norm: float | None = None
+    acc_norm_stderr: float | None = None
+    acc_norm_token: float | None = None
+    acc_norm_token_stderr: float | None = None
 
     @property
-    def short_name(self) -> str:
-        """What the items are called in headings."""
-        return "HellaSwag" if self.is_hellaswag else "Next lines"
+    def metrics(self) -> list[str]:
+        """Those that the task has."""
+        return [name for name in BENCHMARK_METRICS if None not in self.value(name)]
+
+    @property
+    def accuracies(self) -> list[str]:
+        """Those that are accuracies."""
+        return [name for name in self.metrics if name != "perplexity"]
+
+    @property
+    def main(self) -> str:
+        """The metric that stands for the benchmark."""
+        return "acc_norm" if "acc_norm" in self.metrics else "acc"
+
+    @property
+    def title(self) -> str:
+        """The benchmark with its main metric."""
+        return f"{self.name} {self.main}"
+
+    def value(self, metric: str) -> tuple[float, float]:
+        """(value, standard error) of a metric."""
+        return getattr(self, metric), getattr(self, f"{metric}_stderr")
 
 
 class EvaluationMetrics(Record):
-    """reports/evaluate/metrics.json: validation loss, and one set of multiple-choice items under its own key."""
+    """reports/evaluate/metrics.json: validation loss, and the results on each benchmark under its own key."""
 
     stage = "evaluate"
 
     val: ValidationMetrics
-    hellaswag: ChoiceMetrics | None = None
-    next_lines: ChoiceMetrics | None = None
+    benchmarks: dict[str, BenchmarkMetrics] = {}
+    """By task, in the order of benchmarks.tasks. In the file each is a key beside `val`."""
 
     @property
-    def choice(self) -> ChoiceMetrics | None:
-        """The multiple-choice result, whichever items it is on."""
-        return self.hellaswag or self.next_lines
+    def benchmark(self) -> BenchmarkMetrics | None:
+        """The result on the first benchmark."""
+        return next(iter(self.benchmarks.values()), None)
 
-    def write(self, path: Path) -> None:
-        """Writes only the keys that have values: `dvc metrics show` lists every key."""
-        write_json(path, self.model_dump(mode="json", exclude_none=True))
+    @model_validator(mode="before")
+    @classmethod
+    def _nest(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "benchmarks" not in values:
+            tasks = {key: value for key, value in values.items() if key != "val"}
+            return {key: value for key, value in values.items() if key == "val"} | {"benchmarks": tasks}
+        return values
+
+    @model_serializer(mode="plain")
+    def _flat(self) -> dict[str, Any]:
+        """Only the keys that have values: `dvc metrics show` lists every key."""
+        parts: dict[str, Record] = {"val": self.val, **self.benchmarks}
+        return {key: part.model_dump(exclude_none=True) for key, part in parts.items()}
 
 
 # sample

@@ -4,7 +4,7 @@ Each section is owned by one class, a `Section`, next to the code that uses it. 
 `read_sections` validates the whole file, so a mistake in the last section is reported before the first stage has
 downloaded anything. All mistakes are reported at once, each with key, value and rule.
 
-    data, hellaswag = read_sections(DataParams, HellaswagParams)
+    data, benchmarks = read_sections(DataParams, BenchmarkParams)
 """
 
 import importlib
@@ -27,7 +27,7 @@ DEEPEST_YAML = 100  # nested collections; ruamel's time grows with the square of
 # dvc.yaml as in Python, on the classes of the sections that it uses and not on those of the others.
 OWNERS = {
     "data": "pipeline.corpus.params:DataParams",
-    "hellaswag": "pipeline.corpus.params:HellaswagParams",
+    "benchmarks": "pipeline.corpus.params:BenchmarkParams",
     "tokenizer": "pipeline.corpus.params:TokenizerParams",
     "model": "pipeline.model.config:ModelParams",
     "train": "pipeline.training.params:TrainParams",
@@ -44,6 +44,9 @@ RENAMED = {
     "model.attention": "runtime.attention",
     "model.tie_head": "model.tie_embeddings",
     "train.order": "train.shuffle (true or false)",
+    "train.hellaswag_interval": "train.benchmark_interval",
+    "train.hellaswag_items": "train.benchmark_items",
+    "evaluate.hellaswag_items": "benchmarks.items",
     "sample.surprise_text": "sample.surprisal_text",
 }
 
@@ -75,6 +78,7 @@ A = TypeVar("A", bound=Section)
 B = TypeVar("B", bound=Section)
 C = TypeVar("C", bound=Section)
 D = TypeVar("D", bound=Section)
+E = TypeVar("E", bound=Section)
 
 
 @overload
@@ -85,6 +89,8 @@ def read_sections(a: type[A], b: type[B], /) -> tuple[A, B]: ...
 def read_sections(a: type[A], b: type[B], c: type[C], /) -> tuple[A, B, C]: ...
 @overload
 def read_sections(a: type[A], b: type[B], c: type[C], d: type[D], /) -> tuple[A, B, C, D]: ...
+@overload
+def read_sections(a: type[A], b: type[B], c: type[C], d: type[D], e: type[E], /) -> tuple[A, B, C, D, E]: ...
 def read_sections(*classes: type[Section]) -> tuple[Section, ...]:
     """Validates all of params.yaml in the current directory and returns the sections asked for, in that order.
 

@@ -1,4 +1,4 @@
-"""What training measures in its loop: validation loss, multiple choice, samples.
+"""What training measures in its loop: validation loss, accuracy on a benchmark, samples.
 
 Probes only read the model, and leave its mode and the random state as they were. So the train stage does not list this
 module, or what it imports, among its deps; a test compares the weights with and without them.
@@ -9,13 +9,13 @@ from pathlib import Path
 
 import tiktoken
 
-from pipeline.artifacts import SOURCE_FILE, ItemSource, SampleSettings
+from pipeline.artifacts import SOURCE_FILE, BenchmarkSource, SampleSettings
 from pipeline.config import read_sections
-from pipeline.corpus.hellaswag import ITEMS_FILE, read_items
+from pipeline.corpus.benchmarks import TASKS, items_file, read_items, subset
 from pipeline.corpus.shards import open_split
 from pipeline.corpus.tokenizer import encode_text
 from pipeline.distributed import Group, autocast_dtype
-from pipeline.evaluation.hellaswag import METRICS, answer, build_requests, subset
+from pipeline.evaluation.benchmarks import answer, build_questions
 from pipeline.evaluation.val_loss import validation_loss
 from pipeline.generation.params import SampleParams
 from pipeline.generation.sampling import generate
@@ -35,7 +35,7 @@ def training_probes(
     group: Group,
     tokenizer: tiktoken.Encoding,
     shards: Path,
-    hellaswag: Path,
+    benchmarks: Path,
 ) -> list[Probe]:
     """The probes that the `train` section asks for, the same on every rank. Each uses the code of a later stage."""
     (sample,) = read_sections(SampleParams)
@@ -71,32 +71,33 @@ def training_probes(
         return {}
 
     probes = [Probe(train.eval_interval, val_loss), Probe(train.sample_interval, log_sample)]
-    if not (hellaswag / ITEMS_FILE).is_file():
-        if train.hellaswag_interval:
-            logger.info("%s not found: skipping the multiple-choice probe during training", hellaswag / ITEMS_FILE)
+    if not train.benchmark_interval:
         return probes
-    requests = build_requests(subset(read_items(hellaswag / ITEMS_FILE), train.hellaswag_items), tokenizer)
-    key = ItemSource.read(hellaswag / SOURCE_FILE).key
+    if (task := first_task(benchmarks)) is None:
+        logger.info("%s has no items: no benchmark is measured during training", benchmarks)
+        return probes
+    items = subset(read_items(items_file(benchmarks, task), task), train.benchmark_items)
+    questions = build_questions(task, items, tokenizer)
+    name = TASKS[task].name
 
-    def choice(model: GPT, step: int) -> Row:
-        """Accuracy on a fixed subset of the multiple-choice items."""
-        result = answer(model, requests, batch_size=batch_size, dtype=dtype, group=group)
-        logger.info(
-            "step %d: %s acc_norm %.3f ± %.3f on %d items",
-            step,
-            key,
-            result.accuracy("acc_norm"),
-            result.stderr("acc_norm"),
-            result.items,
-        )
-        return {f"{key}/{metric}": result.accuracy(metric) for metric in METRICS}
+    def benchmark(model: GPT, step: int) -> Row:
+        """Accuracy on a fixed subset of the first benchmark's items."""
+        result = answer(model, questions, batch_size=batch_size, dtype=dtype, group=group).metrics(task)
+        accuracy, error = result.value(result.main)
+        logger.info("step %d: %s %s %.3f ± %.3f on %d items", step, name, result.main, accuracy, error, result.items)
+        return {f"{task}/{metric}": result.value(metric)[0] for metric in result.metrics}
 
-    return [*probes, Probe(train.hellaswag_interval, choice)]
+    return [*probes, Probe(train.benchmark_interval, benchmark)]
 
 
-def choice_columns(hellaswag: Path) -> tuple[str, ...]:
-    """The columns of curves.csv that the multiple-choice probe fills; none without its items."""
-    if not (hellaswag / ITEMS_FILE).is_file():
-        return ()
-    key = ItemSource.read(hellaswag / SOURCE_FILE).key
-    return tuple(f"{key}/{metric}" for metric in METRICS)
+def first_task(benchmarks: Path) -> str | None:
+    """The first task of data/benchmarks, which is measured during training; None without items."""
+    if not (benchmarks / SOURCE_FILE).is_file():
+        return None
+    return next(iter(BenchmarkSource.read(benchmarks / SOURCE_FILE).tasks), None)
+
+
+def benchmark_columns(benchmarks: Path) -> tuple[str, ...]:
+    """The columns of curves.csv that the benchmark's probe fills; none without its items."""
+    task = first_task(benchmarks)
+    return () if task is None else tuple(f"{task}/{metric}" for metric in TASKS[task].metrics)

@@ -1,7 +1,8 @@
-"""Stage 1: downloads the documents and the HellaSwag items.
+"""Stage 1: downloads the documents and the benchmarks' items.
 
-Reads the sections data and hellaswag of params.yaml. Writes data/raw/ (pipeline.corpus.documents) and data/hellaswag/
-(pipeline.corpus.hellaswag). An interrupted download resumes where it stopped.
+Reads the sections data and benchmarks of params.yaml. Writes data/raw/ (pipeline.corpus.documents) and data/benchmarks/
+(pipeline.corpus.benchmarks). An interrupted download resumes where it stopped. Where only the section benchmarks has
+changed, data/raw is kept.
 
     python -m stages.download
 """
@@ -9,26 +10,50 @@ Reads the sections data and hellaswag of params.yaml. Writes data/raw/ (pipeline
 import hashlib
 from pathlib import Path
 
-from pipeline.config import read_sections
-from pipeline.corpus.hellaswag_source import fetch_items
-from pipeline.corpus.params import DataParams, HellaswagParams
+from pipeline.artifacts import SOURCE_FILE, RawCorpus
+from pipeline.config import load_yaml, read_sections
+from pipeline.corpus.benchmark_source import fetch_benchmarks
+from pipeline.corpus.params import BenchmarkParams, DataParams
 from pipeline.corpus.sources import fetch
-from pipeline.files import main_root, run_directory
-from pipeline.log import cli_errors, logger
+from pipeline.files import main_root, run_directory, sha256_of
+from pipeline.log import UserError, cli_errors, logger
 
 RAW = Path("data/raw")
-HELLASWAG = Path("data/hellaswag")
+BENCHMARKS = Path("data/benchmarks")
 
 
 def main() -> None:
-    data, hellaswag = read_sections(DataParams, HellaswagParams)
-    fingerprint = hashlib.sha256(data.model_dump_json().encode()).hexdigest()[:12]
-    corpus = fetch(data, main_root(), RAW, run_directory(f"download-{fingerprint}"))
-    for split in corpus.splits:
-        documents, megabytes = corpus.documents(split), corpus.utf8_bytes(split) / 1e6
-        logger.info("%s: %s: %s documents, %s MB", RAW, split, f"{documents:,}", f"{megabytes:,.1f}")
-    items = fetch_items(hellaswag, main_root(), RAW, HELLASWAG)
-    logger.info("%s: %d items, %s", HELLASWAG, items.items, items.name)
+    data, benchmarks = read_sections(DataParams, BenchmarkParams)
+    if only_benchmarks_changed(data, benchmarks):
+        logger.info("%s: kept, only the section benchmarks of params.yaml has changed", RAW)
+    else:
+        fingerprint = hashlib.sha256(data.model_dump_json().encode()).hexdigest()[:12]
+        corpus = fetch(data, main_root(), RAW, run_directory(f"download-{fingerprint}"))
+        for split in corpus.splits:
+            documents, megabytes = corpus.documents(split), corpus.utf8_bytes(split) / 1e6
+            logger.info("%s: %s: %s documents, %s MB", RAW, split, f"{documents:,}", f"{megabytes:,.1f}")
+    source = fetch_benchmarks(benchmarks, main_root(), RAW, BENCHMARKS)
+    for task, part in source.tasks.items():
+        logger.info("%s: %s: %s items from %s", BENCHMARKS, task, f"{part.items:,}", part.origin)
+
+
+def only_benchmarks_changed(data: DataParams, benchmarks: BenchmarkParams) -> bool:
+    """Whether data/raw is intact and dvc.lock records it for this code and these params, except those of benchmarks.
+
+    With nothing changed the stage was forced to run (dvc repro --force), to download again.
+    """
+    try:
+        recorded = load_yaml(Path("dvc.lock"))["stages"]["download"]
+        params = recorded["params"]["params.yaml"]
+        if params["data"] != data.model_dump(mode="json") or params["benchmarks"] == benchmarks.model_dump(mode="json"):
+            return False
+        for dep in recorded["deps"]:
+            if hashlib.md5(Path(dep["path"]).read_bytes(), usedforsecurity=False).hexdigest() != dep["md5"]:
+                return False
+        files = [file for split in RawCorpus.read(RAW / SOURCE_FILE).splits.values() for file in split]
+        return all(sha256_of(RAW / file.file) == file.sha256 for file in files)
+    except (UserError, OSError, KeyError, TypeError):  # never run before, or damaged
+        return False
 
 
 if __name__ == "__main__":

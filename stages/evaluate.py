@@ -1,21 +1,21 @@
 """Measures the trained model: `python -m pipeline launch stages.evaluate`, on every visible GPU or on the CPU's cores.
 
-Reads data/model, data/shards and data/hellaswag. Writes reports/evaluate/metrics.json: the loss over the whole
-validation split, and the accuracy on HellaSwag (or the items used in its place) under both protocols. The numbers
-do not depend on the number of processes.
+Reads data/model, data/shards and data/benchmarks. Writes reports/evaluate/metrics.json: the loss over the whole
+validation split, and the accuracies on each benchmark. The numbers do not depend on the number of processes.
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline import distributed
-from pipeline.artifacts import SOURCE_FILE, ChoiceMetrics, EvaluationMetrics, ItemSource, ValidationMetrics
+from pipeline.artifacts import SOURCE_FILE, BenchmarkSource, EvaluationMetrics, ValidationMetrics
 from pipeline.config import read_sections
-from pipeline.corpus.hellaswag import ITEMS_FILE, read_items
+from pipeline.corpus.benchmarks import TASKS, items_file, read_items
 from pipeline.corpus.shards import open_split
 from pipeline.corpus.tokenizer import TOKENIZER_DIRECTORY, load_tokenizer
-from pipeline.evaluation.hellaswag import HellaswagResult, answer, build_requests, subset
+from pipeline.evaluation.benchmarks import BenchmarkResult, answer, build_questions, endings
 from pipeline.evaluation.params import EvaluateParams
 from pipeline.evaluation.val_loss import ValLoss, validation_loss
 from pipeline.log import UserError, cli_errors, logger
@@ -23,7 +23,7 @@ from pipeline.model_directory import check_tokenizer, load_model, match_vocabula
 from pipeline.progress import Progress
 from pipeline.runtime import RuntimeParams
 
-MODEL, SHARDS, HELLASWAG = Path("data/model"), Path("data/shards"), Path("data/hellaswag")
+MODEL, SHARDS, BENCHMARKS = Path("data/model"), Path("data/shards"), Path("data/benchmarks")
 METRICS = Path("reports/evaluate/metrics.json")
 
 
@@ -33,8 +33,10 @@ def main() -> None:
     stream = open_split(SHARDS, "val")
     tokenizer = load_tokenizer(SHARDS / TOKENIZER_DIRECTORY)
     check_tokenizer(MODEL, stream.manifest.tokenizer_sha256, str(MODEL))
-    source = ItemSource.read(HELLASWAG / SOURCE_FILE)
-    items = subset(read_items(HELLASWAG / ITEMS_FILE), params.hellaswag_items)
+    tasks = BenchmarkSource.read(BENCHMARKS / SOURCE_FILE).tasks
+    questions = {
+        task: build_questions(task, read_items(items_file(BENCHMARKS, task), task), tokenizer) for task in tasks
+    }
     with distributed.start(runtime.collective_timeout) as group, group.name_absent_ranks(lambda: "the evaluation"):
         model = load_model(MODEL, group.device)
         match_vocabulary(model, tokenizer, MODEL)
@@ -47,33 +49,34 @@ def main() -> None:
             loss = validation_loss(
                 model, stream, tokenizer, tokens=None, stride=params.stride, progress=progress, **common
             )
-        with Progress(source.name, total=8 * len(items), unit="endings") as progress:
-            result = answer(model, build_requests(items, tokenizer), progress=progress, **common)
+        results = {}
+        for task, asked in questions.items():
+            with Progress(TASKS[task].name, total=endings(asked), unit="endings") as progress:
+                results[task] = answer(model, asked, progress=progress, **common)
         if group.is_main:
-            metrics(loss, result, source).write(METRICS)
+            written = metrics(loss, results)
+            written.write(METRICS)
             logger.info(
                 f"validation: loss {loss.nats_per_token:.4f}, perplexity {loss.perplexity:.2f}, "
                 f"{loss.bits_per_byte:.4f} bits per byte over {loss.tokens:,} tokens"
             )
-            for metric in result.answers:
-                logger.info(
-                    f"{source.name}: {metric} {result.accuracy(metric):.4f} ± {result.stderr(metric):.4f} "
-                    f"on {result.items:,} items ({result.truncated} truncated; chance 0.25)"
-                )
+            for benchmark in written.benchmarks.values():
+                for metric in benchmark.metrics:
+                    value, error = benchmark.value(metric)
+                    logger.info(
+                        f"{benchmark.name}: {metric} {value:.4f} ± {error:.4f} on {benchmark.items:,} items "
+                        f"({benchmark.truncated} truncated; chance {benchmark.chance:.2f})"
+                    )
 
 
-def metrics(loss: ValLoss, result: HellaswagResult, source: ItemSource) -> EvaluationMetrics:
+def metrics(loss: ValLoss, results: Mapping[str, BenchmarkResult]) -> EvaluationMetrics:
     """The content of metrics.json. Raises UserError where the loss is not finite or too large for a perplexity."""
     if not math.isfinite(loss.perplexity):
         raise UserError(f"{MODEL}: validation loss ({loss.nats_per_token}) is not usable: the weights are broken")
-    accuracies = {metric: result.accuracy(metric) for metric in result.answers}
-    errors = {f"{metric}_stderr": result.stderr(metric) for metric in result.answers}
-    items = {**source.model_dump(), "items": result.items, "truncated": result.truncated}
-    choice = ChoiceMetrics.model_validate(items | accuracies | errors)
     val = ValidationMetrics(
         loss=loss.nats_per_token, perplexity=loss.perplexity, bpb=loss.bits_per_byte, tokens=loss.tokens
     )
-    return EvaluationMetrics(val=val, **{source.key: choice})
+    return EvaluationMetrics(val=val, benchmarks={task: result.metrics(task) for task, result in results.items()})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Trains the model: `python -m pipeline launch stages.train`, on every visible GPU or on the CPU's cores.
 
-Reads data/shards and, for a probe, data/hellaswag. Writes data/model (weights, config, tokenizer) and, in
+Reads data/shards and, for a probe, data/benchmarks. Writes data/model (weights, config, tokenizer) and, in
 reports/train, curves.csv (one row per step), metrics.json (the numbers that experiments are compared by) and
 summary.json (all that the report says about the run). Unfinished runs are kept in .runs/ and resumed by the same
 command.
@@ -34,7 +34,7 @@ from pipeline.log import UserError, cli_errors, logger
 from pipeline.model.accounting import describe, memory, parameters
 from pipeline.model.config import GPTConfig, ModelParams
 from pipeline.model_directory import MODEL_FILES, initial_model, initial_weights_hash, save_model
-from pipeline.probes import choice_columns, training_probes
+from pipeline.probes import benchmark_columns, training_probes
 from pipeline.run_state import code_hashes, finish, remove_recorded, run_key
 from pipeline.runtime import RuntimeParams, cores
 from pipeline.tracking.params import TrackingParams
@@ -45,7 +45,7 @@ from pipeline.training.parallel import is_sharded
 from pipeline.training.params import TrainParams
 from pipeline.training.trainer import Trainer
 
-SHARDS, HELLASWAG, MODEL = Path("data/shards"), Path("data/hellaswag"), Path("data/model")
+SHARDS, BENCHMARKS, MODEL = Path("data/shards"), Path("data/benchmarks"), Path("data/model")
 REPORTS = Path("reports/train")
 CURVES, METRICS, SUMMARY = REPORTS / "curves.csv", REPORTS / "metrics.json", REPORTS / "summary.json"
 
@@ -75,7 +75,7 @@ def main() -> None:
             remove_recorded(state)
             if state.exists() and starts_over(runtime, store):
                 logger.info("starting over; the earlier state is kept in %s", set_aside(state, "old-"))
-            curves = Curves(state / "curves.csv", CURVES, extra_columns=choice_columns(HELLASWAG))
+            curves = Curves(state / "curves.csv", CURVES, extra_columns=benchmark_columns(BENCHMARKS))
             wandb_run = training_run(state, tracking, load_yaml(PARAMS_FILE), key, curves)
             try:
                 trainer = make_trainer(model, train, runtime, group, store, [curves, wandb_run])
@@ -111,7 +111,7 @@ def make_trainer(
     with torch.device("meta" if sharded else "cpu"):
         model = initial_model(model_params, tokenizer.n_vocab, stream.manifest.tokenizer_sha256)
     logger.info("model: %s", describe(model.config))
-    probes = training_probes(train, runtime, group, tokenizer, SHARDS, HELLASWAG)
+    probes = training_probes(train, runtime, group, tokenizer, SHARDS, BENCHMARKS)
     trainer = Trainer(model, stream, train, runtime, group, store, loggers, probes)
     logger.info(
         "data: %s tokens, %.2f epochs in %d steps of %d tokens (micro-batches: %d of %d x %d on each of %d rank(s))",

@@ -111,8 +111,8 @@ def test_a_gpt2_recipe_is_complete_whatever_becomes_the_default(project: Path, n
         "decay_fraction": values["train"]["decay_fraction"],  # of another schedule
         "eval_interval": 250 if large else 500,
         "eval_tokens": 10_485_760,
-        "hellaswag_interval": 250 if large else 500,
-        "hellaswag_items": 10_042,
+        "benchmark_interval": 250 if large else 500,
+        "benchmark_items": 10_042,
         "sample_interval": 250,
     }
     assert values["data"] == {
@@ -127,7 +127,7 @@ def test_a_gpt2_recipe_is_complete_whatever_becomes_the_default(project: Path, n
         "max_documents": None,
         "max_bytes": None,
     }
-    assert values["hellaswag"] == {"source": "hub", "path": None, "items": None}
+    assert values["benchmarks"] == {"tasks": ["hellaswag"], "directory": None, "items": None}
     assert (values["tokenizer"]["encoding"], values["tokenizer"]["shard_tokens"]) == ("gpt2", 100_000_000)
     assert (values["sample"]["top_k"], values["sample"]["samples_per_prompt"]) == (50, 4)
 

@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.artifacts import MANIFEST_FILE, SOURCE_FILE, ItemSource, Manifest, RunSummary
+from pipeline.artifacts import MANIFEST_FILE, Manifest, RunSummary
 from pipeline.cli.arguments import positive_float, positive_int
 from pipeline.config import read_sections
-from pipeline.corpus.params import TokenizerParams
+from pipeline.corpus.params import BenchmarkParams, TokenizerParams
 from pipeline.formatting import format_bytes, format_duration
 from pipeline.log import UserError, logger
 from pipeline.model.accounting import GPU_PEAKS, Memory, describe, flops_per_token, memory, parameters
@@ -26,7 +26,7 @@ from pipeline.recipes import apply_recipe
 from pipeline.runtime import RuntimeParams
 from pipeline.training.params import TrainParams
 
-SHARDS, HELLASWAG, SUMMARY = Path("data/shards"), Path("data/hellaswag"), Path("reports/train/summary.json")
+SHARDS, SUMMARY = Path("data/shards"), Path("reports/train/summary.json")
 ITEM_TOKENS = 330  # of a HellaSwag item with GPT-2's tokenizer, mean: two protocols, context once and four endings
 GPUS = ("A100", "H100")
 USUAL_MFU = 0.4  # share of its peak that a GPU usually reaches with models of this kind
@@ -61,16 +61,19 @@ class Plan:
         return self.tokens * flops_per_token(self.config)
 
 
-def read_params(recipe: str | None) -> tuple[ModelParams, TrainParams, RuntimeParams, TokenizerParams]:
+def read_params(
+    recipe: str | None,
+) -> tuple[ModelParams, TrainParams, RuntimeParams, TokenizerParams, BenchmarkParams]:
     """The sections of params.yaml, with a recipe applied if one is named."""
     if recipe is None:
-        return read_sections(ModelParams, TrainParams, RuntimeParams, TokenizerParams)
+        return read_sections(ModelParams, TrainParams, RuntimeParams, TokenizerParams, BenchmarkParams)
     values = apply_recipe(recipe).values
     return (
         ModelParams(**values["model"]),
         TrainParams(**values["train"]),
         RuntimeParams(**values["runtime"]),
         TokenizerParams(**values["tokenizer"]),
+        BenchmarkParams(**values["benchmarks"]),
     )
 
 
@@ -198,26 +201,23 @@ def time_rows(plan: Plan, tokens_per_sec: float | None, last_run: float | None) 
         yield "unknown", "", "no run yet: give --tokens-per-sec"
 
 
-def probe_row(plan: Plan, source: Path) -> Row:
+def probe_row(plan: Plan, benchmarks: BenchmarkParams) -> Row:
     """FLOPs of the probes, forward passes only and without rescoring, as a share of training's. Samples: next to none.
 
-    `source`: data/hellaswag/source.json, for the number of items; without it, train.hellaswag_items.
+    Items count as HellaSwag's: those of other tasks have fewer tokens.
     """
     train = plan.train
-    items = train.hellaswag_items
-    if source.is_file():
-        items = min(items, ItemSource.read(source).items)
+    items = min(train.benchmark_items, benchmarks.items or train.benchmark_items) if benchmarks.tasks else 0
 
     def share(interval: int, tokens: int) -> float:
         times = 1 + math.ceil(train.max_steps / interval) if interval else 0  # at step 0, and at the end
         return times * tokens / (3 * plan.tokens)  # a forward pass is a third of a training step
 
-    val, choice = share(train.eval_interval, train.eval_tokens), share(train.hellaswag_interval, items * ITEM_TOKENS)
-    return (
-        "probes",
-        f"{val + choice:.1%} of that",
-        f"validation loss {val:.1%}, HellaSwag {choice:.1%} ({items:,} items)",
-    )
+    val, choice = share(train.eval_interval, train.eval_tokens), share(train.benchmark_interval, items * ITEM_TOKENS)
+    remark = f"validation loss {val:.1%}"
+    if items:
+        remark += f", {benchmarks.tasks[0]} {choice:.1%} ({items:,} items)"
+    return "probes", f"{val + choice:.1%} of that", remark
 
 
 def table(sections: dict[str, list[Row]]) -> str:
@@ -238,12 +238,12 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--ranks", type=positive_int, default=1, help="processes, one per GPU (default: 1)")
     parser.add_argument("--tokens-per-sec", type=positive_float, help="speed over all ranks, for the time estimate")
     options = parser.parse_args(arguments)
-    model, train, runtime, tokenizer = read_params(options.recipe)
+    model, train, runtime, tokenizer, benchmarks = read_params(options.recipe)
     vocabulary, train_tokens = text_vocabulary(tokenizer, SHARDS)
     plan = make_plan(model, train, runtime, vocabulary, train_tokens, options.ranks)
     sections = {
         "Model": list(model_rows(plan.config)),
-        "Run": [*run_rows(plan), probe_row(plan, HELLASWAG / SOURCE_FILE)],
+        "Run": [*run_rows(plan), probe_row(plan, benchmarks)],
         f"Memory on each of {plan.ranks} rank(s)": list(memory_rows(plan)),
         "Time": list(time_rows(plan, options.tokens_per_sec, last_flops_per_sec(SUMMARY))),
     }

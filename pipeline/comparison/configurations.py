@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from markupsafe import Markup
 
 from pipeline import markdown as md
 from pipeline.comparison.experiments import Experiment, Run, differing_keys, runs_of
@@ -23,7 +22,7 @@ ONLY = "the only configuration"
 class Metric:
     """A metric of a run."""
 
-    key: Literal["loss", "bpb", "acc_norm"]
+    key: Literal["loss", "bpb", "accuracy"]
     name: str
     heading: str
     """In tables."""
@@ -35,16 +34,18 @@ class Metric:
 
     def of(self, run: Run) -> float:
         """The run's value; NaN for the accuracy of a run that scored no items."""
-        source = run.evaluation.choice if self.key == "acc_norm" else run.evaluation.val
-        return float(getattr(source, self.key)) if source else math.nan
+        if self.key != "accuracy":
+            return float(getattr(run.evaluation.val, self.key))
+        benchmark = run.evaluation.benchmark
+        return benchmark.value(benchmark.main)[0] if benchmark else math.nan
 
     def text(self, value: float) -> str:
-        return percent(value, 2) if self.key == "acc_norm" else fixed(value, 4)
+        return percent(value, 2) if self.key == "accuracy" else fixed(value, 4)
 
 
 LOSS = Metric("loss", "validation loss", "Loss", "nats per token")
 BITS_PER_BYTE = Metric("bpb", "bits per byte", "Bits/byte")
-ACCURACY = Metric("acc_norm", "accuracy", Markup("`acc_norm`"))
+ACCURACY = Metric("accuracy", "accuracy", "Accuracy")
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def measurement_differences(experiments: Sequence[Experiment]) -> dict[str, list
         "tokens": tokens,
         "data": data,
         "stride": [key for key in keys if key == "evaluate.stride"],
-        "items": [key for key in keys if key.startswith("hellaswag.") or key == "evaluate.hellaswag_items"],
+        "items": [key for key in keys if key.startswith("benchmarks.")],
         "precision": [key for key in keys if key == "evaluate.dtype"],
         "context": [key for key in keys if key == "model.block_size"],
     }
@@ -160,7 +161,7 @@ def incomparable_metrics(experiments: Sequence[Experiment]) -> set[Metric]:
     affected = {"tokens": {LOSS}, "stride": {LOSS, BITS_PER_BYTE}, "items": {ACCURACY}}
     affected["data"] = {LOSS, BITS_PER_BYTE, ACCURACY}
     metrics = set().union(*(affected.get(kind, set()) for kind in measurement_differences(experiments)))
-    names = {run.evaluation.choice.name for run in runs_of(experiments) if run.evaluation.choice}
+    names = {benchmark.name for run in runs_of(experiments) if (benchmark := run.evaluation.benchmark)}
     return metrics | ({ACCURACY} if len(names) > 1 else set())
 
 

@@ -78,7 +78,8 @@ def page_context(experiments: Sequence[Experiment], kept: bool = False, times: b
     hardware = [run.summary.hardware for run in runs]
     return {
         "metric": metric,
-        "metrics": [LOSS, BITS_PER_BYTE, *([ACCURACY] if any(run.evaluation.choice for run in runs) else [])],
+        "metrics": [LOSS, BITS_PER_BYTE, *([ACCURACY] if any(run.evaluation.benchmark for run in runs) else [])],
+        "accuracies": sorted({benchmark.title for run in runs if (benchmark := run.evaluation.benchmark)}),
         "only_committed": all(experiment.committed for experiment in experiments),
         "runs": runs,
         "unfinished": unfinished,
@@ -170,7 +171,7 @@ def runs_table(experiments: Sequence[Experiment], kept: bool, times: bool) -> Ta
 
 def _columns(runs: Sequence[Run], times: bool) -> list[Column]:
     incomparable = incomparable_metrics(runs)
-    items = {choice.short_name for run in runs if (choice := run.evaluation.choice)}
+    items = {benchmark.name for run in runs if (benchmark := run.evaluation.benchmark)}
     columns = []
     if runs:
         for metric in (LOSS, BITS_PER_BYTE):

@@ -1,1 +1,1 @@
-"""Download and tokenize: documents, tokenizers, token shards and HellaSwag items. No module imports torch."""
+"""Download and tokenize: documents, tokenizers, token shards and benchmark items. No module imports torch."""

@@ -1,9 +1,9 @@
-"""The sections `data`, `hellaswag` and `tokenizer` of params.yaml. Nothing here imports pyarrow or tiktoken."""
+"""The sections `data`, `benchmarks` and `tokenizer` of params.yaml. Nothing here imports pyarrow or tiktoken."""
 
 from collections.abc import Iterator, Mapping
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, Strict, model_validator
+from pydantic import Field, Strict, field_validator, model_validator
 
 from pipeline.config import Section
 
@@ -54,33 +54,36 @@ class DataParams(Section):
         return self
 
 
-class HellaswagParams(Section):
-    """Where the multiple-choice items of the HellaSwag evaluation come from."""
+class BenchmarkParams(Section):
+    """What the model is tested on, beside the validation loss."""
 
-    section: ClassVar[str] = "hellaswag"
+    section: ClassVar[str] = "benchmarks"
 
-    source: Literal["documents", "file", "hub"]
-    """documents: made from the validation documents (a context, its true continuation, three others), never reported
-    as HellaSwag; file: `path`; hub: the validation split of Rowan/hellaswag."""
+    tasks: Annotated[tuple[Literal["next_lines", "hellaswag"], ...], Strict(False)]
+    """next_lines: items made from the validation documents (a context, its true continuation, three others), never
+    reported as HellaSwag. The first task is also measured during training. []: none."""
 
-    path: str | None
-    """With source `file`: a .jsonl in HellaSwag's schema, relative to the repository's root."""
+    directory: str | None
+    """A directory, relative to the repository's root, with a file of each task, such as hellaswag.jsonl, in the schema
+    of the task's dataset on the Hugging Face hub; null: the hub."""
 
     items: int | None = Field(ge=1, le=10**6)
-    """At most this many items; null: all (of source `documents`: as many as the validation documents give)."""
+    """At most this many items of each task, a fixed random subset; null: all (of next_lines: as many as the validation
+    documents give)."""
 
-    @model_validator(mode="after")
-    def _file_has_path(self) -> Self:
-        if self.source == "file" and not self.path:
-            raise ValueError("hellaswag.path (null) must name a .jsonl file where hellaswag.source is file")
-        return self
+    @field_validator("tasks")
+    @classmethod
+    def _tasks_differ(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(tasks)) < len(tasks):
+            raise ValueError(f"benchmarks.tasks ({list(tasks)}) must not name a task twice")
+        return tasks
 
     def cross_validate(self, sections: Mapping[str, Section]) -> Iterator[str]:
-        """Items must not contain training text, so `documents` needs whole validation documents."""
-        if self.source == "documents" and getattr(sections["data"], "val_every", 1) is None:
+        """Items must not contain training text, so next_lines needs whole validation documents."""
+        if "next_lines" in self.tasks and getattr(sections["data"], "val_every", 1) is None:
             yield (
-                "hellaswag.source (documents) needs whole validation documents: set data.val_every (null) to a number, "
-                "or hellaswag.source to hub or file"
+                "benchmarks.tasks (next_lines) needs whole validation documents: set data.val_every (null) to a "
+                "number, or leave next_lines out"
             )
 
 

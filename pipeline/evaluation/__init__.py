@@ -1,1 +1,1 @@
-"""Validation loss, HellaSwag and surprisal."""
+"""Validation loss, benchmarks and surprisal."""

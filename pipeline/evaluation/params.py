@@ -15,16 +15,13 @@ class EvaluateParams(Section):
 
     dtype: Literal["auto", "float32", "bfloat16"]
     """Data type of matrix products. float32 gives the numbers of the reference tools. bfloat16, and auto (bfloat16
-    where the hardware supports it), are faster and change the loss in its fourth digit; uncertain HellaSwag answers are
+    where the hardware supports it), are faster and change the loss in its fourth digit; uncertain benchmark answers are
     scored again in float32."""
 
     stride: int | None = Field(ge=1)
     """Tokens from one validation window to the next, at most `model.block_size`. null: block_size, so windows do not
     overlap. With a smaller stride only the last `stride` tokens of each window are scored, with at least
     block_size - stride tokens before them: a lower loss, at block_size / stride times the work."""
-
-    hellaswag_items: int | None = Field(ge=1)
-    """Maximum number of items: a fixed subset, the same for every model. null: all."""
 
     def cross_validate(self, sections: Mapping[str, Section]) -> Iterator[str]:
         """The stride must fit the model's context."""

@@ -1,8 +1,8 @@
 """The surprisal of tokens: the cross entropy of each, in nats, given the tokens before it.
 
-Validation loss and HellaSwag scores are sums of surprisals. A text that is longer than the model's context is read in
-windows, one every `stride` tokens. Each token is scored once, in the first window that reaches it; the first token of
-the text has no context and is not scored. With a context of 4:
+Validation loss and the scores of benchmarks are sums of surprisals. A text that is longer than the model's context is
+read in windows, one every `stride` tokens. Each token is scored once, in the first window that reaches it; the first
+token of the text has no context and is not scored. With a context of 4:
 
     tokens      0 1 2 3 4 5 6 7 8
     stride 4    ^[0 1 2 3]            inputs 0-3 score tokens 1-4
@@ -68,12 +68,22 @@ def token_nats(model: GPT, hidden: Tensor, targets: Tensor) -> Tensor:
 Tokens = Sequence[int] | npt.NDArray[np.int64]
 
 
-def summed_nats(
-    model: GPT, rows: Sequence[tuple[Tokens, Tokens]], device: torch.device, cache: KVCache | None = None
-) -> Tensor:
+def summed_nats(model: GPT, rows: Sequence[tuple[Tokens, Tokens]], device: torch.device) -> Tensor:
     """The summed cross entropy of each row's targets, (B,) float64, from one forward pass.
 
-    Each row is (inputs, targets): the targets follow the last inputs. `cache`: keys and values of what is before.
+    Each row is (inputs, targets): the targets follow the last inputs.
+    """
+    hidden, targets, scored = target_hidden(model, rows, device)
+    return row_sums(token_nats(model, hidden, targets), scored)
+
+
+def target_hidden(
+    model: GPT, rows: Sequence[tuple[Tokens, Tokens]], device: torch.device, cache: KVCache | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One forward pass over rows of (inputs, targets): hidden (N, C) where a target is predicted, the targets (N,), and
+    where they are in the padded rows, (B, T) bool.
+
+    `cache`: keys and values of what is before.
     """
     width = max(len(inputs) for inputs, _ in rows)
     idx = torch.zeros(len(rows), width, dtype=torch.int64)  # padded on the right: causal attention never looks there
@@ -85,10 +95,14 @@ def summed_nats(
         expected[row, end - len(targets) : end] = torch.as_tensor(targets)
         scored[row, end - len(targets) : end] = True
     idx, expected, scored = idx.to(device), expected.to(device), scored.to(device)
-    hidden = model.hidden(idx, cache)[scored]  # (N, C)
-    nats = torch.zeros(idx.shape, dtype=torch.float64, device=device)
-    nats[scored] = token_nats(model, hidden, expected[scored]).double()
-    return nats.sum(dim=1)
+    return model.hidden(idx, cache)[scored], expected[scored], scored
+
+
+def row_sums(values: Tensor, scored: Tensor) -> Tensor:
+    """The sum of the values (N,) of each row, (B,) float64. `scored`: as from `target_hidden`."""
+    padded = torch.zeros(scored.shape, dtype=torch.float64, device=values.device)
+    padded[scored] = values.double()
+    return padded.sum(dim=1)
 
 
 @torch.no_grad()

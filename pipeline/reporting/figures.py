@@ -1,15 +1,14 @@
 """The charts of one run as Vega-Lite specs. A chart without data is left out."""
 
 import math
-from dataclasses import dataclass
 from functools import reduce
 from operator import add, or_
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from pipeline.artifacts import ChoiceMetrics
+from pipeline.artifacts import BenchmarkMetrics
 from pipeline.charts import specs
 from pipeline.charts.specs import Axis, Chart, curve, smoothed, thinned
 from pipeline.formatting import exact, fixed, percent
@@ -23,42 +22,19 @@ START = 0.05
 
 # Published results of GPT-2, shown only where the comparison is fair: same items, same text, same tokenizer.
 
-CHANCE = 0.25
-"""Accuracy of guessing one of four endings."""
-
 FINEWEB_EDU_LOSS = ("GPT-2 124M", 3.2924)
 """OpenAI's weights on FineWeb-Edu's validation shard, nats per GPT-2 token.
 https://github.com/karpathy/build-nanogpt/blob/master/play.ipynb"""
 
 
-@dataclass(frozen=True)
-class ChoiceMetric:
-    """An accuracy by one rule of choosing an ending, with GPT-2's on HellaSwag's 10,042 validation items."""
-
-    name: Literal["acc", "acc_norm", "acc_norm_token"]
-    rule: str
-    references: tuple[tuple[str, float], ...]
-
-
-# All three from the head of https://github.com/karpathy/build-nanogpt/blob/master/hellaswag.py, which cites the first
-# two from lm-evaluation-harness.
-CHOICE_METRICS = (
-    ChoiceMetric(
-        "acc",
-        "highest log-probability, prompt as in lm-evaluation-harness",
-        (("GPT-2 124M", 0.2892), ("GPT-2 1558M", 0.4004)),
-    ),
-    ChoiceMetric(
-        "acc_norm",
-        "highest log-probability per character, prompt as in lm-evaluation-harness",
-        (("GPT-2 124M", 0.3114), ("GPT-2 1558M", 0.5089)),
-    ),
-    ChoiceMetric(
-        "acc_norm_token",
-        "lowest mean loss per token after the raw context, as in build-nanogpt",
-        (("GPT-2 124M", 0.2955), ("GPT-2 1558M", 0.4893)),
-    ),
-)
+GPT2_HELLASWAG = {
+    "acc": {"GPT-2 124M": 0.2892, "GPT-2 1558M": 0.4004},
+    "acc_norm": {"GPT-2 124M": 0.3114, "GPT-2 1558M": 0.5089},
+    "acc_norm_token": {"GPT-2 124M": 0.2955, "GPT-2 1558M": 0.4893},
+}
+"""Metric -> OpenAI's weights on HellaSwag's 10,042 validation items. From the head of
+https://github.com/karpathy/build-nanogpt/blob/master/hellaswag.py, which cites the first two metrics from
+lm-evaluation-harness."""
 
 
 def run_charts(run: Run, smoothing: float) -> list[Chart]:
@@ -132,78 +108,71 @@ def training_chart(run: Run, smoothing: float) -> Chart | None:
 
 
 def accuracy_chart(run: Run) -> Chart | None:
-    """Accuracy by metric with its standard error; chance; on HellaSwag also GPT-2."""
-    choice = run.metrics.choice
-    if choice is None:
+    """Accuracy on each benchmark by metric, with its standard error; chance; on HellaSwag also GPT-2."""
+    benchmarks = run.metrics.benchmarks
+    results, marks = [], []
+    for task, benchmark in benchmarks.items():
+        for metric in benchmark.accuracies:
+            share, error = benchmark.value(metric)
+            y = metric if len(benchmarks) == 1 else f"{benchmark.name} {metric}"
+            low, high = 100 * (share - error), 100 * (share + error)
+            label = fixed(100 * share, 1)
+            results.append({"y": y, "x": 100 * share, "low": low, "high": high, "label": label, "series": "accuracy"})
+            if len(benchmarks) > 1 and benchmark.chance:
+                marks.append({"y": y, "x": 100 * benchmark.chance, "label": "chance"})
+            if task == "hellaswag":
+                references = GPT2_HELLASWAG[metric].items()
+                marks += [{"y": y, "x": 100 * value, "label": model} for model, value in references]
+    if not results:
         return None
-    rows = [(metric.name, *accuracy(choice, metric.name)) for metric in CHOICE_METRICS]
-    frame = pd.DataFrame(
-        [
-            {
-                "y": name,
-                "x": 100 * share,
-                "low": 100 * (share - error),
-                "high": 100 * (share + error),
-                "label": fixed(100 * share, 1),
-                "series": "accuracy",
-            }
-            for name, share, error in rows
-        ]
-    )
     x = Axis("accuracy (%) ± one standard error")
-    y = Axis("", categories=[metric.name for metric in CHOICE_METRICS])
-    spec = specs.rules([(100 * CHANCE, "chance")], x, "x") + specs.points(frame, x, y, ["accuracy"])
-    if choice.is_hellaswag:
-        references = [
-            {"y": metric.name, "x": 100 * share, "label": model}
-            for metric in CHOICE_METRICS
-            for model, share in metric.references
-        ]
-        spec += specs.marks(pd.DataFrame(references), x, y)
-    shares = "; ".join(f"{name} {percent(share)}" for name, share, _ in rows)
-    alt_text = f"Accuracy on {exact(choice.items)} items of {choice.name}: {shares}. Chance is {percent(CHANCE, 0)}."
-    return Chart("accuracy", alt_text, spec.properties(height=60 * len(rows)))
+    y_axis = Axis("", categories=[str(row["y"]) for row in results])
+    spec = specs.points(pd.DataFrame(results), x, y_axis, ["accuracy"])
+    if len(benchmarks) == 1:
+        spec = specs.rules([(100 * next(iter(benchmarks.values())).chance, "chance")], x, "x") + spec
+    if marks:
+        spec += specs.marks(pd.DataFrame(marks), x, y_axis)
+    shares = "; ".join(
+        f"{benchmark.name}, {exact(benchmark.items)} items: "
+        + ", ".join(f"{metric} {percent(benchmark.value(metric)[0])}" for metric in benchmark.accuracies)
+        + f" (chance {percent(benchmark.chance, 0)})"
+        for benchmark in benchmarks.values()
+    )
+    return Chart("accuracy", f"Accuracy. {shares}.", spec.properties(height=60 * len(results)))
 
 
 def accuracy_curve(run: Run) -> Chart | None:
-    """Accuracy (acc_norm) during training with its standard error; None where it was measured less than twice."""
-    choice = run.metrics.choice
-    if choice is None:
+    """Accuracy on the first benchmark during training with its standard error; None if measured less than twice."""
+    if (benchmark := run.metrics.benchmark) is None:
         return None
-    frame = curve(run.curves, f"{'hellaswag' if choice.is_hellaswag else 'next_lines'}/acc_norm")
+    task, metric = next(iter(run.metrics.benchmarks)), benchmark.main
+    frame = curve(run.curves, f"{task}/{metric}")
     if len(frame) < 2:
         return None
-    items = items_in_training(run, choice)
+    items = items_in_training(run, benchmark)
     share = frame["y"]
     error = 100 * np.sqrt(share * (1 - share) / max(items - 1, 1))
-    frame = frame.assign(y=100 * share, low=100 * share - error, high=100 * share + error, series="acc_norm")
-    x, y = _tokens(frame), Axis(f"{choice.short_name}, acc_norm (%)")
-    labels = [(100 * CHANCE, "chance")]
-    if choice.is_hellaswag:
-        labels += [(100 * value, model) for model, value in CHOICE_METRICS[1].references]
+    frame = frame.assign(y=100 * share, low=100 * share - error, high=100 * share + error, series=metric)
+    x, y = _tokens(frame), Axis(f"{benchmark.name}, {metric} (%)")
+    labels = [(100 * benchmark.chance, "chance")]
+    if task == "hellaswag":
+        labels += [(100 * value, model) for model, value in GPT2_HELLASWAG[metric].items()]
     layers = [
         specs.rules(labels, y, "y"),
-        specs.lines(frame, x, y, ["acc_norm"]),
-        specs.points(frame, x, y, ["acc_norm"]),
-        specs.hover(frame, x, y, ["acc_norm"], ("", "tokens", "accuracy (%)")),
+        specs.lines(frame, x, y, [metric]),
+        specs.points(frame, x, y, [metric]),
+        specs.hover(frame, x, y, [metric], ("", "tokens", "accuracy (%)")),
     ]
     alt_text = (
-        f"Accuracy (acc_norm) on {choice.short_name} during training, {exact(items)} items: "
-        f"from {percent(share.iloc[0])} to {percent(share.iloc[-1])}. Chance is {percent(CHANCE, 0)}."
+        f"Accuracy ({metric}) on {benchmark.name} during training, {exact(items)} items: "
+        f"from {percent(share.iloc[0])} to {percent(share.iloc[-1])}. Chance is {percent(benchmark.chance, 0)}."
     )
     return Chart("accuracy-curve", alt_text, reduce(add, layers).properties(height=170))
 
 
-def accuracy(choice: ChoiceMetrics, metric: str) -> tuple[float, float]:
-    """(accuracy, standard error) by a metric, each 0 to 1."""
-    return getattr(choice, metric), getattr(choice, f"{metric}_stderr")
-
-
-def items_in_training(run: Run, choice: ChoiceMetrics) -> int:
-    """How many items training scored: those it was set to, or all where there are fewer."""
-    items = run.number("train.hellaswag_items")
-    all_evaluated = run.setting("evaluate.hellaswag_items") is None
-    return min(items, choice.items) if all_evaluated else items
+def items_in_training(run: Run, benchmark: BenchmarkMetrics) -> int:
+    """How many items training measured: those it was set to, or all where there are fewer."""
+    return min(run.number("train.benchmark_items"), benchmark.items)
 
 
 def loss_limit(run: Run, smoothing: float) -> float | None:

@@ -15,10 +15,17 @@ from pipeline.charts import pages
 from pipeline.charts.specs import curve
 from pipeline.files import write_text
 from pipeline.formatting import DASH, exact, fixed, percent, power_of_ten, significant
-from pipeline.reporting.figures import CHANCE, CHOICE_METRICS, accuracy, items_in_training, loss_limit, run_charts
+from pipeline.reporting.figures import GPT2_HELLASWAG, items_in_training, loss_limit, run_charts
 from pipeline.reporting.run import Run, commands, commit_link, differences, read_run, uncommitted
 
 TEMPLATE = Path(__file__).with_name("report.md.jinja")
+
+RULES = {
+    "acc": "highest log-probability, prompt as in lm-evaluation-harness",
+    "acc_norm": "highest log-probability per character, prompt as in lm-evaluation-harness",
+    "acc_norm_token": "lowest mean loss per token after the raw context, as in build-nanogpt",
+}
+"""Metric -> which answer it counts."""
 
 SIGNIFICANT = 2.0
 """Standard errors from chance below which an accuracy does not differ from it: about 95 % confidence."""
@@ -51,7 +58,7 @@ def write_report(root: Path, title: str, smoothing: float) -> Path:
 
 def context(run: Run, title: str, smoothing: float) -> dict[str, Any]:
     """What the template uses besides the records in `run`."""
-    choice = run.metrics.choice
+    benchmark = run.metrics.benchmark
     loss = curve(run.curves, "train/loss")["y"].tolist()
     tokens = run.samples.surprisal.tokens
     inputs, others = uncommitted(run)
@@ -62,11 +69,11 @@ def context(run: Run, title: str, smoothing: float) -> dict[str, Any]:
         "model": defaultdict(lambda: DASH, run.train.params.get("model", {})),
         "settings": defaultdict(lambda: DASH, run.train.params.get("train", {})),
         "val": run.metrics.val,
-        "choice": choice,
-        "chance": CHANCE,
-        "versus_chance": versus_chance(*accuracy(choice, "acc_norm")) if choice else "",
-        "choice_metrics": [(metric, *accuracy(choice, metric.name)) for metric in CHOICE_METRICS] if choice else [],
-        "items_in_training": items_in_training(run, choice) if choice else None,
+        "benchmark": benchmark,
+        "versus_chance": versus_chance(*benchmark.value(benchmark.main), benchmark.chance) if benchmark else "",
+        "rules": RULES,
+        "gpt2_hellaswag": GPT2_HELLASWAG,
+        "items_in_training": items_in_training(run, benchmark) if benchmark else None,
         "loss_points": len(loss),
         "cut_off": loss[0] if loss_limit(run, smoothing) is not None else None,
         "has_validation_curve": not curve(run.curves, "val/loss").empty,
@@ -86,15 +93,15 @@ def context(run: Run, title: str, smoothing: float) -> dict[str, Any]:
     }
 
 
-def versus_chance(share: float, error: float) -> str:
+def versus_chance(share: float, error: float, chance: float) -> str:
     """How an accuracy compares with guessing, in words."""
-    chance = f"chance ({percent(CHANCE, 0)})"
     if not error:
-        return f"chance is {percent(CHANCE, 0)}"
-    distance = (share - CHANCE) / error
+        return f"chance is {percent(chance, 0)}"
+    distance = (share - chance) / error
     if abs(distance) < SIGNIFICANT:
-        return f"not significantly different from {chance}"
-    return f"{significant(abs(distance), 2)} standard errors {'above' if distance > 0 else 'below'} {chance}"
+        return f"not significantly different from chance ({percent(chance, 0)})"
+    side = "above" if distance > 0 else "below"
+    return f"{significant(abs(distance), 2)} standard errors {side} chance ({percent(chance, 0)})"
 
 
 def tracked(run: TrackedRun) -> Markup:

@@ -24,7 +24,7 @@ from pipeline.git import Experiment, code_revision, current_experiment, params_a
 from pipeline.log import UserError, logger
 from pipeline.tracking.params import TrackingParams
 
-NAMING_SECTIONS = ("data", "hellaswag", "tokenizer", "model", "train")
+NAMING_SECTIONS = ("data", "tokenizer", "model", "train")
 """The sections that training depends on. Other sections may change after training and do not affect the name."""
 
 LONGEST_NAME, LONGEST_VALUE = 100, 24  # characters; W&B takes names of 128

@@ -65,11 +65,11 @@ class TrainParams(Section):
     eval_tokens: int = Field(ge=1)
     """Tokens, from the start of the validation split, on which training measures the validation loss."""
 
-    hellaswag_interval: int = Field(ge=0)
-    """Steps between multiple-choice evaluations. 0: off."""
+    benchmark_interval: int = Field(ge=0)
+    """Steps between evaluations on the first task of benchmarks.tasks. 0: off."""
 
-    hellaswag_items: int = Field(ge=1)
-    """Number of items, a fixed subset, that training evaluates."""
+    benchmark_items: int = Field(ge=1)
+    """Number of its items, a fixed subset, that training evaluates."""
 
     sample_interval: int = Field(ge=0)
     """Steps between text samples. 0: off."""

@@ -335,7 +335,7 @@ def test_every_warning_is_rendered() -> None:
     changed: dict[str, Any] = {
         "evaluate__stride": 64,
         "evaluate__dtype": "float32",
-        "evaluate__hellaswag_items": 7,
+        "benchmarks__items": 7,
         "model__block_size": 256,
         "data__source": "files",
     }

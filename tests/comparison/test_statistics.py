@@ -149,8 +149,7 @@ def test_failed_seeds_of_a_configuration(failed: Experiment, seed_count: int, fa
     [
         ({"train__max_lr": 0.1}, {}, set()),
         ({"evaluate__stride": 64}, {"stride": ["evaluate.stride"]}, {LOSS, BITS_PER_BYTE}),
-        ({"hellaswag__items": 7}, {"items": ["hellaswag.items"]}, {ACCURACY}),
-        ({"evaluate__hellaswag_items": 7}, {"items": ["evaluate.hellaswag_items"]}, {ACCURACY}),
+        ({"benchmarks__items": 7}, {"items": ["benchmarks.items"]}, {ACCURACY}),
         ({"evaluate__dtype": "float32"}, {"precision": ["evaluate.dtype"]}, set()),
         ({"model__block_size": 256}, {"context": ["model.block_size"]}, set()),
         ({"tokenizer__vocab_size": 512}, {"tokens": ["tokenizer.vocab_size"]}, {LOSS}),
@@ -160,7 +159,7 @@ def test_failed_seeds_of_a_configuration(failed: Experiment, seed_count: int, fa
             {"tokens": ["data.source"], "data": ["data.source"]},
             {LOSS, BITS_PER_BYTE, ACCURACY},
         ),
-        ({"metrics": {"is_hellaswag": True}}, {}, {ACCURACY}),
+        ({"metrics": {"task": "hellaswag"}}, {}, {ACCURACY}),
     ],
 )
 def test_settings_that_change_how_a_metric_is_measured(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline.artifacts import MANIFEST_FILE, SOURCE_FILE, ItemSource, Manifest, RawCorpus
+from pipeline.artifacts import MANIFEST_FILE, SOURCE_FILE, BenchmarkSource, Manifest, RawCorpus
 
 ROOT = Path(__file__).parents[2]
 SHAKESPEARE = {
@@ -19,7 +19,6 @@ SHAKESPEARE = {
     "data.val_every": 10,
     "data.max_documents": None,
     "data.max_bytes": None,
-    "hellaswag.source": "documents",
     "tokenizer.encoding": "bpe",
 }
 
@@ -43,14 +42,14 @@ def set_params(project: Path, **values: Any) -> None:
 
 @pytest.fixture(scope="module")
 def downloaded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project with the plays' data/raw and data/hellaswag."""
+    """A project with the plays' data/raw and data/benchmarks."""
     project = tmp_path_factory.mktemp("project")
     shutil.copy(ROOT / "params.yaml", project)
     set_params(project, **SHAKESPEARE)
     process = run(project, "stages.download")
     assert process.returncode == 0, process.stderr
     assert RawCorpus.read(project / "data/raw" / SOURCE_FILE).documents("train") == 708
-    assert ItemSource.read(project / "data/hellaswag" / SOURCE_FILE).key == "next_lines"
+    assert list(BenchmarkSource.read(project / "data/benchmarks" / SOURCE_FILE).tasks) == ["next_lines"]
     return project
 
 

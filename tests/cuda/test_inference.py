@@ -1,4 +1,4 @@
-"""Generation, HellaSwag and validation loss on a GPU are those of a CPU in float32."""
+"""Generation, benchmarks and validation loss on a GPU are those of a CPU in float32."""
 
 from pathlib import Path
 
@@ -8,7 +8,8 @@ import torch
 
 from pipeline.artifacts import SampleSettings
 from pipeline.distributed import Group
-from pipeline.evaluation.hellaswag import answer, answers_of, build_requests, score_requests
+from pipeline.evaluation.benchmarks import answer, answers_of, build_questions
+from pipeline.evaluation.scoring import score_requests
 from pipeline.evaluation.val_loss import validation_loss
 from pipeline.generation.sampling import NewToken, stream
 from pipeline.inference import for_inference
@@ -42,13 +43,14 @@ def test_greedy_texts(group: Group, model: str) -> None:
 @DTYPES
 def test_hellaswag(group: Group, model: str, dtype: torch.dtype, tolerance: float) -> None:
     """The answers are those of float32 in both dtypes."""
-    requests = build_requests(many_items(24), BYTES)
+    questions = build_questions("hellaswag", many_items(24), BYTES)
+    requests = [question.request for question in questions]
     on_cpu, on_device = (tiny_model(**OPTIONS[model] | {"block_size": 64}).to(g.device) for g in (ALONE, group))
     expected = score_requests(on_cpu, requests, batch_size=4, dtype=torch.float32, group=ALONE)
     nats = score_requests(on_device, requests, batch_size=4, dtype=dtype, group=group)
-    np.testing.assert_allclose(nats, expected, rtol=tolerance)
-    result = answer(on_device, requests, batch_size=4, dtype=dtype, group=group)
-    for metric, answers in answers_of(expected, requests).items():
+    np.testing.assert_allclose(np.array(nats), np.array(expected), rtol=tolerance)
+    result = answer(on_device, questions, batch_size=4, dtype=dtype, group=group)
+    for metric, answers in answers_of(expected, questions).items():
         assert np.array_equal(result.answers[metric], answers)
 
 

@@ -74,7 +74,7 @@ def test_each_dep_is_needed(name: str) -> None:
         ("pipeline/training/data_loader.py", {"train"}),
         ("pipeline/training/trainer.py", {"train"}),
         ("pipeline/generation/sampling.py", {"sample"}),
-        ("pipeline/evaluation/hellaswag.py", {"evaluate", "sample"}),
+        ("pipeline/evaluation/benchmarks.py", {"evaluate", "sample"}),
         ("pipeline/corpus/sources.py", {"download"}),
         ("pipeline/reporting/report.py", {"report"}),
     ],
@@ -118,7 +118,7 @@ def test_reports_belong_to_git_and_data_to_dvc() -> None:
             for out in stage_of(name).get(kind, []):
                 path, options = next(iter(out.items())) if isinstance(out, dict) else (out, {})
                 assert options.get("cache", True) == (path.startswith("data/") or path == "reports/report.html"), path
-                assert options.get("persist", False) == (name == "train"), path
+                assert options.get("persist", False) == (name in ("train", "download")), path
 
 
 def test_the_commands_run_modules() -> None:

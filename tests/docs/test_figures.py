@@ -20,7 +20,7 @@ def _in_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def plan(recipe: str, ranks: int, **runtime_changes: object) -> Plan:
-    model, train, runtime, _ = read_params(recipe)
+    model, train, runtime, *_ = read_params(recipe)
     return make_plan(model, train, runtime.model_copy(update=runtime_changes), GPT2_VOCAB_SIZE, None, ranks)
 
 

@@ -1,5 +1,6 @@
-"""Shared by tests that evaluate: shards of known tokens, a model for them, HellaSwag items."""
+"""Shared by tests that evaluate: shards of known tokens, a model for them, benchmark items."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,8 @@ import numpy.typing as npt
 import tiktoken
 import torch
 
-from pipeline.artifacts import MANIFEST_FILE, Manifest, Shard, Split
-from pipeline.corpus.hellaswag import Item
+from pipeline.artifacts import MANIFEST_FILE, SOURCE_FILE, BenchmarkSource, Manifest, Shard, Split, TaskSource
+from pipeline.corpus.benchmarks import HellaSwagItem, Item, items_file, write_items
 from pipeline.corpus.shards import TokenStream
 from pipeline.corpus.tokenizer import bytes_tokenizer, fingerprint, save_tokenizer, token_byte_lengths
 from pipeline.distributed import Group
@@ -73,13 +74,13 @@ def write_val_split(
 
 def item(
     endings: tuple[str, ...] = (" a.", " b.", " c.", " d."), label: int = 0, ctx_a: str = "A man.", ctx_b: str = "he"
-) -> Item:
+) -> HellaSwagItem:
     """An item; its ctx is ctx_a and ctx_b, as in HellaSwag."""
     ctx = f"{ctx_a} {ctx_b}".strip()
-    return Item(ind=0, activity_label="Go", ctx_a=ctx_a, ctx_b=ctx_b, ctx=ctx, endings=endings, label=label)
+    return HellaSwagItem(ind=0, activity_label="Go", ctx_a=ctx_a, ctx_b=ctx_b, ctx=ctx, endings=endings, label=label)
 
 
-def many_items(count: int) -> list[Item]:
+def many_items(count: int) -> list[HellaSwagItem]:
     """Items of many lengths that fit a context of 64 bytes."""
     words = ["runs", "sits down", "is", "walks away", "sings", "goes to it", "stops", "a", "holds it up"]
     return [
@@ -91,3 +92,11 @@ def many_items(count: int) -> list[Item]:
         )
         for number in range(count)
     ]
+
+
+def write_benchmarks(directory: Path, **tasks: Sequence[Item]) -> None:
+    """A data/benchmarks with the items of each task."""
+    for task, items in tasks.items():
+        write_items(items_file(directory, task), items)
+    sources = {task: TaskSource(items=len(items), origin="a test") for task, items in tasks.items()}
+    BenchmarkSource(tasks=sources).write(directory / SOURCE_FILE)

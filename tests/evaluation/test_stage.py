@@ -1,5 +1,6 @@
 """The evaluate stage: files in, metrics out, the same from any number of processes."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,17 +11,16 @@ import torch
 
 from pipeline.artifacts import EvaluationMetrics
 from pipeline.config import read_sections
-from pipeline.corpus.hellaswag import write_items
+from pipeline.corpus.benchmarks import TASKS
 from pipeline.corpus.tokenizer import save_tokenizer
-from pipeline.evaluation import hellaswag
 from pipeline.log import UserError
 from pipeline.model.gpt import GPT
 from pipeline.model_directory import save_model
-from pipeline.probes import choice_columns, training_probes
+from pipeline.probes import benchmark_columns, training_probes
 from pipeline.runtime import RuntimeParams
 from pipeline.training.params import TrainParams
 from stages import evaluate
-from tests.evaluation.small import ALONE, BYTES, documents, many_items, tiny_model, write_val_split
+from tests.evaluation.small import ALONE, BYTES, documents, many_items, tiny_model, write_benchmarks, write_val_split
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,7 +31,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
     write_val_split(tmp_path / "data/shards", documents())
     save_model(tmp_path / "data/model", tiny_model(block_size=64), tmp_path / "data/shards/tokenizer")
-    write_items(tmp_path / "data/hellaswag", many_items(13), "Next lines of the validation documents", False)
+    write_benchmarks(tmp_path / "data/benchmarks", next_lines=many_items(13))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -51,20 +51,23 @@ def evaluated() -> EvaluationMetrics:
 def test_metrics_have_the_loss_and_the_accuracies() -> None:
     written = evaluated()
     assert written.val.tokens == len(documents()) - 1
-    assert written.hellaswag is None
-    assert written.next_lines is not None
-    assert (written.next_lines.items, written.next_lines.is_hellaswag) == (13, False)
-    for metric in hellaswag.METRICS:
-        assert 0 <= getattr(written.next_lines, metric) <= 1
-        assert getattr(written.next_lines, f"{metric}_stderr") >= 0
+    assert list(written.benchmarks) == ["next_lines"]
+    result = written.benchmarks["next_lines"]
+    assert (result.items, result.chance, result.main) == (13, 0.25, "acc_norm")
+    assert result.metrics == list(TASKS["next_lines"].metrics)
+    for metric in result.metrics:
+        value, error = result.value(metric)
+        assert 0 <= value <= 1
+        assert error >= 0
 
 
-def test_real_items_are_called_hellaswag(workspace: Path) -> None:
-    write_items(workspace / "data/hellaswag", many_items(2), "HellaSwag", True)
-    written = evaluated()
-    assert written.next_lines is None
-    assert written.hellaswag is not None
-    assert written.hellaswag.items == 2
+def test_tasks_keep_their_order_and_none_is_allowed(workspace: Path) -> None:
+    write_benchmarks(workspace / "data/benchmarks", hellaswag=many_items(2), next_lines=many_items(3))
+    assert {task: result.items for task, result in evaluated().benchmarks.items()} == {"hellaswag": 2, "next_lines": 3}
+    write_benchmarks(workspace / "data/benchmarks")
+    assert evaluated().benchmarks == {}
+    assert list(json.loads(evaluate.METRICS.read_text())) == ["val"]
+    assert benchmark_columns(workspace / "data/benchmarks") == ()
 
 
 @pytest.mark.slow
@@ -118,11 +121,12 @@ def test_a_loss_that_is_not_finite_is_refused(workspace: Path) -> None:
 def test_probes_on_all_data_measure_the_same_as_the_stage() -> None:
     written = evaluated()
     train, runtime = read_sections(TrainParams, RuntimeParams)
-    train = train.model_copy(update={"eval_tokens": 10**6, "hellaswag_items": 13})
+    train = train.model_copy(update={"eval_tokens": 10**6, "benchmark_items": 13})
     runtime = runtime.model_copy(update={"dtype": "float32"})
     measured: dict[str, float] = {}
-    for probe in training_probes(train, runtime, ALONE, BYTES, Path("data/shards"), Path("data/hellaswag")):
+    for probe in training_probes(train, runtime, ALONE, BYTES, Path("data/shards"), Path("data/benchmarks")):
         measured |= probe.measure(tiny_model(block_size=64), 1)
     assert (measured["val/loss"], measured["val/bpb"]) == (written.val.loss, written.val.bpb)
-    accuracies = {f"next_lines/{metric}": getattr(written.next_lines, metric) for metric in hellaswag.METRICS}
-    assert {name: measured[name] for name in choice_columns(Path("data/hellaswag"))} == accuracies
+    result = written.benchmarks["next_lines"]
+    accuracies = {f"next_lines/{metric}": result.value(metric)[0] for metric in result.metrics}
+    assert {name: measured[name] for name in benchmark_columns(Path("data/benchmarks"))} == accuracies

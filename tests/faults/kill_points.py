@@ -30,7 +30,7 @@ from tests.faults.small import ROOT, TIMES
 from tests.pipeline_runs.project import SMALL, Project
 
 OUTPUTS = {
-    "download": ["data/raw", "data/hellaswag"],
+    "download": [],  # persist: true
     "tokenize": ["data/shards"],
     "train": [],  # persist: true
     "evaluate": ["reports/evaluate/metrics.json"],
@@ -42,7 +42,7 @@ OUTPUTS = {
 CHANGES = {
     "train.max_steps": 12,
     "train.eval_interval": 6,
-    "train.hellaswag_interval": 12,
+    "train.benchmark_interval": 12,
     "train.sample_interval": 0,
     "sample.max_new_tokens": 4,
     "runtime.checkpoint_interval": 4,

@@ -95,7 +95,7 @@ def main(arguments: list[str]) -> int:
         data = write_data(Path(folder) / "data")
 
         def begin(name: str, steps: int) -> SmallRun:
-            train = {"max_steps": steps, "eval_interval": 50, "hellaswag_interval": 200}
+            train = {"max_steps": steps, "eval_interval": 50, "benchmark_interval": 200}
             runtime = {"checkpoint_interval": INTERVAL}
             return SmallRun(Path(folder) / name, data, model={"n_embd": 64}, train=train, runtime=runtime)
 

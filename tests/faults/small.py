@@ -19,9 +19,8 @@ from torch import Tensor
 
 from pipeline.artifacts import RunSummary
 from pipeline.config import load_yaml
-from pipeline.corpus.hellaswag import write_items
 from pipeline.training.checkpoint import Checkpoint, CheckpointStore
-from tests.evaluation.small import many_items
+from tests.evaluation.small import many_items, write_benchmarks
 from tests.training.conftest import write_shards
 
 ROOT = Path(__file__).parents[2]
@@ -33,8 +32,8 @@ SMALL = {
         "warmup_steps": 2,
         "eval_interval": 8,
         "eval_tokens": 64,
-        "hellaswag_interval": 12,
-        "hellaswag_items": 2,
+        "benchmark_interval": 12,
+        "benchmark_items": 2,
         "sample_interval": 0,
     },
     "runtime": {
@@ -67,7 +66,7 @@ class SmallRun:
         """`data`: as `write_data` makes it. `changes`: keys of params.yaml that are to differ, by section."""
         self.path = path
         (path / "data").mkdir(parents=True)
-        for name in ("shards", "hellaswag"):
+        for name in ("shards", "benchmarks"):
             (path / "data" / name).symlink_to(data / name)
         (path / "models").mkdir()
         (path / "models/scratch").write_text("random weights\n")
@@ -190,7 +189,7 @@ def same(a: Any, b: Any) -> bool:
 def write_data(directory: Path) -> Path:
     """Shards and multiple-choice items for `SmallRun`."""
     write_shards(directory / "shards")
-    write_items(directory / "hellaswag", many_items(4), "next lines", is_hellaswag=False)
+    write_benchmarks(directory / "benchmarks", next_lines=many_items(4))
     return directory
 
 

@@ -96,10 +96,10 @@ def test_a_full_disk_during_a_save_stops_the_run_and_after_freeing_space_it_ends
 
 def test_a_full_disk_under_curves_or_model_stops_the_run_and_costs_nothing(begin: Begin, whole: dict[str, Any]) -> None:
     run = begin()
-    shards, hellaswag = ((run.path / "data" / name).resolve() for name in ("shards", "hellaswag"))
+    shards, benchmarks = ((run.path / "data" / name).resolve() for name in ("shards", "benchmarks"))
     with tmpfs(run.path / "reports", 80_000) as reports, tmpfs(run.path / "data", 80_000) as data:
         (data.parent / "shards").symlink_to(shards)
-        (data.parent / "hellaswag").symlink_to(hellaswag)
+        (data.parent / "benchmarks").symlink_to(benchmarks)
         for filler, place in ((reports, "reports/train/"), (data, "data/")):
             filler.write_bytes(bytes(77_000))  # one page is left
             output = run.train(ok=False).output

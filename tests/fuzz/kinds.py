@@ -16,34 +16,34 @@ import pyarrow.parquet as pq
 import torch
 
 from pipeline import recipes
-from pipeline.artifacts import EvaluationMetrics, ItemSource, RawCorpus, RunSummary, Samples
+from pipeline.artifacts import BenchmarkSource, EvaluationMetrics, RawCorpus, RunSummary, Samples
 from pipeline.charts import pages
 from pipeline.cli import convert, plan
 from pipeline.config import PARAMS_FILE, load_yaml, validate
 from pipeline.corpus import sources, vocabularies
+from pipeline.corpus.benchmark_source import next_lines
+from pipeline.corpus.benchmarks import items_file, read_items
 from pipeline.corpus.documents import read_texts
-from pipeline.corpus.hellaswag import read_items, write_items
-from pipeline.corpus.hellaswag_source import next_lines
 from pipeline.corpus.readers import SUFFIXES
 from pipeline.corpus.shards import open_split, verify
 from pipeline.corpus.tokenizer import load_tokenizer
 from pipeline.curves import Curves, typed
-from pipeline.evaluation.hellaswag import PROTOCOLS, build_request
+from pipeline.evaluation.benchmarks import build_questions
 from pipeline.files import sha256_of, write_json
 from pipeline.model_directory import load_model, match_vocabulary, save_model
-from pipeline.probes import choice_columns
+from pipeline.probes import benchmark_columns
 from pipeline.reporting import report
 from pipeline.run_state import FinishedRun, remove_recorded, run_key
 from pipeline.tracking import publish
 from pipeline.tracking.wandb_run import run_identity
 from pipeline.training.checkpoint import CheckpointManifest
 from tests.corpus.conftest import DOCUMENTS, data_params, write_corpus
-from tests.evaluation.small import BYTES, many_items, tiny_model
+from tests.evaluation.small import BYTES, many_items, tiny_model, write_benchmarks
 from tests.reporting import fixtures
 from tests.training.conftest import trainer, write_shards
 
 ROOT = Path(__file__).parents[2]
-SHARDS, MODEL, HELLASWAG, RAW = Path("data/shards"), Path("data/model"), Path("data/hellaswag"), Path("data/raw")
+SHARDS, MODEL, BENCHMARKS, RAW = Path("data/shards"), Path("data/model"), Path("data/benchmarks"), Path("data/raw")
 STATE, DOWNLOAD = Path(".runs/train-1"), Path(".runs/download-1")
 VOCABULARIES = ("vocab.json", "added_tokens.json", "tokenizer.json")  # in models/<name>/<name>: all in one are read
 CHECKPOINTS = STATE / "checkpoints"
@@ -62,7 +62,7 @@ def make_project(root: Path) -> None:
         text = "The quick brown fox jumps over the lazy dog, and the dog does not mind it at all. " * 80
         write_corpus(RAW, [text, *(f"{n} {text[n:]}" for n in range(8))], val_every=2, row_group_bytes=20_000)
         write_shards(SHARDS)
-        write_items(HELLASWAG, many_items(4), "Next lines", is_hellaswag=False)
+        write_benchmarks(BENCHMARKS, next_lines=many_items(4))
         save_model(MODEL, tiny_model(), SHARDS / "tokenizer")
         with patch("pipeline.training.trainer.peak_flops", return_value=None):
             trainer(SHARDS, CHECKPOINTS, **SMALL).run()
@@ -130,11 +130,9 @@ def use_raw() -> None:
     list(next_lines(RAW, None))
 
 
-def use_hellaswag() -> None:
-    assert ItemSource.read(HELLASWAG / "source.json").key
-    for item in read_items(HELLASWAG / "hellaswag_val.jsonl"):
-        for protocol in PROTOCOLS:
-            build_request(item, protocol, BYTES)
+def use_benchmarks() -> None:
+    for task in BenchmarkSource.read(BENCHMARKS / "source.json").tasks:
+        build_questions(task, read_items(items_file(BENCHMARKS, task), task), BYTES)
 
 
 def use_checkpoint() -> None:
@@ -181,7 +179,7 @@ def use_state() -> None:
     remove_recorded(Path(".runs"))
     for mode in ("disabled", "offline"):
         run_identity(STATE / "wandb.json", "name", None, mode)
-    curves = Curves(STATE / "curves.csv", publish.CURVES, choice_columns(HELLASWAG))
+    curves = Curves(STATE / "curves.csv", publish.CURVES, benchmark_columns(BENCHMARKS))
     curves.rewind(5)
     assert all("step" in typed(row) for row in curves.rows())
 
@@ -206,7 +204,7 @@ KINDS: dict[str, Callable[[], object]] = {
     **{name: partial(_download, name) for name in (f"texts/a{suffix}" for suffix in SUFFIXES)},
     f"{DOWNLOAD}/000000/part.json": partial(_download, "texts/part.jsonl"),
     **_each(RAW, ["source.json", "train/000000.parquet", "val/000000.parquet"], use_raw),
-    **_each(HELLASWAG, ["hellaswag_val.jsonl", "source.json"], use_hellaswag),
+    **_each(BENCHMARKS, ["next_lines.jsonl", "source.json"], use_benchmarks),
     **_each(SHARDS, ["manifest.json", "train_000000.npy"], use_shards),
     **_each(SHARDS / "tokenizer", ["config.json", "ranks.tiktoken"], use_shards),
     **_each(CHECKPOINT, ["manifest.json", "weights.pt", "optimizer.pt", "rng.pt"], use_checkpoint),

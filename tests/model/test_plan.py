@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.artifacts import ItemSource
 from pipeline.cli import plan as planning
 from pipeline.config import load_yaml
-from pipeline.corpus.params import TokenizerParams
+from pipeline.corpus.params import BenchmarkParams, TokenizerParams
 from pipeline.distributed import Group
 from pipeline.log import UserError
 from pipeline.model.accounting import flops_per_token
@@ -56,15 +55,16 @@ def test_the_reference_run_on_eight_gpus(params: dict[str, Any]) -> None:
     assert (amounts["tokens per step"], amounts["tokens"]) == ("524,288", "9,999,745,024")
 
 
-def test_the_share_of_probes(params: dict[str, Any], tmp_path: Path) -> None:
-    params["train"].update(max_steps=1000, eval_interval=300, eval_tokens=3 * 524288, hellaswag_interval=0)
-    source = tmp_path / "source.json"
+def test_the_share_of_probes(params: dict[str, Any]) -> None:
+    params["train"].update(max_steps=1000, eval_interval=300, eval_tokens=3 * 524288, benchmark_interval=0)
+    benchmarks = BenchmarkParams(tasks=("hellaswag",), directory=None, items=None)
     # At steps 0, 300, 600, 900, 1000: a forward pass each of 3 steps' tokens, so the cost of 5 of 1000 steps.
-    assert planning.probe_row(make(params), source)[1] == "0.5% of that"
-    params["train"].update(eval_interval=0, hellaswag_interval=1000, hellaswag_items=10_042)
-    assert "HellaSwag 0.4% (10,042 items)" in planning.probe_row(make(params), source)[2]
-    ItemSource(name="HellaSwag", is_hellaswag=True, items=5000).write(source)
-    assert "HellaSwag 0.2% (5,000 items)" in planning.probe_row(make(params), source)[2]
+    assert planning.probe_row(make(params), benchmarks)[1] == "0.5% of that"
+    params["train"].update(eval_interval=0, benchmark_interval=1000, benchmark_items=10_042)
+    assert "hellaswag 0.4% (10,042 items)" in planning.probe_row(make(params), benchmarks)[2]
+    fewer, none = (benchmarks.model_copy(update=change) for change in ({"items": 5000}, {"tasks": ()}))
+    assert "hellaswag 0.2% (5,000 items)" in planning.probe_row(make(params), fewer)[2]
+    assert planning.probe_row(make(params), none)[2] == "validation loss 0.0%"
 
 
 def test_the_micro_batch_is_the_largest_divisor_as_in_training(params: dict[str, Any]) -> None:

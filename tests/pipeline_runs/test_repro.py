@@ -55,8 +55,7 @@ def test_the_curves_are_whole_and_start_at_the_untrained_loss(finished: Project)
 
 
 def test_items_cut_from_the_documents_are_never_called_hellaswag(finished: Project) -> None:
-    assert "hellaswag" not in finished.json("reports/evaluate/metrics.json")
-    assert finished.json("reports/evaluate/metrics.json")["next_lines"]["is_hellaswag"] is False
+    assert list(finished.json("reports/evaluate/metrics.json")) == ["val", "next_lines"]
 
 
 def test_a_second_repro_runs_nothing(finished: Project) -> None:
@@ -80,6 +79,17 @@ def test_edits_rerun_what_they_can_change(project: Project) -> None:
     assert changed_stages(project) == {"train"}
     append(project, "pipeline/generation/sampling.py")
     assert changed_stages(project) == {"train", "sample"}
+
+
+def test_other_benchmarks_neither_download_nor_train_again(project: Project) -> None:
+    raw = project.path / "data/raw/train/000000.parquet"
+    before = raw.stat().st_mtime_ns
+    project.set(**{"benchmarks.tasks": []})
+    assert stages_run(project.dvc("repro")) == ["download", "evaluate", "report"]
+    assert list(project.json("reports/evaluate/metrics.json")) == ["val"]
+    assert raw.stat().st_mtime_ns == before
+    project.dvc("repro", "-f", "-s", "download")
+    assert raw.stat().st_mtime_ns > before
 
 
 def test_initial_weights_replaced_in_place_are_noticed(project: Project) -> None:
@@ -124,7 +134,7 @@ def test_ctrl_c_saves_and_the_next_repro_continues(finished: Project, fresh: Pro
 
 def test_training_without_probes_gives_the_same_weights(finished: Project, fresh: Project) -> None:
     """The promise that lets dvc.yaml leave the observers out of the deps of train."""
-    fresh.set(**{"train.eval_interval": 0, "train.hellaswag_interval": 0, "train.sample_interval": 0})
+    fresh.set(**{"train.eval_interval": 0, "train.benchmark_interval": 0, "train.sample_interval": 0})
     fresh.set(**{"tracking.mode": "disabled"})
     fresh.dvc("repro", "train")
     assert fresh.hash_of("data/model") == finished.hash_of("data/model")

@@ -9,7 +9,7 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 from pipeline.artifacts import (
-    ChoiceMetrics,
+    BenchmarkMetrics,
     CodeRevision,
     EvaluationMetrics,
     Hardware,
@@ -53,9 +53,10 @@ PARAMS: dict[str, dict[str, Any]] = {
         "betas": [0.9, 0.95],
         "eval_interval": 200,
         "eval_tokens": 32_768,
-        "hellaswag_items": 100,
+        "benchmark_items": 100,
     },
-    "evaluate": {"hellaswag_items": None},
+    "benchmarks": {"tasks": ["next_lines"], "items": 400},
+    "evaluate": {"stride": None},
     "sample": {"prompts": [None, "ROMEO\n", "To be, or not to be"], "temperature": 0.8, "seed": 1},
     "report": {"title": "GPT on Shakespeare's plays", "smoothing": 0.9},
 }
@@ -140,14 +141,15 @@ def hardware(**changes: Any) -> Hardware:
     return Hardware(**fields | changes)
 
 
-def evaluation_metrics(is_hellaswag: bool = False, **changes: Any) -> EvaluationMetrics:
-    """evaluate's metrics.json; `changes` replace fields of the multiple-choice result, or `val`."""
+def evaluation_metrics(task: str = "next_lines", **changes: Any) -> EvaluationMetrics:
+    """evaluate's metrics.json; `changes` replace fields of the benchmark, or `val`."""
     val = ValidationMetrics(loss=3.587, perplexity=36.13, bpb=2.3142, tokens=61_299)
+    is_hellaswag = task == "hellaswag"
     fields: dict[str, Any] = {
-        "name": "HellaSwag" if is_hellaswag else "Next lines of the validation documents",
-        "is_hellaswag": is_hellaswag,
+        "name": "HellaSwag" if is_hellaswag else "Next lines",
         "items": 10_042 if is_hellaswag else 400,
         "truncated": 0,
+        "chance": 0.25,
         "acc": 0.2861,
         "acc_stderr": 0.0045 if is_hellaswag else 0.0226,
         "acc_norm": 0.3021 if is_hellaswag else 0.3425,
@@ -156,8 +158,7 @@ def evaluation_metrics(is_hellaswag: bool = False, **changes: Any) -> Evaluation
         "acc_norm_token_stderr": 0.0046 if is_hellaswag else 0.0236,
     }
     val = changes.pop("val", val)
-    choice = ChoiceMetrics(**fields | changes)
-    return EvaluationMetrics(val=val, **{"hellaswag" if is_hellaswag else "next_lines": choice})
+    return EvaluationMetrics(val=val, benchmarks={task: BenchmarkMetrics(**fields | changes)})
 
 
 def samples(**changes: Any) -> Samples:

@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="nee
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     frame = fixtures.curves(200, accuracy="hellaswag")
     frame.loc[[0, 100, 199], "hellaswag/acc_norm"] = [0.25, 0.28, 0.3]
-    metrics = fixtures.evaluation_metrics(is_hellaswag=True)
+    metrics = fixtures.evaluation_metrics("hellaswag")
     root = fixtures.write_run(tmp_path_factory.mktemp("run"), frame, metrics=metrics)
     return root / write_report(root, "A model", 0.9).with_suffix(".html")
 

@@ -104,7 +104,7 @@ def report_of(root: Path, text: str) -> list[str]:
     fixtures.write_run(
         root,
         summary=RunSummary.model_validate(filled(summary.model_dump(), text)),
-        metrics=EvaluationMetrics.model_validate(filled(fixtures.evaluation_metrics(True).model_dump(), text)),
+        metrics=EvaluationMetrics.model_validate(filled(fixtures.evaluation_metrics("hellaswag").model_dump(), text)),
         drawn=Samples.model_validate(filled(fixtures.samples().model_dump(mode="json"), text) | {}, strict=False),
     )
     fixtures.commit(root)

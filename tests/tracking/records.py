@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pipeline.artifacts import (
-    ChoiceMetrics,
+    BenchmarkMetrics,
     CodeRevision,
     EvaluationMetrics,
     Hardware,
@@ -22,18 +22,18 @@ REVISION = "80a69db0707bdfc3e714daf8a403eb946098c12c"
 
 METRICS = EvaluationMetrics(
     val=ValidationMetrics(loss=2.5, perplexity=12.2, bpb=1.6, tokens=1000),
-    next_lines=ChoiceMetrics(
-        name="lines",
-        is_hellaswag=False,
-        items=4,
-        truncated=0,
-        acc=0.5,
-        acc_stderr=0.25,
-        acc_norm=0.5,
-        acc_norm_stderr=0.25,
-        acc_norm_token=0.5,
-        acc_norm_token_stderr=0.25,
-    ),
+    benchmarks={
+        "next_lines": BenchmarkMetrics(
+            name="lines",
+            items=4,
+            truncated=0,
+            chance=0.25,
+            acc=0.5,
+            acc_stderr=0.25,
+            acc_norm=0.5,
+            acc_norm_stderr=0.25,
+        )
+    },
 )
 SAMPLES = Samples(
     settings=SampleSettings(temperature=0.8, top_k=50, top_p=1.0, max_new_tokens=8, seed=1),

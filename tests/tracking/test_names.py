@@ -9,7 +9,6 @@ from pipeline.tracking.wandb_run import LONGEST_NAME, changes, changes_text, run
 
 COMMITTED: dict[str, Any] = {
     "data": {"source": "files"},
-    "hellaswag": {"items": 400},
     "tokenizer": {"encoding": "bpe"},
     "model": {"position": "learned", "n_layer": 4, "dropout": 0.0},
     "train": {"seed": 1, "max_lr": 6e-3, "betas": [0.9, 0.95]},

@@ -41,7 +41,7 @@ def test_values_have_the_names_that_panels_use() -> None:
     assert not {"mfu", "params", "git", "wandb"} & values.keys()
     values = evaluation_values(METRICS)
     assert (values["evaluate/val/loss"], values["evaluate/next_lines/acc_norm"]) == (2.5, 0.5)
-    assert not {"evaluate/next_lines/name", "evaluate/next_lines/is_hellaswag"} & values.keys()
+    assert not {"evaluate/next_lines/name", "evaluate/next_lines/acc_norm_token"} & values.keys()
 
 
 def test_the_summary_has_the_last_value_of_each_column(tmp_path: Path) -> None:

@@ -43,8 +43,8 @@ TRAIN = {
     "decay_fraction": 0.2,
     "eval_interval": 0,
     "eval_tokens": 64,
-    "hellaswag_interval": 0,
-    "hellaswag_items": 1,
+    "benchmark_interval": 0,
+    "benchmark_items": 1,
     "sample_interval": 0,
 }
 RUNTIME = {

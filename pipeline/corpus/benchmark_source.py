@@ -1,7 +1,7 @@
-"""Where the items of data/hellaswag come from: the hub, a file, or the validation documents.
+"""Where the items of data/benchmarks come from: the hub, files, or the validation documents.
 
-Items made from documents are the offline substitute for HellaSwag. They test something simpler: whether the model
-prefers a text's true continuation to text from elsewhere. They are never reported as HellaSwag.
+Items made from documents (the task next_lines) are the offline substitute for HellaSwag. They test something simpler:
+whether the model prefers a text's true continuation to text from elsewhere. They are never reported as HellaSwag.
 """
 
 import itertools
@@ -10,16 +10,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.artifacts import SOURCE_FILE, ItemSource, RawCorpus
+from pipeline.artifacts import SOURCE_FILE, BenchmarkSource, RawCorpus, TaskSource
+from pipeline.corpus.benchmarks import (
+    ENDINGS,
+    TASKS,
+    HellaSwagItem,
+    Item,
+    items_file,
+    parse_item,
+    read_items,
+    subset,
+    write_items,
+)
 from pipeline.corpus.documents import read_texts
-from pipeline.corpus.hellaswag import ENDINGS, ITEMS_FILE, Item, parse_item, read_items, write_items
-from pipeline.corpus.params import HellaswagParams
+from pipeline.corpus.params import BenchmarkParams
 from pipeline.corpus.readers import HubStream
 from pipeline.files import atomic_directory, parsing
 from pipeline.log import UserError
 
-HUB_PATH = "Rowan/hellaswag"
-HUB_ITEMS = 10_042  # of the validation split
 CONTEXT_CHARACTERS = 200
 ENDING_CHARACTERS = 60
 MIN_SPACING = 1_000  # characters between items
@@ -27,34 +35,46 @@ NEIGHBORS = 50  # false endings are taken from this many shorter and this many l
 CANDIDATES = 12  # of those, the nearest in length
 
 
-def fetch_items(params: HellaswagParams, root: Path, raw: Path, out: Path) -> ItemSource:
-    """Writes hellaswag_val.jsonl and source.json to `out` (data/hellaswag), which is replaced as a whole.
+def fetch_benchmarks(params: BenchmarkParams, root: Path, raw: Path, out: Path) -> BenchmarkSource:
+    """Writes <task>.jsonl for each task, and source.json, to `out` (data/benchmarks), which is replaced as a whole.
 
-    `root`: the repository's root, to which `path` is relative. `raw`: data/raw, for source `documents`.
+    `root`: the repository's root, to which `directory` is relative. `raw`: data/raw, for next_lines.
     Raises UserError or OSError that names the cause.
     """
-    if params.source == "documents":
-        items, name = list(next_lines(raw, params.items)), "Next lines of the validation documents"
-    elif params.source == "file":
-        if not (path := root / str(params.path)).is_file():
-            raise UserError(f"hellaswag.path ({params.path}): no file {path}")
-        items, name = read_items(path), "HellaSwag"
-    else:
-        items, name = list(_hub_items()), "HellaSwag"
-    with atomic_directory(out, (ITEMS_FILE, SOURCE_FILE)) as directory:
-        write_items(directory, items[: params.items], name, is_hellaswag=params.source != "documents")
-    return ItemSource.read(out / SOURCE_FILE)
+    sources: dict[str, TaskSource] = {}
+    with atomic_directory(out, ("*.jsonl", SOURCE_FILE)) as directory:
+        for task in params.tasks:
+            items, origin = _items(task, params, root, raw)
+            items = subset(items, params.items)
+            write_items(items_file(directory, task), items)
+            sources[task] = TaskSource(items=len(items), origin=origin)
+        source = BenchmarkSource(tasks=sources)
+        source.write(directory / SOURCE_FILE)
+    return source
 
 
-def _hub_items() -> Iterator[Item]:
-    """HellaSwag's validation split, whose labels are public. Raises UserError."""
-    number = 0
-    for number, row in enumerate(HubStream(HUB_PATH, None, "validation", "main").rows(), start=1):
-        with parsing(f"{HUB_PATH}: row {number - 1}"):
-            item = parse_item(row)
+def _items(task: str, params: BenchmarkParams, root: Path, raw: Path) -> tuple[list[Item], str]:
+    """The items of a task and their origin."""
+    if task == "next_lines":
+        return list(next_lines(raw, params.items)), "validation documents"
+    if params.directory is not None:
+        path = items_file(root / params.directory, task)
+        if not path.is_file():
+            raise UserError(f"benchmarks.directory ({params.directory}): no file {path}")
+        return read_items(path, task), str(Path(params.directory, path.name))
+    stream = HubStream(TASKS[task].hub_path, TASKS[task].hub_name, TASKS[task].hub_split, "main")
+    return list(_hub_items(task, stream)), f"{stream.path} at {stream.commit}"
+
+
+def _hub_items(task: str, stream: HubStream) -> Iterator[Item]:
+    """The split of the hub's dataset whose answers are public. Raises UserError."""
+    number, expected = 0, TASKS[task].hub_items
+    for number, row in enumerate(stream.rows(), start=1):
+        with parsing(f"{stream.path}: row {number - 1}"):
+            item = parse_item(row, task)
         yield item
-    if number != HUB_ITEMS:
-        raise UserError(f"{HUB_PATH}: {number} items, but the validation split has {HUB_ITEMS:,}")
+    if number != expected:
+        raise UserError(f"{stream.path}: {number} items, but the {TASKS[task].hub_split} split has {expected:,}")
 
 
 @dataclass(frozen=True)
@@ -67,7 +87,7 @@ class _Excerpt:
     ending: str
 
 
-def next_lines(raw: Path, limit: int | None) -> Iterator[Item]:
+def next_lines(raw: Path, limit: int | None) -> Iterator[HellaSwagItem]:
     """At most `limit` items from the validation documents in data/raw, evenly spaced and deterministic.
 
     A context of about 200 characters ends at a space within a line. Its true ending is the next 60 characters, up to a
@@ -81,8 +101,8 @@ def next_lines(raw: Path, limit: int | None) -> Iterator[Item]:
     excerpts = list(itertools.islice(_excerpts(read_texts(raw, files), spacing), limit))
     if len(excerpts) < ENDINGS:
         raise UserError(
-            f"hellaswag.source (documents): the {corpus.utf8_bytes('val')} bytes of validation documents give "
-            f"{len(excerpts)} items, fewer than {ENDINGS}: hold out more (data.val_every), or use source hub or file"
+            f"benchmarks.tasks (next_lines): the {corpus.utf8_bytes('val')} bytes of validation documents give "
+            f"{len(excerpts)} items, fewer than {ENDINGS}: hold out more (data.val_every), or leave next_lines out"
         )
     by_length = sorted(excerpts, key=lambda excerpt: (len(excerpt.ending), excerpt.document, excerpt.context))
     ranks = {id(excerpt): rank for rank, excerpt in enumerate(by_length)}
@@ -90,7 +110,7 @@ def next_lines(raw: Path, limit: int | None) -> Iterator[Item]:
         rng = random.Random(number)
         endings = [excerpt.ending, *rng.sample(_false_endings(ranks[id(excerpt)], by_length), ENDINGS - 1)]
         order = rng.sample(range(ENDINGS), ENDINGS)
-        yield Item(
+        yield HellaSwagItem(
             ind=number,
             activity_label=excerpt.label,
             ctx_a=excerpt.context,
@@ -112,7 +132,7 @@ def _false_endings(rank: int, by_length: list[_Excerpt]) -> list[str]:
         endings.pop(excerpt.ending, None)
         if len(endings) >= ENDINGS - 1:
             return list(endings)[:CANDIDATES]
-    raise UserError("hellaswag.source (documents): the validation documents repeat one line, so no ending is wrong")
+    raise UserError("benchmarks.tasks (next_lines): the validation documents repeat one line, so no ending is wrong")
 
 
 def _excerpts(documents: Iterator[str], spacing: int) -> Iterator[_Excerpt]:

@@ -3,17 +3,18 @@
 import hashlib
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.artifacts import SOURCE_FILE, ItemSource
+from pipeline.artifacts import SOURCE_FILE, BenchmarkSource, TaskSource
 from pipeline.config import ConfigError, load_yaml, validate
-from pipeline.corpus import hellaswag_source
-from pipeline.corpus.hellaswag import ITEMS_FILE, read_items
-from pipeline.corpus.hellaswag_source import CONTEXT_CHARACTERS, fetch_items, next_lines
-from pipeline.corpus.params import HellaswagParams
+from pipeline.corpus import benchmark_source
+from pipeline.corpus.benchmark_source import CONTEXT_CHARACTERS, fetch_benchmarks, next_lines
+from pipeline.corpus.benchmarks import TASKS, HellaSwagItem, read_items, subset
+from pipeline.corpus.params import BenchmarkParams
 from pipeline.log import UserError
 
 from .conftest import WriteRaw, fetch, texts_of
@@ -30,8 +31,8 @@ RECORD: dict[str, Any] = {
 }
 
 
-def params(**changes: Any) -> HellaswagParams:
-    return HellaswagParams(**({"source": "documents", "path": None, "items": None} | changes))
+def params(**changes: Any) -> BenchmarkParams:
+    return BenchmarkParams(**({"tasks": ["next_lines"], "directory": None, "items": None} | changes))
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +61,10 @@ def test_items_from_documents_are_contexts_with_their_true_continuation_and_thre
 
 
 def test_the_default_items_never_change(plays: Path, tmp_path: Path) -> None:
-    source = fetch_items(params(items=400), tmp_path, plays, tmp_path / "out")
-    assert source == ItemSource(name="Next lines of the validation documents", is_hellaswag=False, items=386)
-    assert ItemSource.read(tmp_path / "out" / SOURCE_FILE) == source
-    content = (tmp_path / "out" / ITEMS_FILE).read_bytes()
+    source = fetch_benchmarks(params(items=400), tmp_path, plays, tmp_path / "out")
+    assert source == BenchmarkSource(tasks={"next_lines": TaskSource(items=386, origin="validation documents")})
+    assert BenchmarkSource.read(tmp_path / "out" / SOURCE_FILE) == source
+    content = (tmp_path / "out/next_lines.jsonl").read_bytes()
     assert hashlib.sha256(content).hexdigest() == "e6b010cf042a857f8def09ba43c7c5fbd5331fb9ebb2f7100fdf80000b226672"
     keys = ["ind", "activity_label", "ctx_a", "ctx_b", "ctx", "endings", "label"]
     assert list(json.loads(content.splitlines()[0])) == keys
@@ -98,27 +99,30 @@ def test_too_little_or_repeated_validation_text_is_refused(write_raw: WriteRaw, 
         ("repeated", ["one line\n" * 999] * 4),
     ):
         raw = write_raw(texts, val_every=2, name=name)
-        with pytest.raises(UserError, match=r"hellaswag\.source \(documents\)"):
-            fetch_items(params(), tmp_path, raw, tmp_path / "out")
+        with pytest.raises(UserError, match=r"benchmarks\.tasks \(next_lines\)"):
+            fetch_benchmarks(params(), tmp_path, raw, tmp_path / "out")
 
 
-def test_documents_as_a_source_need_documents_that_are_held_out() -> None:
+def test_next_lines_need_documents_that_are_held_out() -> None:
     values = load_yaml(Path("params.yaml"))
     values["data"]["val_every"] = None
-    with pytest.raises(ConfigError, match=r"hellaswag\.source \(documents\).*data\.val_every"):
+    with pytest.raises(ConfigError, match=r"benchmarks\.tasks \(next_lines\).*data\.val_every"):
         validate(values)
 
 
 def test_a_file_in_the_public_schema_is_used_as_it_is(tmp_path: Path) -> None:
-    (tmp_path / "items.jsonl").write_text((json.dumps(RECORD) + "\n\n") * 3)
-    source = fetch_items(params(source="file", path="items.jsonl", items=2), tmp_path, tmp_path, tmp_path / "out")
-    item = read_items(tmp_path / "out" / ITEMS_FILE)[0]
-    assert source == ItemSource(name="HellaSwag", is_hellaswag=True, items=2)
+    (tmp_path / "items").mkdir()
+    (tmp_path / "items/hellaswag.jsonl").write_text((json.dumps(RECORD) + "\n\n") * 3)
+    local = params(tasks=["hellaswag"], directory="items", items=2)
+    source = fetch_benchmarks(local, tmp_path, tmp_path, tmp_path / "out")
+    item = read_items(tmp_path / "out/hellaswag.jsonl", "hellaswag")[0]
+    assert source.tasks == {"hellaswag": TaskSource(items=2, origin="items/hellaswag.jsonl")}
+    assert isinstance(item, HellaSwagItem)
     assert (item.label, item.ind, item.endings[3]) == (3, 24, "starts pulling up roofing.")
-    with pytest.raises(ValueError, match=r"hellaswag\.path \(null\)"):
-        params(source="file")
-    with pytest.raises(UserError, match=r"hellaswag\.path \(none\.jsonl\)"):
-        fetch_items(params(source="file", path="none.jsonl"), tmp_path, tmp_path, tmp_path / "out")
+    with pytest.raises(UserError, match=r"benchmarks\.directory \(none\): no file .*/none/hellaswag\.jsonl"):
+        fetch_benchmarks(params(tasks=["hellaswag"], directory="none"), tmp_path, tmp_path, tmp_path / "out")
+    assert fetch_benchmarks(params(tasks=[]), tmp_path, tmp_path, tmp_path / "out").tasks == {}
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [SOURCE_FILE]
 
 
 @pytest.mark.parametrize(
@@ -150,30 +154,43 @@ def test_a_bad_item_is_named_with_its_line(tmp_path: Path, line: str, place: str
     path = tmp_path / "items.jsonl"
     path.write_text(json.dumps(RECORD) + "\n" + line + "\n", encoding="latin-1")
     with pytest.raises(UserError, match=rf"items\.jsonl{place}"):
-        read_items(path)
+        read_items(path, "hellaswag")
 
 
 def test_a_missing_or_empty_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.jsonl"):
-        read_items(tmp_path / "none.jsonl")
+        read_items(tmp_path / "none.jsonl", "hellaswag")
     (tmp_path / "items.jsonl").touch()
     with pytest.raises(UserError, match=r"items\.jsonl"):
-        read_items(tmp_path / "items.jsonl")
+        read_items(tmp_path / "items.jsonl", "hellaswag")
 
 
 class FakeHub:
     """Rows as the hub gives them."""
 
-    def __init__(self, *_: object) -> None: ...
+    commit = "1a2b3c"
+
+    def __init__(self, path: str, *_: object) -> None:
+        self.path = path
 
     def rows(self) -> Any:
         return iter([RECORD] * 5)
 
 
 def test_items_of_the_hub_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hellaswag_source, "HubStream", FakeHub)
+    monkeypatch.setattr(benchmark_source, "HubStream", FakeHub)
     with pytest.raises(UserError, match="5 items, but the validation split has 10,042"):
-        fetch_items(params(source="hub"), tmp_path, tmp_path, tmp_path / "out")
-    monkeypatch.setattr(hellaswag_source, "HUB_ITEMS", 5)
-    source = fetch_items(params(source="hub"), tmp_path, tmp_path, tmp_path / "out")
-    assert source == ItemSource(name="HellaSwag", is_hellaswag=True, items=5)
+        fetch_benchmarks(params(tasks=["hellaswag"]), tmp_path, tmp_path, tmp_path / "out")
+    monkeypatch.setitem(TASKS, "hellaswag", replace(TASKS["hellaswag"], hub_items=5))
+    source = fetch_benchmarks(params(tasks=["hellaswag"]), tmp_path, tmp_path, tmp_path / "out")
+    assert source.tasks == {"hellaswag": TaskSource(items=5, origin="Rowan/hellaswag at 1a2b3c")}
+
+
+def test_a_subset_is_fixed_in_order_and_part_of_every_larger_one() -> None:
+    items = [HellaSwagItem(**RECORD | {"ind": number}) for number in range(50)]
+    small, large = subset(items, 10), subset(items, 30)
+    assert subset(items, 10) == small
+    assert [one for one in large if one in small] == small
+    assert sorted(small, key=items.index) == small
+    assert small != items[:10]
+    assert subset(items, None) == subset(items, 1000) == items

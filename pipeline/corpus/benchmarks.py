@@ -1,0 +1,119 @@
+"""Benchmark items on disk: what a model is asked, and the true answer.
+
+data/benchmarks/ contains <task>.jsonl for each task, in the task's public schema (the columns of its dataset on the
+Hugging Face hub), and source.json, which lists the tasks and where their items come from
+(pipeline.corpus.benchmark_source). pipeline.evaluation.benchmarks turns items into requests.
+"""
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from pipeline.files import atomic_path, parsing
+from pipeline.log import UserError
+
+ENDINGS = 4
+SUBSET_SEED = 20190519  # fixed, so that every run scores the same items
+
+Text = Annotated[str, Field(pattern=r"\S")]  # not empty
+
+
+def _label_number(value: Any) -> Any:
+    return int(value) if value in ("0", "1", "2", "3") else value
+
+
+class Item(BaseModel):
+    """One item of a task. Other fields of the public schema are ignored."""
+
+    model_config = ConfigDict(frozen=True, str_max_length=1_000_000)  # with a bound, lone surrogates are refused too
+
+
+class HellaSwagItem(Item):
+    """A context and four endings. `ctx` is ctx_a and ctx_b joined. https://github.com/rowanz/hellaswag"""
+
+    ind: int
+    activity_label: str
+    ctx_a: str
+    ctx_b: str
+    ctx: Text
+    endings: tuple[Text, ...] = Field(min_length=ENDINGS, max_length=ENDINGS)
+    label: Annotated[int, BeforeValidator(_label_number)] = Field(strict=True, ge=0, lt=ENDINGS)
+    """The number of the true ending. It is text in the hub's copy."""
+
+    @field_validator("endings")
+    @classmethod
+    def _endings_differ(cls, endings: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(endings)) < ENDINGS:
+            raise ValueError(f"the {ENDINGS} endings must differ")
+        return endings
+
+
+@dataclass(frozen=True)
+class Task:
+    """A benchmark: what its items and its numbers are called, and where the hub has it."""
+
+    name: str
+    schema: type[Item]
+    metrics: tuple[str, ...]
+    """The main one is acc_norm where there is one, else acc."""
+    hub_path: str = ""
+    hub_name: str | None = None
+    hub_split: str = "validation"
+    hub_items: int = 0
+
+
+TASKS = {
+    "next_lines": Task("Next lines", HellaSwagItem, ("acc", "acc_norm", "acc_norm_token")),
+    "hellaswag": Task(
+        "HellaSwag", HellaSwagItem, ("acc", "acc_norm", "acc_norm_token"), "Rowan/hellaswag", hub_items=10_042
+    ),
+}
+
+
+def items_file(directory: Path, task: str) -> Path:
+    """Where the items of a task are."""
+    return directory / f"{task}.jsonl"
+
+
+def read_items(path: Path, task: str) -> list[Item]:
+    """All items in a .jsonl of the task's schema. Raises FileNotFoundError, or UserError that names file and line."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path} not found: run the download stage (dvc repro download)")
+    items = []
+    with path.open("rb") as lines:  # bytes, so that an error names the line that is not UTF-8
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                with parsing(f"{path}:{number}"):
+                    items.append(parse_item(json.loads(line), task))
+    if not items:
+        raise UserError(f"{path}: no items")
+    return items
+
+
+def parse_item(values: Any, task: str) -> Item:
+    """An item from a record of the public schema. Raises ValueError that names a field, its value and the rule."""
+    try:
+        return TASKS[task].schema.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "item"
+        raise ValueError(f"{key} ({first['input']!r}): {first['msg']}") from None
+
+
+def write_items(path: Path, items: Sequence[Item]) -> None:
+    """Writes items as .jsonl."""
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for item in items:
+            file.write(json.dumps(item.model_dump(), ensure_ascii=False) + "\n")
+
+
+def subset(items: Sequence[Item], count: int | None) -> list[Item]:
+    """A fixed choice of `count` items (None: all) in their order; a smaller one is part of every larger one."""
+    order = list(range(len(items)))
+    random.Random(SUBSET_SEED).shuffle(order)
+    return [items[index] for index in sorted(order[:count])]
