@@ -100,6 +100,21 @@ def write_documents(
     }
 
 
+def split_text(text: str, val_every: int) -> tuple[str, str]:
+    """A text without its last part, and that part: at least 1/val_every of the characters, from the start of a line.
+
+    Where no line starts near there, it begins with a word; without spaces, at the exact character.
+
+    >>> split_text("one\\ntwo\\nthree\\nfour\\n", 4)
+    ('one\\ntwo\\nthree\\n', 'four\\n')
+    """
+    size = len(text) // val_every
+    cut = len(text) - size
+    starts = (text.rfind(separator, cut - size, cut) + len(separator) for separator in ("\n", " "))
+    cut = next((start for start in starts if start > cut - size), cut)
+    return text[:cut], text[cut:]
+
+
 def read_row_group(path: Path, row_group: int) -> list[str]:
     """The documents of one row group. Raises UserError that names the file and the row group if they are not text."""
     with parsing(f"{path}: row group {row_group} cannot be read"):

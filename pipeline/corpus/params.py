@@ -38,8 +38,9 @@ class DataParams(Section):
     """The column of hub datasets and parquet files, or the field of .jsonl files, that holds the text."""
 
     val_every: int | None = Field(ge=2)
-    """Every n-th document (with source `shakespeare`: play), starting with the first, is for validation. null: the
-    first shard of tokens is the validation split, but never more than a tenth of the tokens."""
+    """Every n-th document (with source `shakespeare`: play), starting with the first, is for validation; of fewer than
+    n documents, such as a single file, the last n-th of each one's text. null: the first shard of tokens is the
+    validation split, but never more than a tenth of the tokens."""
 
     max_documents: int | None = Field(ge=1)
     """Take only this many documents from the start of the source; null: all."""

