@@ -23,7 +23,17 @@ from torch import Tensor
 from pipeline.artifacts import Record
 from pipeline.corpus.tokenizer import TOKENIZER_DIRECTORY, TOKENIZER_FILE, TokenizerConfig
 from pipeline.files import atomic_directory, parsing, read_json, sha256_of
-from pipeline.huggingface.convert import CONFIG, HUB_ID, WEIGHTS, config_from, download, is_huggingface, weights_from
+from pipeline.huggingface.convert import (
+    CONFIG,
+    HUB_ID,
+    INDEX,
+    PICKLE,
+    WEIGHTS,
+    config_from,
+    download,
+    is_huggingface,
+    weights_from,
+)
 from pipeline.log import UserError, logger
 from pipeline.model.config import GPTConfig, ModelParams
 from pipeline.model.gpt import GPT
@@ -67,7 +77,8 @@ def load_model(directory: Path, device: str | torch.device = "cpu") -> GPT:
     if not path.is_file():
         raise FileNotFoundError(f"{path} not found: {directory} is not a model directory")
     values = read_json(path)
-    weights = _read_weights(directory / WEIGHTS)
+    source = _weights_file(directory)
+    weights = _read_weights(source)
     if isinstance(values, dict) and is_huggingface(values):
         with parsing(path):
             config = config_from(values, path)
@@ -79,14 +90,40 @@ def load_model(directory: Path, device: str | torch.device = "cpu") -> GPT:
             values["config"].pop("attention", None)  # was a key of the model until it moved to runtime
         with parsing(path):
             config = ModelFile.parse(json.dumps(values), str(path)).config
-    return _build(config, weights, directory / WEIGHTS).to(device)
+    return _build(config, weights, source).to(device)
+
+
+def _weights_file(directory: Path) -> Path:
+    """model.safetensors, or Hugging Face's index of several such files. Raises UserError if there is only a pickle."""
+    for name in (WEIGHTS, INDEX):
+        if (directory / name).is_file():
+            return directory / name
+    if (directory / PICKLE).is_file():
+        raise UserError(
+            f"{directory / PICKLE} is a pickle, which can run any code: convert it to {WEIGHTS} with transformers' "
+            "AutoModelForCausalLM.from_pretrained(DIRECTORY).save_pretrained(NEW_DIRECTORY)"
+        )
+    raise FileNotFoundError(f"{directory / WEIGHTS} not found")
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} not found")
-    with parsing(f"{path}: damaged or not a safetensors file"):
-        return load_file(path)
+    """The tensors in a safetensors file, or in those that an index names."""
+    if path.name != INDEX:
+        with parsing(f"{path}: damaged or not a safetensors file"):
+            return load_file(path)
+    values = read_json(path)
+    with parsing(f"{path}: weight_map"):
+        files = {name: str(file) for name, file in values["weight_map"].items()}
+    weights: dict[str, Tensor] = {}
+    for file in sorted(set(files.values())):
+        if file != Path(file).name or not (path.parent / file).is_file():
+            raise UserError(f"{path}: {file!r} must be a file in the same directory")
+        tensors = _read_weights(path.parent / file)
+        for name in (name for name in files if files[name] == file):
+            if name not in tensors:
+                raise UserError(f"{path.parent / file}: no tensor {name}, which {INDEX} places there")
+            weights[name] = tensors[name]
+    return weights
 
 
 def _build(config: GPTConfig, weights: Mapping[str, Tensor], source: Path) -> GPT:

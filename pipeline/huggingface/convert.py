@@ -17,6 +17,8 @@ from pipeline.model.config import GPTConfig, gpt2_config
 from pipeline.model.gpt import EPSILON
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+INDEX = "model.safetensors.index.json"  # of weights in several files
+PICKLE = "pytorch_model.bin"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}")  # repository@revision
 
 # activation_function -> model.mlp. Export writes the first name of each.
@@ -53,14 +55,14 @@ FIXED = {
 def download(hub_id: str) -> Path:
     """Downloads `repository@revision` from the Hugging Face hub, or finds it in the hub's cache.
 
-    Returns the directory with config.json and model.safetensors. Raises UserError if that fails.
+    Returns the directory with config.json and the weights. Raises UserError if that fails.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     repository, _, revision = hub_id.partition("@")
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=[CONFIG, WEIGHTS]))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=[CONFIG, "model*.safetensors*"]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"{hub_id}: download from the Hugging Face hub failed ({type(error).__name__}: {error}); "

@@ -71,6 +71,39 @@ def test_imported_logits_are_those_of_transformers(size: str, tmp_path: Path) ->
     assert_same_logits(load_model(tmp_path), theirs)
 
 
+def test_weights_in_several_files_are_read(tmp_path: Path) -> None:
+    theirs = hf_model()
+    theirs.save_pretrained(tmp_path, max_shard_size="10KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    assert_same_logits(load_model(tmp_path), theirs)
+    theirs.save_pretrained(tmp_path / "whole")
+    (tmp_path / "whole/model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors.index.json").unlink()
+    with pytest.raises(UserError, match=r"pytorch_model\.bin is a pickle.*save_pretrained"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "error"),
+    [
+        (lambda path, index, _: path.write_text("{}"), "weight_map"),
+        (lambda path, index, _: path.write_text('{"weight_map": []}'), "weight_map"),
+        (lambda path, index, shard: shard.unlink(), "model-00001.*must be a file in the same directory"),
+        (lambda path, index, shard: shard.write_bytes(b"damaged"), "model-00001.*damaged"),
+        (lambda path, index, _: path.write_text(index.replace("model-00001", "../model-00001")), r"'\.\./model-00001"),
+        (lambda path, index, _: path.write_text(index.replace("wte", "xyz")), "model-00001.*no tensor transformer.xyz"),
+        (lambda path, index, _: path.write_text('{"weight_map": {}}'), "index.json does not match its config"),
+    ],
+)
+def test_a_damaged_index_of_weights_is_one_error(damage: Callable[..., Any], error: str, tmp_path: Path) -> None:
+    hf_model().save_pretrained(tmp_path / "hf", max_shard_size="10KB")
+    path = tmp_path / "hf/model.safetensors.index.json"
+    damage(path, path.read_text(), min((tmp_path / "hf").glob("model-*.safetensors")))
+    with pytest.raises(UserError, match=error) as raised:
+        load_model(tmp_path / "hf")
+    assert "\n" not in str(raised.value)
+
+
 @pytest.mark.parametrize("activation", ["gelu_new", "gelu", "relu", "gelu_pytorch_tanh", "relu2"])
 def test_imported_activations(activation: str, tmp_path: Path) -> None:
     theirs = hf_model(activation_function=activation, n_inner=40)
