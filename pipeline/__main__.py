@@ -13,6 +13,7 @@ COMMANDS = {
     "recipe": ("pipeline.cli.recipe:main", "named sets of params: list, print as -S flags, apply"),
     "sweep": ("pipeline.cli.sweep:main", "run every combination of settings as DVC experiments"),
     "compare": ("pipeline.cli.compare:main", "experiments side by side, with tests of significance"),
+    "report": ("pipeline.cli.report:main", "write reports/report.html, which neither Git nor DVC stores"),
     "generate": ("pipeline.cli.generate:main", "sample text from a model"),
     "import": ("pipeline.cli.convert:import_main", "make a model directory from GPT-2's or Hugging Face weights"),
     "export": ("pipeline.cli.convert:export_main", "write a model as a Hugging Face directory"),

@@ -46,14 +46,21 @@ def write_report(root: Path, title: str, smoothing: float) -> Path:
     """
     run = read_run(root)
     charts = run_charts(run, smoothing)
-    values = context(run, title, smoothing)
     pages.write_svgs(root / "reports/figures", charts)
-    figures = {chart.name: pages.html_figure(chart) for chart in charts}
-    body = md.render(TEMPLATE, {**values, "html": True, "charts": figures})
-    write_text(root / "reports/report.html", pages.html_page(title, body, charts, SURPRISAL_STYLE))
     pictures = {chart.name: pages.picture(chart, "figures") for chart in charts}
+    values = context(run, title, smoothing)
     write_text(root / "reports/report.md", md.render(TEMPLATE, {**values, "html": False, "charts": pictures}))
+    write_html(root, title, smoothing)
     return Path("reports/report.md")
+
+
+def write_html(root: Path, title: str, smoothing: float) -> None:
+    """Writes reports/report.html alone."""
+    run = read_run(root)
+    charts = run_charts(run, smoothing)
+    figures = {chart.name: pages.html_figure(chart) for chart in charts}
+    body = md.render(TEMPLATE, {**context(run, title, smoothing), "html": True, "charts": figures})
+    write_text(root / "reports/report.html", pages.html_page(title, body, charts, SURPRISAL_STYLE))
 
 
 def context(run: Run, title: str, smoothing: float) -> dict[str, Any]:

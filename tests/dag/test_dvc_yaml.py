@@ -117,7 +117,7 @@ def test_reports_belong_to_git_and_data_to_dvc() -> None:
         for kind in ("outs", "metrics", "plots"):
             for out in stage_of(name).get(kind, []):
                 path, options = next(iter(out.items())) if isinstance(out, dict) else (out, {})
-                assert options.get("cache", True) == (path.startswith("data/") or path == "reports/report.html"), path
+                assert options.get("cache", True) == path.startswith("data/"), path
                 assert options.get("persist", False) == (name in ("train", "download")), path
 
 

@@ -65,6 +65,24 @@ def test_a_second_repro_runs_nothing(finished: Project) -> None:
     assert finished.git("status", "--porcelain") == ""
 
 
+def test_a_clone_has_nothing_to_run(project: Project, tmp_path: Path) -> None:
+    project.dvc("remote", "add", "-d", "store", str(tmp_path / "store"))
+    project.commit("keep data in the store")
+    project.dvc("push")
+    project.dvc("exp", "run", "--name", "retitled", "-S", "report.title=Another")
+    project.git("clone", "-q", str(project.path), str(tmp_path / "clone"))
+    clone = Project(tmp_path / "clone")
+    assert stages_run(clone.dvc("repro", "--pull")) == []
+    for command in (("push",), ("exp", "apply", "HEAD"), ("exp", "pull", "origin", "retitled")):
+        printed = clone.dvc(*command)
+        assert not re.search("WARNING|ERROR|missing", printed), printed
+    clone.run("python", "-m", "pipeline", "report")
+    assert (clone.path / "reports/report.html").is_file()
+    assert clone.git("status", "--porcelain") == ""
+    clone.dvc("exp", "apply", "retitled")
+    assert stages_run(clone.dvc("repro")) == []
+
+
 def changed_stages(project: Project) -> set[str]:
     """The stages whose own deps or params `dvc status` reports as changed."""
     return set(re.findall(r"^(\w+):$", project.dvc("status"), re.MULTILINE))
