@@ -11,8 +11,9 @@ from pipeline.artifacts import EvaluationMetrics, RunSummary, Samples
 from pipeline.curves import Curves, typed
 from pipeline.dvc_lock import Lock, Output, read_lock
 from pipeline.git import current_experiment
+from pipeline.log import logger
 from pipeline.tracking.params import TrackingParams
-from pipeline.tracking.wandb_run import Table, WandbRun, resolved_mode
+from pipeline.tracking.wandb_run import Table, WandbRun, local_files, resolved_mode
 
 REPORTS, MODEL = Path("reports"), "data/model"
 SUMMARY, CURVES = REPORTS / "train/summary.json", REPORTS / "train/curves.csv"
@@ -22,10 +23,14 @@ METRICS, SAMPLES = REPORTS / "evaluate/metrics.json", REPORTS / "sample/samples.
 def publish(params: TrackingParams) -> None:
     """Logs online or offline as the training did, unless params or WANDB_MODE say otherwise.
 
-    Does nothing if the training was not tracked.
+    Does nothing if the training was not tracked, or not from this repository: in a clone, summary.json names the run of
+    whoever trained.
     """
     summary = RunSummary.read(SUMMARY)
     if summary.wandb.mode == "disabled":
+        return
+    if not local_files(summary.wandb.id):
+        logger.info("W&B: run %s has no files in wandb/, so it is another machine's: not logged", summary.wandb.id)
         return
     chosen = params.mode != "auto" or "WANDB_MODE" in os.environ
     mode = resolved_mode(params) if chosen else summary.wandb.mode

@@ -52,7 +52,7 @@ def run_identity(file: Path, name: str, group: str | None, mode: str) -> Tracked
     if stored is not None:
         if mode == "disabled":
             return stored.model_copy(update={"mode": mode})
-        parts = list((main_root() / "wandb").glob(f"offline-run-*-{stored.id}"))
+        parts = [part for part in local_files(stored.id) if part.name.startswith("offline-")]
         on_server = stored.mode == "online" or any(any(part.glob("*.sync*")) for part in parts)  # marks of wandb sync
         for part in parts:
             shutil.rmtree(part, ignore_errors=True)
@@ -60,6 +60,11 @@ def run_identity(file: Path, name: str, group: str | None, mode: str) -> Tracked
             identity = stored.model_copy(update={"mode": mode})
     identity.write(file)
     return identity
+
+
+def local_files(run_id: str) -> list[Path]:
+    """The directories in which W&B has logged a run on this machine, one for each process."""
+    return sorted((main_root() / "wandb").glob(f"*run-*-{run_id}"))
 
 
 def _stored(file: Path) -> TrackedRun | None:

@@ -65,7 +65,9 @@ def test_a_second_repro_runs_nothing(finished: Project) -> None:
     assert finished.git("status", "--porcelain") == ""
 
 
-def test_a_clone_has_nothing_to_run(project: Project, tmp_path: Path) -> None:
+def test_a_clone_has_nothing_to_run_and_never_logs_to_the_author_s_w_and_b_run(
+    project: Project, tmp_path: Path
+) -> None:
     project.dvc("remote", "add", "-d", "store", str(tmp_path / "store"))
     project.commit("keep data in the store")
     project.dvc("push")
@@ -81,6 +83,8 @@ def test_a_clone_has_nothing_to_run(project: Project, tmp_path: Path) -> None:
     assert clone.git("status", "--porcelain") == ""
     clone.dvc("exp", "apply", "retitled")
     assert stages_run(clone.dvc("repro")) == []
+    assert "W&B: run" in clone.dvc("repro", "-f", "-s", "report")
+    assert not (clone.path / "wandb").exists()
 
 
 def changed_stages(project: Project) -> set[str]:
