@@ -117,8 +117,8 @@ def start(timeout_s: float, store: Store | None = None) -> Iterator[Group]:
     `store`: in place of the one that the environment describes. A rank of several whose block raises exits without
     waiting for the others, after the error has been printed.
     """
-    if "LAUNCHER_PID" in os.environ:
-        stop_with(environment_int("LAUNCHER_PID", default=0, minimum=0))
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # a killed torchrun, ours or started by hand, leaves its ranks alone
+        stop_with(environment_int("LAUNCHER_PID", default=os.getppid(), minimum=1))
     world_size = environment_int("WORLD_SIZE", default=1, minimum=1)
     rank = environment_int("RANK", default=0, minimum=0)
     local_rank = environment_int("LOCAL_RANK", default=0, minimum=0)

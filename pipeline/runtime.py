@@ -9,12 +9,14 @@ import os
 import select
 import signal
 import threading
+import time
 from contextlib import suppress
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from pipeline.config import Section
+from pipeline.files import is_running
 
 
 def cores() -> int:
@@ -35,17 +37,16 @@ def reuse_memory() -> None:
 
 
 def stop_with(pid: int) -> None:
-    """Sends SIGTERM to this process when process `pid`, which started it, ends or has ended. Linux only."""
-    if not hasattr(os, "pidfd_open"):
-        return
+    """Sends SIGTERM to this process when process `pid`, which started it, ends or has ended."""
 
     def wait() -> None:
         try:
             select.select([os.pidfd_open(pid)], [], [])
         except ProcessLookupError:
             pass  # it has ended already
-        except OSError:  # this kernel has no pidfd_open
-            return
+        except (AttributeError, OSError):  # not Linux, or a kernel without pidfd_open
+            while is_running(pid):
+                time.sleep(1)
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=wait, name=f"wait for {pid}", daemon=True).start()

@@ -128,10 +128,11 @@ class SmallRun:
         ranks: int = 1,
         file_limit: int | None = None,
         timeout_s: float = 240,
+        on: Sequence[str] = (),
         **environment: str,
     ) -> Ended:
         """Trains until the process ends. Fails the test where its exit code is not as expected."""
-        process = self.start(*faults, file_limit=file_limit, ranks=ranks, **environment)
+        process = self.start(*faults, file_limit=file_limit, ranks=ranks, on=on, **environment)
         try:
             output, _ = process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired:

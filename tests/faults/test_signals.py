@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from typing import Any
@@ -74,15 +75,32 @@ def test_training_saves_and_stops_when_dvc_is_killed(begin: Begin, ranks: int) -
     assert run.newest().step in (9, 10)
 
 
+# Starts its arguments on two ranks, as a user may without our launcher.
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python")
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs Linux")
-def test_ranks_save_and_stop_when_torchrun_is_killed(begin: Begin, whole_on_two: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("on", "ranks"), [((), 2), (TORCHRUN, 1)], ids=["ours", "the user's"])
+def test_ranks_save_and_stop_when_torchrun_is_killed(
+    begin: Begin, whole_on_two: dict[str, Any], on: tuple[str, ...], ranks: int
+) -> None:
     run = begin()
-    ended = run.train("kill-launcher@9:0", ok=False, ranks=2, timeout_s=LIMIT_S)
+    ended = run.train("kill-launcher@9:0", ok=False, ranks=ranks, on=on, timeout_s=LIMIT_S)
     assert ended.code == -signal.SIGKILL
     assert run.newest().step < 24
     run.train(ranks=2)
     assert same(run.result(), whole_on_two)
+
+
+def test_the_end_of_a_process_is_noticed_without_pidfd_too() -> None:
+    """As on macOS."""
+    code = "import os, sys, time; vars(os).pop('pidfd_open', None); from pipeline.runtime import stop_with"
+    with subprocess.Popen(["sleep", "60"]) as watched:
+        command = [sys.executable, "-c", f"{code}; stop_with(int(sys.argv[1])); time.sleep(60)", str(watched.pid)]
+        with subprocess.Popen(command) as watching:
+            watched.kill()
+            watched.wait()
+            assert watching.wait(LIMIT_S) == -signal.SIGTERM
 
 
 def test_training_saves_on_a_signal_when_nothing_reads_its_output(begin: Begin) -> None:
