@@ -231,6 +231,8 @@ class Resume(Record):
     """Of the checkpoint."""
     changed_files: list[str]
     """Code of the train stage that differed from the code which wrote the checkpoint."""
+    run: str | None = None
+    """The key of the shorter run that wrote the checkpoint; None where it was this run."""
 
 
 class TrackedRun(Record):

@@ -33,15 +33,18 @@ class FinishedRun(Record):
 
 
 def run_key(params: Mapping[str, Any], manifest: Path, initial_weights: str, checkpoint_format: int) -> str:
-    """16 hexadecimal digits of a hash of everything that defines a run.
+    """Everything that defines a run: 16 hexadecimal digits of a hash, and train.max_steps: `0123456789abcdef-600`.
 
-    The code is not part of it: a fix must not cost a long run.
+    Runs that differ only in their length have the same hash, so that a longer one can continue a shorter one
+    (pipeline.training.continuation). The code is not part of it: a fix must not cost a long run.
 
     `params`: the sections model and train. `manifest`: of the shards, with the hashes of the data. `initial_weights`:
     the hash of what `model.init_from` names.
     """
-    parts = [params, sha256_of(manifest), initial_weights, checkpoint_format]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    train = {key: value for key, value in params["train"].items() if key != "max_steps"}
+    parts = [{**params, "train": train}, sha256_of(manifest), initial_weights, checkpoint_format]
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return f"{digest}-{params['train']['max_steps']}"
 
 
 def code_hashes(stage: str) -> dict[str, str]:
@@ -74,10 +77,15 @@ def finish(directory: Path, output: Path) -> None:
         remove_directory(directory)
 
 
-def remove_recorded(directory: Path) -> None:
-    """Removes a finished run that dvc.lock records: DVC starts it again only with --force, to train from the start."""
-    if _finished_md5(directory) in recorded_md5s(Path("dvc.lock")):
+def remove_recorded(directory: Path) -> bool:
+    """Removes a finished run that dvc.lock records: DVC starts it again only with --force, to train from the start.
+
+    Returns whether it did.
+    """
+    recorded = _finished_md5(directory) in recorded_md5s(Path("dvc.lock"))
+    if recorded:
         remove_directory(directory)
+    return recorded
 
 
 def remove_finished(runs: Path, superseded: Collection[str] = (), kept: Path | None = None) -> list[Path]:

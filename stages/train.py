@@ -40,7 +40,9 @@ from pipeline.runtime import RuntimeParams, cores
 from pipeline.tracking.params import TrackingParams
 from pipeline.tracking.wandb_run import WandbRun, training_run
 from pipeline.training.checkpoint import CHECKPOINT_FORMAT, CheckpointStore
+from pipeline.training.continuation import continue_another_run
 from pipeline.training.metrics import Logger
+from pipeline.training.optim import decay_start
 from pipeline.training.parallel import is_sharded
 from pipeline.training.params import TrainParams
 from pipeline.training.trainer import Trainer
@@ -59,7 +61,13 @@ def main() -> None:
     key = run_key(params, SHARDS / MANIFEST_FILE, initial_weights, CHECKPOINT_FORMAT)
     state, milestones = run_directory(f"train-{key}"), run_directory(f"milestones-{key}")
     store = CheckpointStore(
-        state / "checkpoints", runtime.checkpoints_kept, code, milestones, runtime.milestone_interval
+        state / "checkpoints",
+        runtime.checkpoints_kept,
+        code,
+        milestones,
+        runtime.milestone_interval,
+        run=key,
+        pinned=decay_start(train) if train.schedule == "wsd" else None,  # where a longer run can continue
     )
     with distributed.start(runtime.collective_timeout) as group:
         group.check_same(
@@ -72,9 +80,11 @@ def main() -> None:
             make_trainer(model, train, runtime, group, store, loggers=[]).run()
             return
         with exclusive_lock(state, wait=False):
-            remove_recorded(state)
+            forced = remove_recorded(state)
             if state.exists() and starts_over(runtime, store):
                 logger.info("starting over; the earlier state is kept in %s", set_aside(state, "old-"))
+            elif not (forced or runtime.resume == "never" or store.directory.exists()):
+                continue_another_run(state, store, train, same_code=runtime.resume == "same-code")
             curves = Curves(state / "curves.csv", CURVES, extra_columns=benchmark_columns(BENCHMARKS))
             wandb_run = training_run(state, tracking, load_yaml(PARAMS_FILE), key, curves)
             try:

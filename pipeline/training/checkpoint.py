@@ -36,7 +36,7 @@ from pipeline.training.metrics import MetricsState
 from pipeline.training.optim import Optimizer
 from pipeline.training.parallel import gather, receive
 
-CHECKPOINT_FORMAT = 3
+CHECKPOINT_FORMAT = 4
 CHECKPOINT_FILES = (MANIFEST_FILE, "*.pt")
 
 
@@ -49,6 +49,8 @@ class CheckpointManifest(Record):
     format_version: int
     step: int
     """Optimizer steps done."""
+    run: str
+    """Key of the run that wrote it; another run may continue from it."""
     metrics: MetricsState
     execution: dict[str, Any]
     """Execution settings that bit-identical results depend on."""
@@ -92,9 +94,14 @@ class CheckpointStore:
         code: Mapping[str, str] | None = None,
         milestones: Path | None = None,
         milestone_interval: int = 0,
+        run: str = "",
+        pinned: int | None = None,
     ) -> None:
-        """`code`: hashes of the code, stored in each checkpoint. `milestone_interval`: steps; 0: no milestones."""
-        self.directory, self.kept, self.code = directory, kept, dict(code or {})
+        """`code`: hashes of the code, stored in each checkpoint. `milestone_interval`: steps; 0: no milestones.
+
+        `run`: the run's key. `pinned`: the step of a checkpoint that is kept besides the newest.
+        """
+        self.directory, self.kept, self.code, self.run, self.pinned = directory, kept, dict(code or {}), run, pinned
         self.milestones, self.milestone_interval = milestones, milestone_interval
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._saving: Future[None] | None = None
@@ -133,9 +140,9 @@ class CheckpointStore:
         for directory in (self.directory, self.milestones or self.directory):
             for leftover in directory.glob(".step_*.tmp"):
                 shutil.rmtree(leftover, ignore_errors=True)
-        for directory in reversed(self._directories()):
+        for directory in reversed(checkpoint_directories(self.directory)):
             try:
-                manifest = _verified_manifest(directory)
+                manifest = verified_manifest(directory)
             except (OSError, ValueError) as error:
                 self.set_aside(directory, error)
                 continue
@@ -156,10 +163,6 @@ class CheckpointStore:
         damaged = set_aside(directory, "damaged_")
         logger.warning("checkpoint %s cannot be used (%s); renamed to %s", directory.name, reason, damaged.name)
 
-    def _directories(self) -> list[Path]:
-        """The checkpoints, verified or not, by step. Files of other names are not ours: they are left alone."""
-        return sorted(path for path in self.directory.glob("step_*") if path.name[5:].isdecimal())
-
     def _write(self, step: int, parts: dict[str, Any], metrics: MetricsState, execution: dict[str, Any]) -> None:
         target = self.directory / _name(step)
         with atomic_directory(target, CHECKPOINT_FILES) as temporary:
@@ -171,6 +174,7 @@ class CheckpointStore:
             manifest = CheckpointManifest(
                 format_version=CHECKPOINT_FORMAT,
                 step=step,
+                run=self.run,
                 metrics=metrics,
                 execution=execution,
                 code=self.code,
@@ -185,11 +189,22 @@ class CheckpointStore:
 
     def rotate(self) -> None:
         """Removes the checkpoints before the newest `kept`."""
-        for old in self._directories()[: -self.kept]:
+        for old in checkpoint_directories(self.directory)[: -self.kept]:
             try:
-                remove_directory(old)
+                if step_of(old) != self.pinned:
+                    remove_directory(old)
             except OSError as error:
                 logger.warning("cannot remove the old checkpoint %s: %s", old.name, error)
+
+
+def checkpoint_directories(directory: Path) -> list[Path]:
+    """The checkpoints, verified or not, by step. Files of other names are not ours: they are left alone."""
+    return sorted(path for path in directory.glob("step_*") if path.name[5:].isdecimal())
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer steps done, by the name of a checkpoint."""
+    return int(checkpoint.name[5:])
 
 
 def _name(step: int) -> str:
@@ -205,7 +220,7 @@ def _save(tree: Any, file: Path) -> None:
             raise error.__context__ or error from None
 
 
-def _verified_manifest(directory: Path) -> CheckpointManifest:
+def verified_manifest(directory: Path) -> CheckpointManifest:
     """The manifest of a checkpoint whose files match it. Raises UserError or OSError that says what is wrong."""
     manifest = CheckpointManifest.read(directory / MANIFEST_FILE)
     if manifest.sha256 != manifest.digest():

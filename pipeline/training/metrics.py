@@ -150,13 +150,13 @@ class StepMetrics:
         self._last_read = (0, 0.0)  # step, seconds of training
         self._began = time.monotonic()
 
-    def load_state_dict(self, state: MetricsState, step: int, changed_files: list[str]) -> None:
-        """Restores what `state_dict` returned after `step`. `changed_files`: code that has changed since then."""
+    def load_state_dict(self, state: MetricsState, resume: Resume) -> None:
+        """Restores what `state_dict` returned after `resume.step`."""
         self.stats = state.stats.model_copy(deep=True)
-        self.stats.resumes.append(Resume(step=step, changed_files=changed_files))
+        self.stats.resumes.append(resume)
         self._spikes.recent.extend(state.recent_losses)
         self.clock.elapsed = self.stats.train_time_s
-        self._last_read = (step, self.clock.elapsed)
+        self._last_read = (resume.step, self.clock.elapsed)
         self._began = time.monotonic() - self.stats.wall_time_s
 
     def state_dict(self) -> MetricsState:

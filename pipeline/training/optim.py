@@ -33,12 +33,15 @@ def _lr_ratio(done: int, train: TrainParams) -> float:
         return (done + 1) / train.warmup_steps
     if train.schedule == "constant":
         return 1.0
-    start = train.warmup_steps
-    if train.schedule == "wsd":
-        start = max(start, train.max_steps - round(train.decay_fraction * train.max_steps))
+    start = decay_start(train) if train.schedule == "wsd" else train.warmup_steps
     progress = min(max(done - start, 0) / max(train.max_steps - start, 1), 1.0)
     remaining = (1 + math.cos(math.pi * progress)) / 2 if train.schedule == "cosine" else 1 - progress
     return train.min_lr_ratio + (1 - train.min_lr_ratio) * remaining
+
+
+def decay_start(train: TrainParams) -> int:
+    """The steps that wsd takes before its decay."""
+    return max(train.warmup_steps, train.max_steps - round(train.decay_fraction * train.max_steps))
 
 
 class Optimizer:

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.artifacts import TrainMetrics
+from pipeline.artifacts import Resume, TrainMetrics
 from pipeline.corpus.shards import TokenStream
 from pipeline.distributed import Group, autocast, autocast_dtype, device_name
 from pipeline.log import logger
@@ -167,6 +167,7 @@ class Trainer:
                 interrupted_by, checkpoint_due = signals.agreed()
                 stopping = step == train.max_steps or interrupted_by is not None
                 saving = stopping or checkpoint_due or any(n and step % n == 0 for n in self._save_intervals)
+                saving = saving or step == self.store.pinned
                 probes = self._due_probes(step)
                 if saving or probes or step % LOG_INTERVAL == 0:
                     group.barrier()
@@ -199,9 +200,12 @@ class Trainer:
         step = 0
         if checkpoint is not None:
             step = checkpoint.step
-            self.metrics.load_state_dict(checkpoint.manifest.metrics, step, checkpoint.changed_files)
+            manifest = checkpoint.manifest
+            run = manifest.run if manifest.run != self.store.run else None
+            resume = Resume(step=step, changed_files=checkpoint.changed_files, run=run)
+            self.metrics.load_state_dict(manifest.metrics, resume)
             logger.info("resuming after step %d of %d", step, self.train.max_steps)
-            before, now = checkpoint.manifest.execution, self._execution()
+            before, now = manifest.execution, self._execution()
             different = [
                 f"{key} {now[key]} (checkpoint: {was})" for key, was in before.items() if now.get(key, was) != was
             ]
@@ -215,12 +219,7 @@ class Trainer:
 
     def _wrap(self) -> None:
         """Sets `module`: `model`, compiled if that pays and works, in DDP if needed. The same on every rank."""
-        # Depends on the params, the world size and the device: a run resumed on the same hardware decides alike.
-        tokens_per_rank = self.train.total_batch_size * self.train.max_steps / self.group.world_size
-        flops = self.metrics.flops_per_token * tokens_per_rank
-        pays = flops >= COMPILE_MIN_FLOPS.get(self.group.device.type, float("inf"))
-        choice = self.runtime.compile
-        if choice in ("on", "max-autotune") or (choice == "auto" and pays):
+        if (choice := self._compile_choice()) != "off":
             logger.info("compiling the model (about a minute on two CPU cores, less on a GPU machine)")
             logging.getLogger("torch._inductor").setLevel(logging.ERROR)
             mode = "max-autotune-no-cudagraphs" if choice == "max-autotune" else None
@@ -230,11 +229,20 @@ class Trainer:
             if not failures.item():
                 self.compiled = True
                 return
-            if choice != "auto" and failure:
+            if self.runtime.compile != "auto" and failure:
                 logger.warning("runtime.compile is %s, but compiling failed (%s)", choice, failure)
             logger.warning("training without torch.compile: %s", failure or "it failed on another rank")
             self._unwrap()
         self.module = data_parallel(self.model, self.group)
+
+    def _compile_choice(self) -> str:
+        """runtime.compile, with auto decided."""
+        if self.runtime.compile != "auto":
+            return self.runtime.compile
+        # Depends on the params, the world size and the device: a run resumed on the same hardware decides alike.
+        tokens_per_rank = self.train.total_batch_size * self.train.max_steps / self.group.world_size
+        flops = self.metrics.flops_per_token * tokens_per_rank
+        return "on" if flops >= COMPILE_MIN_FLOPS.get(self.group.device.type, float("inf")) else "off"
 
     def _warm_up(self) -> str | None:
         """A forward and backward pass that compiles the model outside the measured time. Returns the error, or None."""
@@ -296,7 +304,7 @@ class Trainer:
             "micro_batch_size": self.loader.micro_batch_size,
             "dtype": str(self.dtype).removeprefix("torch."),
             "attention": self.runtime.attention,
-            "compile": self.runtime.compile,
+            "compile": self._compile_choice(),
             "sharding": self.runtime.sharding,
             "deterministic": self.runtime.deterministic,
             "threads": torch.get_num_threads(),

@@ -159,11 +159,14 @@ class SmallRun:
         """All that two equal runs have in common, bit for bit: the model, the optimizer and the curves."""
         newest = self.newest()
         return {
-            "weights": load_file(self.path / "data/model/model.safetensors"),
+            "weights": self.weights(),
             "optimizer": newest.load("optimizer"),
             "step": newest.step,
             "curve": self.curve(),
         }
+
+    def weights(self) -> dict[str, Tensor]:
+        return load_file(self.path / "data/model/model.safetensors")
 
     def summary(self) -> RunSummary:
         return RunSummary.read(self.path / "reports/train/summary.json")

@@ -27,6 +27,24 @@ def test_a_killed_run_ends_with_the_weights_optimizer_and_curves_of_one_never_ki
     assert [row["step"] for row in run.curve()] == [str(step) for step in range(25)]
 
 
+def test_a_longer_run_continues_a_finished_one_as_if_it_were_one_run(begin: Begin) -> None:
+    """Killed on the way, too. A run of another length does not, with runtime.resume: never."""
+    constant = {"schedule": "constant", "hellaswag_interval": 8}
+    run, at_once = begin(train={**constant, "max_steps": 16}), begin("at once", train=constant)
+    run.train()
+    run.set(train=constant)
+    run.train("kill@22", ok=False)
+    run.train()
+    first, second = run.summary().resumes
+    assert (first.step, str(first.run)[-3:], second.step, second.run) == (16, "-16", 20, None)
+    at_once.train()
+    assert same(run.curve(), at_once.curve())
+    assert same(run.weights(), at_once.weights())
+    run.set(train={**constant, "max_steps": 20}, runtime={"resume": "never"})
+    run.train()
+    assert run.resumed_at() == []
+
+
 def test_a_run_resumes_although_its_code_has_changed_and_names_the_files(begin: Begin, whole: dict[str, Any]) -> None:
     run = begin()
     run.train("kill@13", ok=False)

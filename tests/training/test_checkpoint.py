@@ -97,7 +97,7 @@ def test_no_flipped_bit_in_a_manifest_goes_unnoticed(tmp_path: Path) -> None:
     for position in range(len(content)):
         manifest.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
         try:
-            read = checkpoint._verified_manifest(manifest.parent)
+            read = checkpoint.verified_manifest(manifest.parent)
         except (OSError, ValueError):
             continue
         assert read == expected

@@ -20,16 +20,18 @@ from tests.training.test_checkpoint import parts
 def test_the_key_depends_on_params_data_weights_and_format(tmp_path: Path) -> None:
     (manifest := tmp_path / "manifest.json").write_text("data")
     (other := tmp_path / "other.json").write_text("other data")
-    params = {"model": {"n_layer": 2}, "train": {"seed": 1}}
+    params = {"model": {"n_layer": 2}, "train": {"seed": 1, "max_steps": 600}}
     keys = [
         run_key(params, manifest, "weights", 3),
-        run_key({**params, "train": {"seed": 2}}, manifest, "weights", 3),
+        run_key({**params, "train": {"seed": 2, "max_steps": 600}}, manifest, "weights", 3),
         run_key(params, other, "weights", 3),
         run_key(params, manifest, "other weights", 3),
         run_key(params, manifest, "weights", 4),
     ]
     assert len(set(keys)) == len(keys)
     assert run_key(dict(reversed(params.items())), manifest, "weights", 3) == keys[0]
+    longer = run_key({**params, "train": {"seed": 1, "max_steps": 1200}}, manifest, "weights", 3)
+    assert (keys[0].partition("-")[2], longer) == ("600", keys[0].replace("-600", "-1200"))
 
 
 def test_the_code_of_a_stage_is_its_python_deps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
