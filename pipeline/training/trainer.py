@@ -187,9 +187,12 @@ class Trainer:
                 if interrupted_by is not None and step < train.max_steps:
                     self.store.wait()
                     group.barrier()  # torchrun ends all ranks 30 s after the first has exited
+                    # `dvc repro` would resume too, but without the name of the experiment.
+                    experiment = os.environ.get("DVC_EXP_NAME")
+                    command = f"dvc exp run --name {experiment} with the same -S" if experiment else "the same command"
                     raise Interrupted(
                         f"{interrupted_by.name}: stopped and saved after step {step} of {train.max_steps}; "
-                        "run the same command again to resume",
+                        f"run {command} again to resume",
                         exit_code=128 + interrupted_by,
                         all_ranks=True,
                     )

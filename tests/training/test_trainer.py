@@ -127,8 +127,13 @@ def test_resuming_with_other_runtime_params_names_them(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_the_step_and_exits_with_its_number(
-    shards: Path, tmp_path: Path, uninterrupted: tuple[Trainer, MemoryLogger], number: signal.Signals
+    shards: Path,
+    tmp_path: Path,
+    uninterrupted: tuple[Trainer, MemoryLogger],
+    number: signal.Signals,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("DVC_EXP_NAME", "deep")  # as DVC does for an experiment
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with pytest.raises(Interrupted) as stopped:
@@ -137,6 +142,7 @@ def test_a_signal_saves_the_step_and_exits_with_its_number(
         for each, handler in handlers.items():
             signal.signal(each, handler)
     assert stopped.value.exit_code == 128 + number
+    assert "dvc exp run --name deep" in str(stopped.value)
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000004"]
     resumed = trainer(shards, tmp_path)
     resumed.run()
