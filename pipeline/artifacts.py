@@ -5,6 +5,7 @@ data/benchmarks/source.json     BenchmarkSource    download
 data/shards/manifest.json       Manifest           tokenize
 reports/train/metrics.json      TrainMetrics       train
 reports/train/summary.json      RunSummary         train
+reports/train/samples.json      TrainingSamples    train
 reports/evaluate/metrics.json   EvaluationMetrics  evaluate
 reports/sample/samples.json     Samples            sample
 """
@@ -265,6 +266,25 @@ class RunSummary(TrainMetrics):
     data: dict[SplitName, SplitSize]
     git: CodeRevision
     wandb: TrackedRun
+
+
+class TrainingSample(Record):
+    """What the model wrote at one step of its training."""
+
+    step: int
+    """Optimizer steps done."""
+    tokens: int
+    """Tokens trained on by then."""
+    text: str
+    """The prompt and its continuation."""
+
+
+class TrainingSamples(Record):
+    """reports/train/samples.json: samples drawn during training, in the order of steps; empty if there were none."""
+
+    stage = "train"
+
+    samples: list[TrainingSample]
 
 
 # evaluate

@@ -1,6 +1,7 @@
-"""reports/train/curves.csv: one row per training step, written while training runs.
+"""What training leaves while it runs: curves.csv, one row per step, and samples.json, in reports/train.
 
-Columns are the metrics' names; a cell is empty where nothing was measured. DVC and pandas read the file as it is.
+The columns of curves.csv are the metrics' names; a cell is empty where nothing was measured. DVC and pandas read the
+file as it is.
 """
 
 import csv
@@ -11,8 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from pipeline.artifacts import TrainingSample, TrainingSamples
 from pipeline.files import atomic_path, flush_to_disk, naming, parsing, write_text
-from pipeline.log import logger
+from pipeline.log import UserError, logger
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,9 +63,9 @@ class Curves:
         self.flush()  # a run killed after its last step records no more rows, and DVC may have removed the copy
 
     def record(self, rows: list[dict[str, Any]]) -> None:
-        """Appends rows: column -> value."""
+        """Appends rows: column -> value. A sample is not a column."""
         with naming(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self.columns, lineterminator="\n").writerows(rows)
+            csv.DictWriter(file, self.columns, extrasaction="ignore", lineterminator="\n").writerows(rows)
 
     def rows(self) -> list[dict[str, str]]:
         """The rows on the disk, without those that a kill cut short or that are damaged."""
@@ -85,6 +87,43 @@ class Curves:
         flush_to_disk(self.path)
         with atomic_path(self.published) as temporary:
             shutil.copyfile(self.path, temporary)
+
+
+class SampleLog:
+    """A JSON file with the samples of a training run, which survives a kill, and its copy among the outputs."""
+
+    def __init__(self, path: Path, published: Path) -> None:
+        """`path`: in the run's directory. `published`: its copy among the stage's outputs."""
+        self.path, self.published = path, published
+        self.samples: list[TrainingSample] = []
+
+    def rewind(self, step: int) -> None:
+        """Drops the samples after `step`, which a resumed run draws again. A damaged file costs a warning."""
+        try:
+            kept = TrainingSamples.read(self.path).samples if step > 0 and self.path.exists() else []
+        except (OSError, UserError) as error:
+            logger.warning("%s; the samples up to step %d are lost", error, step)
+            kept = []
+        self.samples = [sample for sample in kept if sample.step <= step]
+        self._write()
+
+    def record(self, rows: list[dict[str, Any]]) -> None:
+        """Adds the sample of each row that has one."""
+        new = [
+            TrainingSample(step=row["step"], tokens=row["tokens"], text=row["sample"])
+            for row in rows
+            if "sample" in row
+        ]
+        if new:
+            self.samples += new
+            self._write()
+
+    def flush(self) -> None:
+        """Does nothing: every sample is written at once."""
+
+    def _write(self) -> None:
+        for path in (self.path, self.published):
+            TrainingSamples(samples=self.samples).write(path)
 
 
 def typed(row: Mapping[str, str]) -> dict[str, Any]:

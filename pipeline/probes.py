@@ -26,7 +26,7 @@ from pipeline.training.metrics import Row
 from pipeline.training.params import TrainParams
 from pipeline.training.trainer import Probe
 
-SAMPLE_TOKENS = 60  # at most, of a sample in the log
+SAMPLE_TOKENS = 60  # at most, of a sample during training
 
 
 def training_probes(
@@ -57,20 +57,21 @@ def training_probes(
         logger.info("step %d: validation loss %.4f, %.3f bits per byte", step, loss.nats_per_token, loss.bits_per_byte)
         return {"val/loss": loss.nats_per_token, "val/bpb": loss.bits_per_byte}
 
-    def log_sample(model: GPT, step: int) -> Row:
-        """Logs the beginning of a continuation of the first non-empty prompt."""
-        if group.is_main:
-            prompt = next((prompt for prompt in sample.prompts if prompt), "")
-            fields = sample.model_dump(include=set(SampleSettings.model_fields))
-            fields["max_new_tokens"] = min(sample.max_new_tokens, SAMPLE_TOKENS)
-            settings = SampleSettings(**fields)
-            prompts, eot_id = [encode_text(tokenizer, prompt).tolist()], tokenizer.eot_token
-            ((tokens,),) = generate(model, prompts, settings, eot_id=eot_id, dtype=dtype, samples_per_prompt=1)
-            text = textwrap.indent(prompt + tokenizer.decode(tokens), "  | ")
-            logger.info("step %d: sample\n%s", step, text)
-        return {}
+    def draw_sample(model: GPT, step: int) -> Row:
+        """The beginning of a continuation of the first non-empty prompt, on rank 0."""
+        if not group.is_main:
+            return {}
+        prompt = next((prompt for prompt in sample.prompts if prompt), "")
+        fields = sample.model_dump(include=set(SampleSettings.model_fields))
+        fields["max_new_tokens"] = min(sample.max_new_tokens, SAMPLE_TOKENS)
+        settings = SampleSettings(**fields)
+        prompts, eot_id = [encode_text(tokenizer, prompt).tolist()], tokenizer.eot_token
+        ((tokens,),) = generate(model, prompts, settings, eot_id=eot_id, dtype=dtype, samples_per_prompt=1)
+        text = prompt + tokenizer.decode(tokens)
+        logger.info("step %d: sample\n%s", step, textwrap.indent(text, "  | "))
+        return {"sample": text}
 
-    probes = [Probe(train.eval_interval, val_loss), Probe(train.sample_interval, log_sample)]
+    probes = [Probe(train.eval_interval, val_loss), Probe(train.sample_interval, draw_sample)]
     if not train.benchmark_interval:
         return probes
     if (task := first_task(benchmarks)) is None:

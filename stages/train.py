@@ -1,9 +1,9 @@
 """Trains the model: `python -m pipeline launch stages.train`, on every visible GPU or on the CPU's cores.
 
 Reads data/shards and, for a probe, data/benchmarks. Writes data/model (weights, config, tokenizer) and, in
-reports/train, curves.csv (one row per step), metrics.json (the numbers that experiments are compared by) and
-summary.json (all that the report says about the run). Unfinished runs are kept in .runs/ and resumed by the same
-command.
+reports/train, curves.csv (one row per step), samples.json (what the model wrote on the way), metrics.json (the numbers
+that experiments are compared by) and summary.json (all that the report says about the run). Unfinished runs are kept in
+.runs/ and resumed by the same command.
 """
 
 import platform
@@ -25,7 +25,7 @@ from pipeline.artifacts import (
 from pipeline.config import PARAMS_FILE, load_yaml, read_sections
 from pipeline.corpus.shards import open_split
 from pipeline.corpus.tokenizer import TOKENIZER_DIRECTORY, load_tokenizer
-from pipeline.curves import Curves
+from pipeline.curves import Curves, SampleLog
 from pipeline.distributed import Group, device_name, total_memory
 from pipeline.files import check_replaceable, exclusive_lock, run_directory, set_aside, sha256_of
 from pipeline.formatting import format_bytes, format_duration
@@ -49,7 +49,8 @@ from pipeline.training.trainer import Trainer
 
 SHARDS, BENCHMARKS, MODEL = Path("data/shards"), Path("data/benchmarks"), Path("data/model")
 REPORTS = Path("reports/train")
-CURVES, METRICS, SUMMARY = REPORTS / "curves.csv", REPORTS / "metrics.json", REPORTS / "summary.json"
+CURVES, SAMPLES = REPORTS / "curves.csv", REPORTS / "samples.json"
+METRICS, SUMMARY = REPORTS / "metrics.json", REPORTS / "summary.json"
 
 
 def main() -> None:
@@ -86,9 +87,10 @@ def main() -> None:
             elif not (forced or runtime.resume == "never" or store.directory.exists()):
                 continue_another_run(state, store, train, same_code=runtime.resume == "same-code")
             curves = Curves(state / "curves.csv", CURVES, extra_columns=benchmark_columns(BENCHMARKS))
-            wandb_run = training_run(state, tracking, load_yaml(PARAMS_FILE), key, curves)
+            samples = SampleLog(state / "samples.json", SAMPLES)
+            wandb_run = training_run(state, tracking, load_yaml(PARAMS_FILE), key, curves, samples)
             try:
-                trainer = make_trainer(model, train, runtime, group, store, [curves, wandb_run])
+                trainer = make_trainer(model, train, runtime, group, store, [curves, samples, wandb_run])
                 metrics = trainer.run()
             except BaseException as error:
                 wandb_run.finish(exit_code=getattr(error, "exit_code", 1))

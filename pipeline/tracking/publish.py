@@ -7,16 +7,24 @@ import hashlib
 import os
 from pathlib import Path
 
-from pipeline.artifacts import EvaluationMetrics, RunSummary, Samples
+from pipeline.artifacts import EvaluationMetrics, RunSummary, Samples, TrainingSamples
 from pipeline.curves import Curves, typed
 from pipeline.dvc_lock import Lock, Output, read_lock
 from pipeline.git import current_experiment
 from pipeline.log import logger
 from pipeline.tracking.params import TrackingParams
-from pipeline.tracking.wandb_run import Table, WandbRun, local_files, resolved_mode
+from pipeline.tracking.wandb_run import (
+    SAMPLE_COLUMNS,
+    SAMPLE_TABLE,
+    Table,
+    WandbRun,
+    local_files,
+    resolved_mode,
+)
 
 REPORTS, MODEL = Path("reports"), "data/model"
 SUMMARY, CURVES = REPORTS / "train/summary.json", REPORTS / "train/curves.csv"
+TRAINING_SAMPLES = REPORTS / "train/samples.json"
 METRICS, SAMPLES = REPORTS / "evaluate/metrics.json", REPORTS / "sample/samples.json"
 
 
@@ -39,8 +47,13 @@ def publish(params: TrackingParams) -> None:
     run.update_summary(last_values(Curves(CURVES, CURVES)) | summary_values(summary))
     if METRICS.exists():
         run.update_summary(evaluation_values(EvaluationMetrics.read(METRICS)))
+    tables: dict[str, Table] = {}
+    if samples := TrainingSamples.read(TRAINING_SAMPLES).samples:  # again, in one piece: W&B shows few increments
+        tables[SAMPLE_TABLE] = SAMPLE_COLUMNS, [(sample.step, sample.tokens, sample.text) for sample in samples]
     if SAMPLES.exists():
-        run.log_table("samples", samples_table(Samples.read(SAMPLES)), summary.steps, summary.tokens)
+        tables["samples"] = samples_table(Samples.read(SAMPLES))
+    if tables:
+        run.log_tables(tables, summary.steps, summary.tokens)
     run.save_files(REPORTS, [*sorted(REPORTS.glob("report.*")), *sorted(REPORTS.glob("figures/*.svg"))])
     if model := recorded_model(read_lock(Path("dvc.lock")), SUMMARY):
         metadata = {

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import TrackedRun
-from pipeline.curves import Curves, typed
+from pipeline.curves import Curves, SampleLog, typed
 from pipeline.dvc_lock import short_keys
 from pipeline.files import main_root, set_aside
 from pipeline.git import Experiment, code_revision, current_experiment, params_at
@@ -35,6 +35,7 @@ START_TIMEOUT_S = 120.0  # of wandb's own process; after it (by default 30 s) wa
 FINISH_TIMEOUT_S = 60.0
 FAILED_TIMEOUT_S = 10.0  # after a signal or an error: schedulers may kill a process 30 s after their signal
 
+SAMPLE_TABLE, SAMPLE_COLUMNS = "train/samples", ("step", "tokens", "text")
 Table = tuple[Sequence[str], Sequence[Sequence[Any]]]  # columns, rows
 
 
@@ -154,12 +155,12 @@ def _key_in_netrc() -> bool:
 
 
 def training_run(
-    state: Path, tracking: TrackingParams, params: Mapping[str, Any], key: str, curves: Curves
+    state: Path, tracking: TrackingParams, params: Mapping[str, Any], key: str, curves: Curves, samples: SampleLog
 ) -> "WandbRun":
     """The W&B run of a training run, new or resumed.
 
     `state`: the run's directory, which stores the identity. `params`: all of params.yaml. `key`: the run's key.
-    `curves`: the rows that earlier processes logged.
+    `curves`, `samples`: what earlier processes logged.
     """
     experiment = current_experiment()
     name = run_name(params, params_at(experiment.baseline), experiment, key)
@@ -171,7 +172,7 @@ def training_run(
         "tags": [*tracking.tags, params["data"]["source"], params["tokenizer"]["encoding"]],
         "notes": f"dvc exp apply {experiment.name}" if experiment.name else None,
     }
-    return WandbRun(identity, tracking, init, curves)
+    return WandbRun(identity, tracking, init, curves, samples)
 
 
 class WandbRun:
@@ -183,9 +184,10 @@ class WandbRun:
         params: TrackingParams,
         init: Mapping[str, Any] | None = None,
         curves: Curves | None = None,
+        samples: SampleLog | None = None,
     ) -> None:
-        """`init`: config, tags and notes for wandb.init. `curves`: of the training run; None to only add to a run."""
-        self.identity, self.curves = identity, curves
+        """`init`: config, tags and notes for wandb.init. `curves`, `samples`: of the training run; None to only add."""
+        self.identity, self.curves, self.samples = identity, curves, samples
         self._run: Any = None
         self._given_up = False
         self._warnings: set[str] = set()
@@ -199,10 +201,11 @@ class WandbRun:
         """Logs the rows of the curves up to `step`, the step of the checkpoint, that the server does not have."""
         if self.curves is not None:
             rows = [typed(row) for row in self.curves.rows()]
-            self.record([row for row in rows if row["step"] <= step])
+            texts = {sample.step: sample.text for sample in self.samples.samples} if self.samples else {}
+            self.record([row | {"sample": texts.get(row["step"])} for row in rows if row["step"] <= step])
 
     def record(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Logs rows of the curves without their empty cells."""
+        """Logs rows of the curves without their empty cells, and their samples."""
         self._submit(lambda: self._log(rows))
 
     def flush(self) -> None:
@@ -216,8 +219,8 @@ class WandbRun:
         """Sets values of the run's summary."""
         self._submit(lambda: self._run.summary.update(dict(values)))
 
-    def log_table(self, name: str, table: Table, after_step: int, tokens: int) -> None:
-        """Logs a table under `name`, in a row after that of `after_step`.
+    def log_tables(self, tables: Mapping[str, Table], after_step: int, tokens: int) -> None:
+        """Logs tables under their names, in a row after that of `after_step`.
 
         `run.step` is the server's next step if online; it starts at 0 in each offline folder of the run.
         """
@@ -225,8 +228,11 @@ class WandbRun:
         def log() -> None:
             import wandb
 
-            content = wandb.Table(columns=list(table[0]), data=[list(row) for row in table[1]])
-            self._run.log({"tokens": tokens, name: content}, step=max(self._run.step, after_step + 1))
+            content = {
+                name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+                for name, (columns, rows) in tables.items()
+            }
+            self._run.log({"tokens": tokens, **content}, step=max(self._run.step, after_step + 1))
 
         self._submit(log)
 
@@ -295,11 +301,16 @@ class WandbRun:
         )
         self._run.define_metric("tokens")
         self._run.define_metric("*", step_metric="tokens")
+        # Only new rows are sent, and a resumed run adds to those on the server.
+        self._sample_table = wandb.Table(columns=list(SAMPLE_COLUMNS), log_mode="INCREMENTAL")
 
     def _log(self, rows: Sequence[Mapping[str, Any]]) -> None:
         for row in rows:
             if row["step"] >= self._run.step:  # online, a resumed run begins at the server's next step
                 cells = {key: value for key, value in row.items() if value not in (None, "") and key != "step"}
+                if sample := cells.pop("sample", None):
+                    self._sample_table.add_data(row["step"], row["tokens"], sample)
+                    cells[SAMPLE_TABLE] = self._sample_table
                 self._run.log(cells, step=row["step"])
 
     def _submit(self, call: Callable[[], None]) -> None:

@@ -20,14 +20,14 @@ from pipeline.model.accounting import gpu_peak
 from pipeline.training.params import TrainParams
 
 Row = dict[str, Any]
-"""One step: column of curves.csv -> value."""
+"""One step: column of curves.csv -> value, and `sample`, a text, at some steps."""
 
 SPIKE_WINDOW = 100  # losses
 SPIKE_Z = 6.0
 
 
 class Logger(Protocol):
-    """A destination of rows: curves.csv or W&B."""
+    """A destination of rows: curves.csv, samples.json or W&B."""
 
     def rewind(self, step: int) -> None:
         """Prepares to continue after `step`: curves.csv drops later rows, W&B sends those it lacks."""

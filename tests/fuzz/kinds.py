@@ -16,7 +16,15 @@ import pyarrow.parquet as pq
 import torch
 
 from pipeline import recipes
-from pipeline.artifacts import BenchmarkSource, EvaluationMetrics, RawCorpus, RunSummary, Samples
+from pipeline.artifacts import (
+    BenchmarkSource,
+    EvaluationMetrics,
+    RawCorpus,
+    RunSummary,
+    Samples,
+    TrainingSample,
+    TrainingSamples,
+)
 from pipeline.charts import pages
 from pipeline.cli import convert, plan
 from pipeline.config import PARAMS_FILE, load_yaml, validate
@@ -27,7 +35,7 @@ from pipeline.corpus.documents import read_texts
 from pipeline.corpus.readers import SUFFIXES
 from pipeline.corpus.shards import open_split, verify
 from pipeline.corpus.tokenizer import load_tokenizer
-from pipeline.curves import Curves, typed
+from pipeline.curves import Curves, SampleLog, typed
 from pipeline.evaluation.benchmarks import build_questions
 from pipeline.files import sha256_of, write_json
 from pipeline.model_directory import load_model, match_vocabulary, save_model
@@ -76,6 +84,7 @@ def make_project(root: Path) -> None:
         FinishedRun(output="reports/train/summary.json", md5="0" * 32).write(STATE / "finished.json")
         run_identity(STATE / "wandb.json", "name", None, "offline")
         shutil.copy("reports/train/curves.csv", STATE)
+        TrainingSamples(samples=[TrainingSample(step=2, tokens=16, text="To be")]).write(STATE / "samples.json")
         with patch.object(sources, "remove_directory"):  # as if killed after the last part
             _download("texts/part.jsonl")
         shutil.rmtree("data/new")
@@ -182,6 +191,7 @@ def use_state() -> None:
     curves = Curves(STATE / "curves.csv", publish.CURVES, benchmark_columns(BENCHMARKS))
     curves.rewind(5)
     assert all("step" in typed(row) for row in curves.rows())
+    SampleLog(STATE / "samples.json", publish.TRAINING_SAMPLES).rewind(5)
 
 
 def reseal() -> None:
@@ -208,7 +218,7 @@ KINDS: dict[str, Callable[[], object]] = {
     **_each(SHARDS, ["manifest.json", "train_000000.npy"], use_shards),
     **_each(SHARDS / "tokenizer", ["config.json", "ranks.tiktoken"], use_shards),
     **_each(CHECKPOINT, ["manifest.json", "weights.pt", "optimizer.pt", "rng.pt"], use_checkpoint),
-    **_each(STATE, ["curves.csv", "wandb.json", "finished.json"], use_state),
+    **_each(STATE, ["curves.csv", "samples.json", "wandb.json", "finished.json"], use_state),
     **_each(MODEL, ["config.json", "model.safetensors", "tokenizer/config.json"], use_model),
     **_each("models/hf", ["config.json", "model.safetensors"], use_huggingface),
     **{f"models/{name}/{name}": partial(use_vocabulary, name) for name in VOCABULARIES},

@@ -137,6 +137,7 @@ def test_a_killed_run_resumes_and_ends_bit_for_bit_as_one_never_killed(finished:
     assert [resume["step"] for resume in fresh.json("reports/train/summary.json")["resumes"]] != []
     assert fresh.hash_of("data/model") == finished.hash_of("data/model")
     assert curve(fresh) == curve(finished)
+    assert fresh.json("reports/train/samples.json") == finished.json("reports/train/samples.json")
     assert fresh.unfinished_runs() == []
 
 

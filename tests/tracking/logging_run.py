@@ -10,11 +10,12 @@ import sys
 import time
 from pathlib import Path
 
-from pipeline.curves import Curves
+from pipeline.curves import Curves, SampleLog
 from pipeline.tracking import wandb_run
 from pipeline.tracking.params import TrackingParams
-from pipeline.tracking.publish import CURVES, SUMMARY, publish
+from pipeline.tracking.publish import CURVES, SUMMARY, TRAINING_SAMPLES, publish
 from pipeline.tracking.wandb_run import training_run
+from pipeline.training.metrics import Row
 from tests.tracking import records
 
 STATE = Path("state")
@@ -28,15 +29,19 @@ def main(mode: str, first: int, last: int, ending: str = "") -> None:
         {"mode": mode, "project": "tests", "entity": None, "group": "depth", "tags": ["a tag"]}
     )
     curves = Curves(STATE / "curves.csv", CURVES)
-    run = training_run(STATE, tracking, PARAMS, "0123456789abcdef", curves)
-    for logger in (curves, run):
+    samples = SampleLog(STATE / "samples.json", TRAINING_SAMPLES)
+    run = training_run(STATE, tracking, PARAMS, "0123456789abcdef", curves, samples)
+    rows: list[Row] = [
+        {"step": step, "tokens": 8 * step, "train/loss": 5 - step / 100} for step in range(first, last + 1)
+    ]
+    for row in rows:
+        if row["step"] == 2:
+            row["val/loss"] = 4.5
+        if row["step"] % 100 == 2:
+            row["sample"] = f"sample {row['step']}"
+    for logger in (curves, samples, run):
         logger.rewind(first - 1 if first else 0)
-        logger.record(
-            [
-                {"step": step, "tokens": 8 * step, "train/loss": 5 - step / 100, "val/loss": 4.5 if step == 2 else None}
-                for step in range(first, last + 1)
-            ]
-        )
+        logger.record(rows)
     curves.flush()
     if ending == "killed":
         time.sleep(600)

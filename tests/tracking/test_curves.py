@@ -1,4 +1,4 @@
-"""curves.csv survives kills: only whole rows, each step once."""
+"""curves.csv and samples.json survive kills: only whole rows, each step once."""
 
 import csv
 from collections.abc import Callable
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.curves import Curves, typed
+from pipeline.artifacts import TrainingSamples
+from pipeline.curves import Curves, SampleLog, typed
 
 
 def row(step: int, **cells: object) -> dict[str, object]:
@@ -108,3 +109,23 @@ def test_typed_rows_equal_the_recorded_ones(curves: Curves) -> None:
     curves.record([recorded])
     (read,) = (typed(cells) for cells in curves.rows())
     assert read == dict.fromkeys(curves.columns) | recorded
+
+
+def test_a_resumed_run_keeps_each_sample_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, published = tmp_path / "state" / "samples.json", tmp_path / "reports" / "samples.json"
+
+    def resume(step: int, *sampled: int) -> list[tuple[int, int, str]]:
+        log = SampleLog(path, published)
+        log.rewind(step)
+        log.record([row(step), *(row(step, sample=f"text {step}") for step in sampled)])
+        assert published.read_bytes() == path.read_bytes()
+        return [(sample.step, sample.tokens, sample.text) for sample in TrainingSamples.read(published).samples]
+
+    assert resume(0, 0, 4, 8) == [(step, 8 * step, f"text {step}") for step in (0, 4, 8)]
+    published.unlink()  # as DVC may do before it runs the stage
+    assert resume(4, 8, 12) == [(step, 8 * step, f"text {step}") for step in (0, 4, 8, 12)]
+    assert resume(12) == resume(12, 12)[:4]
+    assert resume(0) == []
+    path.write_bytes(b"[")
+    assert resume(4, 8) == [(8, 64, "text 8")]
+    assert "samples.json" in capsys.readouterr().out

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.artifacts import EvaluationMetrics, RunSummary, Samples, TrackedRun
+from pipeline.artifacts import EvaluationMetrics, RunSummary, Samples, TrackedRun, TrainingSamples
 from tests.pipeline_runs.project import ROOT, Project
 from tests.tracking.records import write_outputs
 from tests.tracking.wandb_server import Run, Server, wandb_server
@@ -88,18 +88,24 @@ def content(run: Run) -> dict[str, Any]:
     """What the server holds of a run, without what differs between any two runs: times and random names."""
 
     def steady(values: dict[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in values.items() if key not in VOLATILE | {"samples"}}
+        return {key: value for key, value in values.items() if key not in VOLATILE | {"samples", "train/samples"}}
 
     return {
         "about": {key: run.about[key] for key in ("displayName", "groupName", "jobType", "tags")},
         "config": {key: value for key, value in run.config.items() if key != "_wandb"},
         "history": [steady(row) for row in run.history],
         "summary": steady(run.summary),
-        "table": run.files[run.summary["samples"]["path"]],
+        "tables": [run.files[run.summary[name]["path"]] for name in ("samples", "train/samples")],
         "files": {name: text for name, text in run.files.items() if name.startswith(("report", "figures"))},
         "artifacts": [(artifact["artifactTypeName"], artifact["digest"]) for artifact in run.artifacts],
         "exit codes": run.exit_codes,
     }
+
+
+def sample_steps(run: Run) -> list[int]:
+    """The steps in the increments of the table of samples drawn during training."""
+    tables = [json.loads(run.files[row["train/samples"]["path"]]) for row in run.history if "train/samples" in row]
+    return [step for table in tables for step, *_ in table["data"]]
 
 
 def test_an_offline_run_after_sync_equals_an_online_run(tmp_path: Path, server: Server) -> None:
@@ -119,6 +125,7 @@ def test_an_offline_run_after_sync_equals_an_online_run(tmp_path: Path, server: 
     for part, value in online.items():
         assert offline[part] == value, part
     assert [row["_step"] for row in online["history"]] == [0, 1, 2, 3, 4]
+    assert json.loads(online["tables"][1])["data"] == [[2, 16, "sample 2"]]
     assert online["summary"]["evaluate/val/loss"] == 2.5
     assert (online["summary"]["val/loss"], online["summary"]["final_train_loss"]) == (4.5, 2.0)
 
@@ -149,6 +156,9 @@ def test_the_run_of_a_whole_pipeline_arrives_with_all_results(finished: Project,
     (prompt,) = Samples.read(reports / "sample/samples.json").prompts
     table = json.loads(run.files[last["samples"]["path"]])
     assert table["data"] == [["The ", text] for text in prompt.continuations]
+    samples = TrainingSamples.read(reports / "train/samples.json").samples
+    assert [sample.step for sample in samples] == [0, 15, 30]
+    assert json.loads(run.files[last["train/samples"]["path"]])["data"] == [[s.step, s.tokens, s.text] for s in samples]
     for path in ("report.md", "report.html", "figures/loss.svg"):
         assert run.files[path] == (reports / path).read_bytes(), path
     (model,) = (artifact for artifact in run.artifacts if artifact["artifactTypeName"] == "model")
@@ -165,6 +175,7 @@ def test_a_killed_and_resumed_offline_run_has_each_step_once(tmp_path: Path, ser
     assert identity(tmp_path) == first
     assert "ERROR" not in sync(tmp_path)
     assert {name: steps(run) for name, run in server.runs.items()} == {first.id: list(range(321))}
+    assert sample_steps(server.runs[first.id]) == [2, 102, 202, 302]
 
 
 def test_a_run_that_was_synced_before_it_was_resumed_becomes_another_one(tmp_path: Path, server: Server) -> None:
