@@ -97,7 +97,11 @@ def content(run: Run) -> dict[str, Any]:
         "summary": steady(run.summary),
         "tables": [run.files[run.summary[name]["path"]] for name in ("samples", "train/samples")],
         "files": {name: text for name, text in run.files.items() if name.startswith(("report", "figures"))},
-        "artifacts": [(artifact["artifactTypeName"], artifact["digest"]) for artifact in run.artifacts],
+        "artifacts": sorted(
+            (artifact["artifactTypeName"], artifact["digest"])
+            for artifact in run.artifacts
+            if artifact["artifactTypeName"] != "wandb-run-incremental-table"  # contains random names
+        ),
         "exit codes": run.exit_codes,
     }
 
