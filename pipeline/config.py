@@ -175,5 +175,5 @@ def _describe(section: str, error: Any) -> str:
     if error["type"] == "value_error":  # raised by a rule of ours
         rule = str(error["ctx"]["error"])
         if not error["loc"]:  # a rule between keys, which names them
-            return f"{section}: {rule}"
+            return rule
     return f"{key} ({repr(error['input'])[:200]}): {rule}"

@@ -42,6 +42,7 @@ ROOT = Path(__file__).parents[1]
         ("model", "mlp_expansion", 1e300, r"model.mlp_expansion \(1e\+300\)"),
         ("runtime", "collective_timeout", 1e300, r"runtime.collective_timeout \(1e\+300\)"),
         ("runtime", "collective_timeout", 1e-9, r"runtime.collective_timeout \(1e-09\)"),
+        ("train", "betas", [0.9, 1.0], r"\n  train.betas \(\[0.9, 1.0\]\) must each be at least 0 and below 1"),
         ("runtime", "workers", [0] * 10_000, r"runtime.workers \(\[0, .{,200}\): input"),
     ],
 )

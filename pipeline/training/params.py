@@ -48,7 +48,8 @@ class TrainParams(Section):
     """Learning rate after warmup: cosine or linear decay to the end, warmup-stable-decay (wsd), or constant."""
 
     warmup_steps: int = Field(ge=0)
-    """Steps of linear warmup: the learning rate of step s, counted from 1, is max_lr * s / warmup_steps."""
+    """Steps of linear warmup: the learning rate of step s, counted from 1, is max_lr * s / warmup_steps. A run of fewer
+    steps ends during warmup, as in nanoGPT."""
 
     min_lr_ratio: float = Field(ge=0, le=1)
     """Final learning rate / max_lr."""
@@ -76,8 +77,6 @@ class TrainParams(Section):
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
-        if self.warmup_steps >= self.max_steps:
-            raise ValueError(f"train.warmup_steps ({self.warmup_steps}) must be below max_steps ({self.max_steps})")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"train.betas ({list(self.betas)}) must each be at least 0 and below 1")
         return self

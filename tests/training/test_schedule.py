@@ -55,5 +55,10 @@ def test_constant_never_falls() -> None:
     assert {lr(done, "constant") for done in range(9, 200)} == {1.0}
 
 
+def test_a_run_shorter_than_its_warmup_ends_during_it() -> None:
+    for schedule in ("constant", "cosine", "linear", "wsd"):
+        assert [lr(done, schedule, max_steps=3, warmup_steps=4) for done in range(3)] == [0.25, 0.5, 0.75]
+
+
 def test_no_warmup_starts_at_the_maximum() -> None:
     assert lr(0, max_steps=10, warmup_steps=0) == 1.0
