@@ -7,6 +7,7 @@ that experiments are compared by) and summary.json (all that the report says abo
 """
 
 import platform
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -93,6 +94,7 @@ def main() -> None:
                 trainer = make_trainer(model, train, runtime, group, store, [curves, samples, wandb_run])
                 metrics = trainer.run()
             except BaseException as error:
+                wandb_run.write_log("".join(traceback.format_exception(error)))
                 wandb_run.finish(exit_code=getattr(error, "exit_code", 1))
                 raise
             write_outputs(trainer, metrics, model, wandb_run)
@@ -185,7 +187,6 @@ def write_outputs(trainer: Trainer, metrics: TrainMetrics, model: ModelParams, w
     wandb_run.update_config({"run": summary.model_dump(include=described)})
     wandb_run.update_summary(metrics.model_dump())
     metrics.write(METRICS)
-    summary.model_copy(update={"wandb": wandb_run.finish()}).write(SUMMARY)
     logger.info(
         "trained %d steps in %s: loss %.4f, %s tokens/s; model in %s",
         train.max_steps,
@@ -194,6 +195,7 @@ def write_outputs(trainer: Trainer, metrics: TrainMetrics, model: ModelParams, w
         f"{metrics.tokens_per_sec:,.0f}",
         MODEL,
     )
+    summary.model_copy(update={"wandb": wandb_run.finish()}).write(SUMMARY)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ curves are on disk. Used by the train stage, and by pipeline/tracking/publish.py
 
 import atexit
 import json
+import logging
 import os
 import queue
 import secrets
@@ -80,17 +81,17 @@ def _stored(file: Path) -> TrackedRun | None:
 
 
 def run_name(params: Mapping[str, Any], committed: Mapping[str, Any], experiment: Experiment, key: str) -> str:
-    """The run's name: what it changes in the committed params, such as `position=rope seed=2`.
+    """The run's name: that of the DVC experiment, so that `dvc exp show` and W&B list the same names.
 
-    An experiment whose DVC name contains `=`, as in a sweep, keeps that name; so does one that changes nothing. A run
-    of the committed params without an experiment is named by the commit and the run's key, both shortened.
+    Without an experiment: what the run changes in the committed params, such as `position=rope seed=2`. If it changes
+    nothing, the commit and the run's key, both shortened.
     """
-    if experiment.name and "=" in experiment.name:
+    if experiment.name:
         return experiment.name
     if changed := changes(params, committed):
         return changes_text(changed)
     commit = experiment.baseline[:SHORT_REVISION] if experiment.baseline else "nogit"
-    return experiment.name or f"{commit}-{key[:6]}"
+    return f"{commit}-{key[:6]}"
 
 
 def run_group(group: str | None, experiment: Experiment) -> str | None:
@@ -124,6 +125,13 @@ def changes_text(changed: Mapping[str, Any]) -> str:
             return f"{text} +{len(changed) - position}"
         text = longer
     return text
+
+
+def notes(changed: Mapping[str, Any], experiment: Experiment) -> str | None:
+    """What an experiment changes, and the command that brings its files into the workspace."""
+    if not experiment.name:
+        return None
+    return f"{changes_text(changed)}\n\ndvc exp apply {experiment.name}".strip()
 
 
 def resolved_mode(params: TrackingParams) -> str:
@@ -163,16 +171,28 @@ def training_run(
     `curves`, `samples`: what earlier processes logged.
     """
     experiment = current_experiment()
-    name = run_name(params, params_at(experiment.baseline), experiment, key)
+    committed = params_at(experiment.baseline)
+    name = run_name(params, committed, experiment, key)
     mode = resolved_mode(tracking)
     identity = run_identity(state / "wandb.json", name, run_group(tracking.group, experiment), mode)
     dvc = {"experiment": experiment.name, "baseline": experiment.baseline}
     init = {
         "config": {**params, "git": code_revision().model_dump(), "dvc": dvc},
         "tags": [*tracking.tags, params["data"]["source"], params["tokenizer"]["encoding"]],
-        "notes": f"dvc exp apply {experiment.name}" if experiment.name else None,
+        "notes": notes(changes(params, committed), experiment),
     }
     return WandbRun(identity, tracking, init, curves, samples)
+
+
+class _LogHandler(logging.Handler):
+    """Copies what training logs to the Logs tab of its W&B run."""
+
+    def __init__(self, run: "WandbRun") -> None:
+        super().__init__()
+        self._wandb_run = run
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._wandb_run.write_log(self.format(record))
 
 
 class WandbRun:
@@ -193,9 +213,12 @@ class WandbRun:
         self._warnings: set[str] = set()
         self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(QUEUE_LENGTH)
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
+        self._log_handler = _LogHandler(self)
         if identity.mode != "disabled":
             self._thread.start()
             self._submit(lambda: self._init(params, init or {}))
+            if curves is not None:
+                logger.addHandler(self._log_handler)
 
     def rewind(self, step: int) -> None:
         """Logs the rows of the curves up to `step`, the step of the checkpoint, that the server does not have."""
@@ -210,6 +233,10 @@ class WandbRun:
 
     def flush(self) -> None:
         """Does nothing: wandb sends in the background."""
+
+    def write_log(self, text: str) -> None:
+        """Adds lines to the Logs tab."""
+        self._submit(lambda: self._run.write_logs(text))
 
     def update_config(self, values: Mapping[str, Any]) -> None:
         """Adds to the run's config."""
@@ -261,6 +288,7 @@ class WandbRun:
         """
         if self.identity.mode == "disabled":
             return self.identity
+        logger.removeHandler(self._log_handler)
         url: list[str | None] = []
         if self.identity.mode == "online":
             self._submit(lambda: url.append(self._run.url))
@@ -290,7 +318,7 @@ class WandbRun:
             dir=main_root(),
             resume="allow",
             settings=wandb.Settings(
-                console="off",
+                console="off",  # the log goes through the queue (write_log): capturing the output could block it
                 init_timeout=FINISH_TIMEOUT_S,
                 finish_timeout=FINISH_TIMEOUT_S,
                 finish_timeout_raises=True,

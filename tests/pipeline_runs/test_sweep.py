@@ -96,7 +96,7 @@ def test_w_and_b_shows_one_group_of_runs_named_by_what_they_change(swept: Swept)
     assert set(runs) == {GOOD, BAD}
     for name, (run, ended) in runs.items():
         assert run["run_group"] == f"max_lr @ {base[:7]}"
-        assert run["notes"] == f"dvc exp apply {name}"
+        assert run["notes"].endswith(f"\n\ndvc exp apply {name}")
         assert run["config"]["update"]["dvc"] == {"experiment": name, "baseline": base}
         assert ended.get("exit_code", 0) == (1 if name == BAD else 0)
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from pipeline.git import Experiment
-from pipeline.tracking.wandb_run import LONGEST_NAME, changes, changes_text, run_group, run_name
+from pipeline.tracking.wandb_run import LONGEST_NAME, changes, changes_text, notes, run_group, run_name
 
 COMMITTED: dict[str, Any] = {
     "data": {"source": "files"},
@@ -35,22 +35,26 @@ def params(**changed: Any) -> dict[str, Any]:
         ({"train.max_lr": 1e-3, "model.dropout": 0}, "max_lr=0.001"),
         ({"train.betas": [0.9, 0.99], "data.source": None}, "source=null betas=[0.9, 0.99]"),
         ({"sample.temperature": 0.5, "tracking.group": "x", "train.seed": 3}, "seed=3"),
-        ({"sample.temperature": 0.5}, "faery-wind"),
-        ({}, "faery-wind"),
+        ({"sample.temperature": 0.5}, "80a69db-012345"),
+        ({}, "80a69db-012345"),
     ],
 )
-def test_a_run_is_named_by_what_it_trains_differently(changed: dict[str, Any], name: str) -> None:
-    assert run_name(params(**changed), COMMITTED, Experiment("faery-wind", BASE), KEY) == name
+def test_a_run_is_named_by_its_experiment_or_else_by_what_it_trains_differently(
+    changed: dict[str, Any], name: str
+) -> None:
+    assert run_name(params(**changed), COMMITTED, Experiment(None, BASE), KEY) == name
+    assert run_name(params(**changed), COMMITTED, Experiment("faery-wind", BASE), KEY) == "faery-wind"
 
 
-def test_an_experiment_of_a_sweep_keeps_its_name() -> None:
-    experiment = Experiment("position=learned,seed=2", BASE)
-    assert run_name(params(**{"train.seed": 2}), COMMITTED, experiment, KEY) == "position=learned,seed=2"
-
-
-def test_a_plain_run_of_committed_params_is_named_by_commit_and_key() -> None:
-    assert run_name(params(), COMMITTED, Experiment(None, BASE), KEY) == "80a69db-012345"
+def test_a_run_of_no_commit_is_named_by_its_key() -> None:
     assert run_name(params(), {}, Experiment(None, None), KEY) == "nogit-012345"
+
+
+def test_the_notes_of_an_experiment_say_what_it_changes_and_how_to_get_it() -> None:
+    experiment = Experiment("faery-wind", BASE)
+    assert notes({"train.seed": 3}, experiment) == "seed=3\n\ndvc exp apply faery-wind"
+    assert notes({}, experiment) == "dvc exp apply faery-wind"
+    assert notes({"train.seed": 3}, Experiment(None, BASE)) is None
 
 
 def test_keys_with_the_same_last_part_keep_their_sections() -> None:

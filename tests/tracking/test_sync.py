@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -163,6 +164,10 @@ def test_the_run_of_a_whole_pipeline_arrives_with_all_results(finished: Project,
     samples = TrainingSamples.read(reports / "train/samples.json").samples
     assert [sample.step for sample in samples] == [0, 15, 30]
     assert json.loads(run.files[last["train/samples"]["path"]])["data"] == [[s.step, s.tokens, s.text] for s in samples]
+    log = run.files["output.log"].decode()
+    assert re.search(
+        r"^model: .*^data: .*^step 10: validation loss .*^trained 30 steps in ", log, re.MULTILINE | re.DOTALL
+    )
     for path in ("report.md", "report.html", "figures/loss.svg"):
         assert run.files[path] == (reports / path).read_bytes(), path
     (model,) = (artifact for artifact in run.artifacts if artifact["artifactTypeName"] == "model")
