@@ -165,12 +165,10 @@ class Manifest(Record):
 
 
 class TrainMetrics(Record):
-    """reports/train/metrics.json: the numbers of a finished run that `dvc exp show` compares."""
+    """reports/train/metrics.json: how much a finished run computed, and how fast. Its losses are in curves.csv."""
 
     stage = "train"
 
-    final_train_loss: float | None
-    """Mean of the last losses, nats per token; None where it is not finite."""
     tokens: int
     flops: int
     train_time_s: float

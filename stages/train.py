@@ -1,9 +1,9 @@
 """Trains the model: `python -m pipeline launch stages.train`, on every visible GPU or on the CPU's cores.
 
 Reads data/shards and, for a probe, data/benchmarks. Writes data/model (weights, config, tokenizer) and, in
-reports/train, curves.csv (one row per step), samples.json (what the model wrote on the way), metrics.json (the numbers
-that experiments are compared by) and summary.json (all that the report says about the run). Unfinished runs are kept in
-.runs/ and resumed by the same command.
+reports/train, curves.csv (one row per step), samples.json (what the model wrote on the way), metrics.json (tokens,
+FLOPs and speed) and summary.json (all that the report says about the run). Unfinished runs are kept in .runs/ and
+resumed by the same command.
 """
 
 import platform
@@ -188,10 +188,9 @@ def write_outputs(trainer: Trainer, metrics: TrainMetrics, model: ModelParams, w
     wandb_run.update_summary(metrics.model_dump())
     metrics.write(METRICS)
     logger.info(
-        "trained %d steps in %s: loss %.4f, %s tokens/s; model in %s",
+        "trained %d steps in %s, %s tokens/s; model in %s",
         train.max_steps,
         format_duration(metrics.train_time_s),
-        trainer.metrics.final_loss,
         f"{metrics.tokens_per_sec:,.0f}",
         MODEL,
     )

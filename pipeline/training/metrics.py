@@ -197,12 +197,6 @@ class StepMetrics:
                 all_ranks=True,
             )
 
-    @property
-    def final_loss(self) -> float:
-        """Mean of the last losses, at most SPIKE_WINDOW of them: a single batch is noisy. NaN if there are none."""
-        recent = self._spikes.recent
-        return sum(recent) / len(recent) if recent else float("nan")
-
     def mfu(self, tokens_per_sec: float) -> float | None:
         """Model FLOPs utilisation (PaLM, arXiv:2204.02311, appendix B), 0 to 1; None if the peak is unknown."""
         return None if self.peak_flops is None else tokens_per_sec * self.flops_per_token / self.peak_flops

@@ -7,7 +7,6 @@ cannot change the weights.
 
 import gc
 import logging
-import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -121,10 +120,9 @@ class Trainer:
 
         tokens = self.train.max_steps * self.train.total_batch_size
         train_time_s = self.metrics.state_dict().stats.train_time_s
-        loss, rate = self.metrics.final_loss, tokens / max(train_time_s, 1e-9)
+        rate = tokens / max(train_time_s, 1e-9)
         mfu = self.metrics.mfu(rate)
         return TrainMetrics(
-            final_train_loss=loss if math.isfinite(loss) else None,
             tokens=tokens,
             flops=tokens * self.metrics.flops_per_token,
             train_time_s=round(train_time_s, 2),

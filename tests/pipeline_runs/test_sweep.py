@@ -53,6 +53,7 @@ def test_results_and_failures_are_told_as_they_come(swept: Swept) -> None:
 
 def test_the_experiments_are_dvc_s_own(swept: Swept) -> None:
     shown = swept.dvc("exp", "show", "--csv")
+    assert shown.index("val.loss") < shown.index("tokens_per_sec")  # what experiments are compared by comes first
     assert GOOD in shown
     assert BAD in shown
     assert swept.dvc("queue", "status").count("Success") == 1

@@ -48,7 +48,6 @@ SAMPLES = Samples(
 def summary(wandb: TrackedRun, steps: int) -> RunSummary:
     """Of a training with 8 tokens per step."""
     return RunSummary(
-        final_train_loss=2.0,
         tokens=8 * steps,
         flops=10**9,
         train_time_s=1.5,

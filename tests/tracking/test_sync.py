@@ -132,7 +132,7 @@ def test_an_offline_run_after_sync_equals_an_online_run(tmp_path: Path, server: 
     assert [row["_step"] for row in online["history"]] == [0, 1, 2, 3, 4]
     assert json.loads(online["tables"][1])["data"] == [[2, 16, "sample 2"]]
     assert online["summary"]["evaluate/val/loss"] == 2.5
-    assert (online["summary"]["val/loss"], online["summary"]["final_train_loss"]) == (4.5, 2.0)
+    assert (online["summary"]["val/loss"], online["summary"]["train_time_s"]) == (4.5, 1.5)
 
 
 def test_the_run_of_a_whole_pipeline_arrives_with_all_results(finished: Project, server: Server) -> None:
@@ -156,7 +156,7 @@ def test_the_run_of_a_whole_pipeline_arrives_with_all_results(finished: Project,
         cells = [(row["_step"], row[column]) for row in curve if column in row]
         assert cells == [(int(row["step"]), pytest.approx(float(row[column]))) for row in rows if row[column]], column
     assert run.summary["evaluate/val/loss"] == metrics.val.loss
-    assert run.summary["final_train_loss"] == summary.final_train_loss
+    assert run.summary["train_time_s"] == summary.train_time_s
     assert run.summary.keys() >= PANEL_KEYS
     (prompt,) = Samples.read(reports / "sample/samples.json").prompts
     table = json.loads(run.files[last["samples"]["path"]])
