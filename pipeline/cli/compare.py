@@ -2,7 +2,7 @@
 
     python -m pipeline compare                                   # the experiments from the last commit
     python -m pipeline compare dusty-rope warm-alibi             # these, from any commit
-    python -m pipeline compare --all-commits
+    python -m pipeline compare -A                                # of all commits
     python -m pipeline compare --into docs/experiments/depth     # a page for other clones too
     python -m pipeline compare --no-time                         # for runs that shared a machine
 
@@ -13,6 +13,7 @@ reports/compare/*.svg; with --html also reports/compare.html, with interactive c
 import argparse
 from pathlib import Path
 
+from pipeline.cli.arguments import positive_int
 from pipeline.comparison.experiments import read_experiments
 from pipeline.comparison.page import write_comparison
 from pipeline.config import read_sections
@@ -23,7 +24,9 @@ from pipeline.reporting.params import ReportParams
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m pipeline compare", description="Compares experiments.")
     parser.add_argument("names", nargs="*", help="experiments by name (default: those from the last commit)")
-    parser.add_argument("--all-commits", action="store_true", help="experiments of every commit")
+    earlier = parser.add_mutually_exclusive_group()
+    earlier.add_argument("-A", "--all-commits", action="store_true", help="experiments from all commits")
+    earlier.add_argument("-n", "--num", type=positive_int, help="experiments from the last NUM commits")
     parser.add_argument("--title", default="Comparison of experiments", help="heading of the page")
     parser.add_argument("--html", action="store_true", help="also write an HTML page with interactive charts")
     parser.add_argument("--into", type=Path, help="folder for a page that other clones can use (default: reports)")
@@ -32,7 +35,8 @@ def main(arguments: list[str]) -> None:
     if options.into == Path():  # an unset variable of the shell
         parser.error("--into: name a folder")
     (params,) = read_sections(ReportParams)
-    experiments = read_experiments(Path.cwd(), options.names, options.all_commits)
+    commits = ["--all-commits"] if options.all_commits else ["--num", str(options.num)] if options.num else []
+    experiments = read_experiments(Path.cwd(), options.names, commits)
     page = write_comparison(
         options.into or Path("reports"),
         experiments,

@@ -6,8 +6,9 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,8 +28,12 @@ SAMPLES, CURVES = "reports/sample/samples.json", "reports/train/curves.csv"
 MIN_REVISION_LENGTH = 7
 """Characters of a revision that can be given in place of an experiment's name."""
 
-NO_METRIC_SECTIONS = ("report.", "tracking.", "sample.")
-"""Settings that no compared metric depends on."""
+NO_METRIC_KEYS = (
+    *("report.", "tracking.", "sample."),
+    *("train.eval_interval", "train.eval_tokens", "train.sample_interval"),
+    *("train.hellaswag_interval", "train.hellaswag_items"),
+)
+"""How the keys of settings begin that no compared metric depends on: pages, tracking, sampling, probes."""
 
 Show = Callable[[str, str], str | None]
 """(revision, path) -> text of the file at that revision; None if there is none."""
@@ -61,7 +66,7 @@ class Experiment:
     @property
     def metric_params(self) -> dict[str, Any]:
         """The settings that a compared metric may depend on."""
-        return {key: value for key, value in self.params.items() if not key.startswith(NO_METRIC_SECTIONS)}
+        return {key: value for key, value in self.params.items() if not key.startswith(NO_METRIC_KEYS)}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -74,24 +79,27 @@ class Run(Experiment):
     curves: pd.DataFrame
 
 
-def read_experiments(root: Path, names: Sequence[str] = (), all_commits: bool = False) -> list[Experiment]:
-    """The experiments from HEAD or from all commits, and the committed runs that they start from.
+def read_experiments(root: Path, names: Sequence[str] = (), commits: Sequence[str] = ()) -> list[Experiment]:
+    """The experiments from HEAD, and the committed runs that they start from.
 
-    With `names`, these experiments only, from any commit. Raises UserError if DVC fails, or a name is unknown or
-    ambiguous.
+    `commits`: options of `dvc exp show` for those of other commits too. With `names`, these experiments only, from any
+    commit. Raises UserError if DVC fails, or a name is unknown or ambiguous.
     """
-    experiments = parse_exp_show(_exp_show(root, all_commits or bool(names)))
+    experiments = parse_exp_show(_exp_show(root, ["--all-commits"] if names else commits))
+    head = git.revision(root).commit
     if names:
-        head = git.revision(root).commit
         named = [find(name, experiments, head) for name in names]
         experiments = list({experiment.rev: experiment for experiment in named}.values())
+    else:
+        bases = {head, *(experiment.base for experiment in experiments if not experiment.committed)}
+        experiments = [experiment for experiment in experiments if experiment.base in bases]
     read = [with_results(experiment, lambda rev, path: git.show(root, rev, path)) for experiment in experiments]
-    return without_repeated([experiment for experiment in read if experiment is not None])
+    return with_distinct_names([experiment for experiment in read if experiment is not None], head)
 
 
-def _exp_show(root: Path, all_commits: bool) -> list[dict[str, Any]]:
+def _exp_show(root: Path, commits: Sequence[str]) -> list[dict[str, Any]]:
     """What `dvc exp show --json` prints."""
-    command = [sys.executable, "-m", "dvc", "exp", "show", "--json", *(["--all-commits"] if all_commits else [])]
+    command = [sys.executable, "-m", "dvc", "exp", "show", "--json", *commits]
     environment = {**os.environ, "DVC_NO_ANALYTICS": "1"}
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -193,10 +201,16 @@ def find(name: str, experiments: Sequence[Experiment], head: str | None) -> Expe
     return matches[0]
 
 
-def without_repeated(experiments: Sequence[Experiment]) -> list[Experiment]:
-    """Leaves out a committed run that a finished experiment repeats with the same settings."""
-    repeats = [(e.base, e.metric_params) for e in experiments if not e.committed and e.state == "done"]
-    return [e for e in experiments if not e.committed or (e.base, e.metric_params) not in repeats]
+def with_distinct_names(experiments: Sequence[Experiment], head: str | None) -> list[Experiment]:
+    """Adds its commit to the name of an experiment that another commit's has too: `deep@1a2b3c4`; not if it is HEAD."""
+    bases = {(experiment.name, experiment.base) for experiment in experiments}
+    repeated = {name for name, count in Counter(name for name, _ in bases).items() if count > 1}
+    return [
+        replace(experiment, name=f"{experiment.name}@{experiment.base[:7]}")
+        if experiment.name in repeated and experiment.base != head
+        else experiment
+        for experiment in experiments
+    ]
 
 
 def runs_of(experiments: Sequence[Experiment]) -> list[Run]:

@@ -162,11 +162,17 @@ def runs_table(experiments: Sequence[Experiment], kept: bool, times: bool) -> Ta
         cells.append([cell or DASH for cell in wandb])
     rows = []
     for row, experiment in enumerate(experiments):
-        state = "committed" if experiment.committed else experiment.state
-        name = md.code(experiment.name) + ("" if state == "done" else f" ({state})")
+        notes = ["committed"] if experiment.committed else [experiment.state] if experiment.state != "done" else []
+        notes = notes or [f"same model as {md.code(run.name)}" for run in runs[:row] if _same_model(run, runs[row])][:1]
+        name = Markup(f"{md.code(experiment.name)} ({notes[0]})") if notes else md.code(experiment.name)
         settings = [md.setting(experiment.params.get(key, ABSENT)) for key in keys]
         rows.append([name, *settings, *(column[row] if row < len(runs) else DASH for column in cells)])
     return Table(header, rows, 1 + len(keys))
+
+
+def _same_model(a: Run, b: Run) -> bool:
+    """Whether the runs differ in settings that training does not depend on, so that it ran once for both."""
+    return a.summary == b.summary and a.metric_params == b.metric_params
 
 
 def _columns(runs: Sequence[Run], times: bool) -> list[Column]:
@@ -210,7 +216,8 @@ def commands(runs: Sequence[Run], keys: Sequence[str], kept: bool) -> str:
             flags = [f"-S {shlex.quote(f'{key}={hydra_value(value)}')}" for key, value in changed.items()]
             command, comment = " ".join(["dvc exp run", *flags]), run.name
         else:
-            command, comment = f"dvc exp apply {shlex.quote(run.name)}", label(run.params, keys)
+            name = run.rev[:10] if run.name.endswith(f"@{run.base[:7]}") else run.name
+            command, comment = f"dvc exp apply {shlex.quote(name)}", label(run.params, keys)
         if run.committed:
             command, comment = "dvc repro" if kept else f"git checkout {run.rev[:10]}", "as committed"
         comment = " ".join(comment.split())
@@ -228,7 +235,7 @@ def commands(runs: Sequence[Run], keys: Sequence[str], kept: bool) -> str:
 
 def _by_configuration(groups: Sequence[Configuration]) -> bool:
     """Whether samples and surprisals are shown by configuration: there are several, and seeds of one."""
-    return len(groups) > 1 and any(len(group.runs) > 1 for group in groups)
+    return len(groups) > 1 and any(len(group.seeds) > 1 for group in groups)
 
 
 @dataclass(frozen=True)

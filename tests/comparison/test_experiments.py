@@ -14,8 +14,8 @@ from pipeline.comparison.experiments import (
     Run,
     find,
     parse_exp_show,
+    with_distinct_names,
     with_results,
-    without_repeated,
 )
 from pipeline.log import UserError
 from tests.reporting import fixtures
@@ -127,11 +127,11 @@ def test_files_of_an_unfinished_experiment_are_not_read(state: Any) -> None:
     assert read(experiment, FILES) is experiment
 
 
-def test_a_committed_run_that_an_experiment_repeats_is_left_out() -> None:
-    repeated, committed = run("own"), run("main", committed=True, sample__temperature=0.1)
-    assert without_repeated([committed, repeated]) == [repeated]
-    other = run("other", train__seed=2)
-    assert without_repeated([committed, other]) == [committed, other]
+def test_a_name_that_two_commits_have_is_told_apart_by_its_commit() -> None:
+    runs = [run("rope", base="new-commit"), run("rope", base="old-commit"), run("alibi", base="old-commit")]
+    named = with_distinct_names(runs, "new-commit")
+    assert [experiment.name for experiment in named] == ["rope", "rope@old-com", "alibi"]
+    assert named[0] is runs[0]
 
 
 def test_a_name_that_several_commits_have_is_the_experiment_from_head() -> None:

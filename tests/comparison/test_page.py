@@ -61,6 +61,17 @@ def test_columns_of_cost_are_those_that_differ() -> None:
     assert rows([run("a"), big])["`a`"]["Tokens/s"] == "**60,950**"
 
 
+def test_an_experiment_that_differs_in_sampling_only_does_not_hide_the_committed_run() -> None:
+    drawn = fixtures.samples()
+    experiments = [
+        run("main", 3.5, committed=True, samples=drawn),
+        run("warm", 3.5, samples=drawn, sample__temperature=1.2),
+        run("deep", 3.4, samples=drawn, model__n_layer=6),
+    ]
+    assert list(rows(experiments)) == ["`deep`", "`main` (committed)", "`warm` (same model as `main`)"]
+    assert [name for name, _ in samples_of(experiments).prompts[0][1]] == ["deep", "main", "warm"]
+
+
 def test_a_failed_or_queued_experiment_has_a_row_without_numbers() -> None:
     experiments = [
         unfinished("bad", "failed", train__max_lr=9.0),

@@ -37,7 +37,13 @@ PIPELINE = {
             "deps": ["stage.py"],
             "params": ["model", "train"],
             "outs": [{path: {"cache": False}} for path in ("reports/train", "reports/evaluate", "reports/sample")],
-        }
+        },
+        "sample": {
+            "cmd": "cp params.yaml sampled",
+            "deps": ["reports/train"],
+            "params": ["sample"],
+            "outs": ["sampled"],
+        },
     }
 }
 
@@ -56,7 +62,9 @@ def project(tmp_path: Path) -> Path:
     dvc(tmp_path, "init", "--quiet")
     (tmp_path / ".gitignore").write_text("run\n")
     (tmp_path / "stage.py").write_text(STAGE)
-    fixtures.write_yaml(tmp_path / "params.yaml", {"model": {"n_layer": 2}, "train": {"seed": 1}})
+    fixtures.write_yaml(
+        tmp_path / "params.yaml", {"model": {"n_layer": 2}, "train": {"seed": 1}, "sample": {"seed": 1}}
+    )
     fixtures.write_yaml(tmp_path / "dvc.yaml", PIPELINE)
     dvc(tmp_path, "repro", "--quiet")
     fixtures.commit(tmp_path)
@@ -69,23 +77,32 @@ def losses(experiments: list[Experiment]) -> dict[str, float]:
 
 def test_experiments_are_read_with_their_results(project: Path, tmp_path: Path) -> None:
     dvc(project, "exp", "run", "--quiet", "--name", "deep", "-S", "model.n_layer=4")
+    dvc(project, "exp", "apply", "--quiet", "HEAD")
+    dvc(project, "exp", "run", "--quiet", "--name", "other-samples", "-S", "sample.seed=2")
     dvc(project, "exp", "run", "--quiet", "--queue", "--name", "waiting", "-S", "train.seed=3")
     experiments = read_experiments(project)
-    assert [(e.name, e.state, e.committed) for e in experiments] == [
-        ("main", "done", True),
-        ("deep", "done", False),
-        ("waiting", "queued", False),
-    ]
-    assert losses(experiments) == pytest.approx({"main": 3.51, "deep": 3.26})
+    assert experiments[0].name == "main"
+    assert {e.name: (e.state, e.committed) for e in experiments} == {
+        "main": ("done", True),
+        "deep": ("done", False),
+        "other-samples": ("done", False),
+        "waiting": ("queued", False),
+    }
+    assert losses(experiments) == pytest.approx({"main": 3.51, "deep": 3.26, "other-samples": 3.51})
     page = write_comparison(tmp_path / "kept", experiments, "Depth", 0.5, kept=True).read_text(encoding="utf-8")
     base = fixtures.git(project, "rev-parse", "HEAD")[:10]
+    deep = next(e for e in experiments if e.name == "deep")
     assert f"git checkout {base}\ndvc exp run -S model.n_layer=4  # deep\n" in page
+    assert "| `other-samples` (same model as `main`) |" in page
 
     (project / "README.md").write_text("A later commit.")
     fixtures.commit(project)
     dvc(project, "exp", "run", "--quiet", "--name", "deep", "-S", "model.n_layer=5")
     assert losses(read_experiments(project, ["deep"])) == pytest.approx({"deep": 3.21}), "the one from HEAD"
-    assert losses(read_experiments(project, [experiments[1].rev[:7]])) == pytest.approx({"deep": 3.26})
+    assert losses(read_experiments(project, [deep.rev[:7]])) == pytest.approx({"deep": 3.26})
+    found = losses(read_experiments(project, commits=["--num", "2"]))
+    assert found["deep"] == pytest.approx(3.21)
+    assert found[f"deep@{base[:7]}"] == pytest.approx(3.26)
 
 
 def test_outside_a_dvc_repository_the_error_is_dvc_s(tmp_path: Path) -> None:
