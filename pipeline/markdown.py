@@ -6,7 +6,7 @@ the functions here return.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from shlex import quote as shell_quote
@@ -76,9 +76,9 @@ def fence(value: str, language: str) -> Markup:
     return Markup(f"{ticks}{language}\n{printable(value)}\n{ticks}")
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: int = 1) -> Markup:
-    """A table; columns from `numbers_from` on are right-aligned."""
-    rule = [Markup("---:" if column >= numbers_from else "---") for column in range(len(header))]
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: Container[int] = ()) -> Markup:
+    """A table; the columns in `numbers` are right-aligned."""
+    rule = [Markup("---:" if column in numbers else "---") for column in range(len(header))]
     return Markup("\n".join("| " + " | ".join(map(text, row)) + " |" for row in (header, rule, *rows)))
 
 

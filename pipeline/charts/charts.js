@@ -18,7 +18,8 @@ async function draw() {
     const element = document.getElementById(id);
     const width = element.clientWidth;
     const columns = Math.max(1, Math.floor((width - 80) / spec.usermeta.legendColumn));
-    const config = { ...theme, legend: { ...theme.legend, columns } };
+    const labelLimit = Math.floor((width - 80) / columns) - 45;
+    const config = { ...theme, legend: { ...theme.legend, columns, labelLimit } };
     const actions = { export: true, source: false, compiled: false, editor: false };
     // ast: expressions are interpreted, so that the page needs no eval().
     const options = { config, actions, ast: true, renderer: "svg", downloadFileName: id };

@@ -23,9 +23,9 @@ from pipeline.files import atomic_directory
 WIDTH = 864
 """CSS pixels of an SVG: the width of a page's column on GitHub."""
 
-AXIS, SPACING, RIGHT, PADDING = 48, 24, 12, 8
-"""CSS pixels of a y axis with its numbers, between panels, of the last number right of an x axis, and around a chart;
-charts.js has them too."""
+AXIS, SPACING, RIGHT, PADDING, LEGEND_SYMBOL = 48, 24, 12, 8, 45
+"""CSS pixels of a y axis with its numbers, between panels, of the last number right of an x axis, around a chart, and
+of the symbol and the space beside a name in a legend; charts.js has them too."""
 
 FONT = "Liberation Sans, Arial, Helvetica, sans-serif"  # the first comes with vl-convert, so it measures text by it
 
@@ -45,7 +45,7 @@ def theme(background: str, text: str, muted: str, grid: str, colors: Sequence[st
         "axis": {**axis, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "titlePadding": 8},
         "axisX": {"grid": False, "labelFlush": True, "labelOverlap": True, "labelSeparation": 6},
         "axisY": {**title_above, "minExtent": AXIS, "domain": False, "ticks": False},
-        "legend": {**legend, "labelLimit": 300, "labelColor": text, "labelFontSize": 12, "symbolStrokeWidth": 2},
+        "legend": {**legend, "labelColor": text, "labelFontSize": 12, "symbolStrokeWidth": 2},
         "range": {"category": list(colors)},
         "style": {
             "reference": {"color": muted, "strokeDash": [2, 2], "strokeWidth": 1.2},
@@ -86,7 +86,8 @@ def svg(chart: Chart, config: Spec) -> str:
 
     spec = _without_hover(chart.to_dict())
     columns = max(1, (WIDTH - AXIS) // spec["usermeta"]["legendColumn"])
-    config = {**config, "legend": {**config["legend"], "columns": columns}}
+    legend = {"columns": columns, "labelLimit": (WIDTH - AXIS) // columns - LEGEND_SYMBOL}
+    config = {**config, "legend": {**config["legend"], **legend}}
     document: str = vl_convert.vegalite_to_svg(_sized(spec), config=config, allowed_base_urls=[])
     # Vega numbers clip paths on from those of the charts before.
     numbers: dict[str, int] = {}

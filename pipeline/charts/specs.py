@@ -26,8 +26,8 @@ Floats = NDArray[np.float64]
 Layer = Any
 """An alt.Chart or alt.LayerChart."""
 
-LEGEND_CHARACTERS = 40
-"""Of the longest name in a legend: one column of the legend has room for so many."""
+LEGEND_CHARACTERS = 100
+"""Of the longest name in a legend: one column of the legend has room for so many, if the page is wide enough."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Axis:
         low, high = self.domain or (math.nan, math.nan)
         scale = alt.Scale(
             type="log" if self.log else "linear",
-            zero=False,
+            zero=alt.Undefined if self.log else False,
             nice=kind is alt.Y and self.domain is None and not self.log,
             padding=8 if kind is alt.X else 0,
             domainMin=alt.Undefined if math.isnan(low) else low,
@@ -207,7 +207,7 @@ def rules(
 def hover(frame: "pd.DataFrame", x: Axis, y: Axis, names: Sequence[str], titles: tuple[str, str, str]) -> Layer:
     """The values of the point nearest to the mouse; dragging moves the panel, shift + wheel zooms. Not in SVGs.
 
-    `titles`: what `series`, `x` and `y` are called.
+    `titles`: what `series` (or the column `name`, where there is one), `x` and `y` are called.
     """
     import altair as alt
 
@@ -218,7 +218,8 @@ def hover(frame: "pd.DataFrame", x: Axis, y: Axis, names: Sequence[str], titles:
     row = "(datum.datum || datum)"
     number = ",.4~s" if x.numbers == "short" else ",.4~g"
     values = [f"format({row}.x, '{number}')", f"format({row}.y, ',.5~g')"]
-    pairs = list(zip(titles, [f"{row}.series", *values], strict=True))[0 if len(names) > 1 else 1 :]
+    name = f"{row}.{'name' if 'name' in frame else 'series'}"
+    pairs = list(zip(titles, [name, *values], strict=True))[0 if len(names) > 1 else 1 :]
     tooltip = alt.ExprRef("{" + ", ".join(f"{json.dumps(title)}: {value}" for title, value in pairs) + "}")
     mark = alt.MarkDef(type="point", filled=True, size=60, clip=True, tooltip=tooltip)
     layer = alt.Chart(_rounded(frame), name=f"hover{digest}", mark=mark)

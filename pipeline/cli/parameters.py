@@ -42,7 +42,7 @@ def _section(cls: type[Section], values: Mapping[str, Any], rerun: str) -> str:
         meaning = " ".join(schemas[key].get("description", "").split()).replace("|", "\\|")
         rows.append([md.code(key), md.setting(value), Markup(accepted(schemas[key])), Markup(meaning)])
     about = " ".join(inspect.cleandoc(cls.__doc__ or "").split())
-    table = md.table(["Key", Markup("In `params.yaml`"), "Accepts", "Meaning"], rows, numbers_from=4)
+    table = md.table(["Key", Markup("In `params.yaml`"), "Accepts", "Meaning"], rows)
     return "\n\n".join([f"## {cls.section}", f"{about} {rerun}".strip(), table])
 
 

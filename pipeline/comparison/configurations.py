@@ -3,9 +3,10 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from pipeline import markdown as md
 from pipeline.comparison.experiments import Experiment, Run, differing_keys, runs_of
@@ -22,7 +23,8 @@ ONLY = "the only configuration"
 class Metric:
     """A metric of a run."""
 
-    key: Literal["loss", "bpb", "accuracy"]
+    key: str
+    """loss, bpb, or a benchmark's task."""
     name: str
     heading: str
     """In tables."""
@@ -33,19 +35,27 @@ class Metric:
         return f"{self.name} ({self.unit})" if self.unit else self.name
 
     def of(self, run: Run) -> float:
-        """The run's value; NaN for the accuracy of a run that scored no items."""
-        if self.key != "accuracy":
+        """The run's value; NaN for a benchmark that was not measured."""
+        if self in (LOSS, BITS_PER_BYTE):
             return float(getattr(run.evaluation.val, self.key))
-        benchmark = run.evaluation.benchmark
+        benchmark = run.evaluation.benchmarks.get(self.key)
         return benchmark.value(benchmark.main)[0] if benchmark else math.nan
 
     def text(self, value: float) -> str:
-        return percent(value, 2) if self.key == "accuracy" else fixed(value, 4)
+        return fixed(value, 4) if self in (LOSS, BITS_PER_BYTE) else percent(value, 2)
 
 
 LOSS = Metric("loss", "validation loss", "Loss", "nats per token")
 BITS_PER_BYTE = Metric("bpb", "bits per byte", "Bits/byte")
-ACCURACY = Metric("accuracy", "accuracy", "Accuracy")
+
+
+def accuracies(runs: Sequence[Run]) -> list[Metric]:
+    """The main metric of each benchmark that a run was measured on."""
+    benchmarks = {task: result for run in runs for task, result in run.evaluation.benchmarks.items()}
+    return [
+        Metric(task, f"{result.name} accuracy", Markup(f"{md.text(result.name)} {md.code(result.main)}"))
+        for task, result in benchmarks.items()
+    ]
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,7 @@ class Configuration:
     """Experiments that differ in their seed only."""
 
     label: str
+    """Its settings that differ from those of others."""
     runs: tuple[Run, ...]
     """At least one."""
     failed: tuple[Experiment, ...] = ()
@@ -78,6 +89,11 @@ class Configuration:
     def committed(self) -> bool:
         """Whether one of the runs is the committed one."""
         return any(run.committed for run in self.runs)
+
+    @property
+    def name(self) -> str:
+        """The name of its runs if they have one seed, else the label."""
+        return self.label if len(self.seeds) > 1 else ", ".join(run.name for run in self.runs)
 
     @property
     def seeds(self) -> list[str]:
@@ -149,7 +165,7 @@ def measurement_differences(experiments: Sequence[Experiment]) -> dict[str, list
         "tokens": tokens,
         "data": data,
         "stride": [key for key in keys if key == "evaluate.stride"],
-        "items": [key for key in keys if key.startswith("benchmarks.")],
+        "items": [key for key in keys if key.startswith("benchmarks.") and key != "benchmarks.tasks"],
         "precision": [key for key in keys if key == "evaluate.dtype"],
         "context": [key for key in keys if key == "model.block_size"],
     }
@@ -158,11 +174,9 @@ def measurement_differences(experiments: Sequence[Experiment]) -> dict[str, list
 
 def incomparable_metrics(experiments: Sequence[Experiment]) -> set[Metric]:
     """The metrics by which no run can be called the best."""
-    affected = {"tokens": {LOSS}, "stride": {LOSS, BITS_PER_BYTE}, "items": {ACCURACY}}
-    affected["data"] = {LOSS, BITS_PER_BYTE, ACCURACY}
-    metrics = set().union(*(affected.get(kind, set()) for kind in measurement_differences(experiments)))
-    names = {benchmark.name for run in runs_of(experiments) if (benchmark := run.evaluation.benchmark)}
-    return metrics | ({ACCURACY} if len(names) > 1 else set())
+    losses, benchmarks = {LOSS, BITS_PER_BYTE}, set(accuracies(runs_of(experiments)))
+    affected = {"tokens": {LOSS}, "stride": losses, "items": benchmarks, "data": losses | benchmarks}
+    return set().union(*(affected.get(kind, set()) for kind in measurement_differences(experiments)))
 
 
 def metric_of(experiments: Sequence[Experiment]) -> Metric:

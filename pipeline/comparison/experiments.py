@@ -31,7 +31,7 @@ MIN_REVISION_LENGTH = 7
 NO_METRIC_KEYS = (
     *("report.", "tracking.", "sample."),
     *("train.eval_interval", "train.eval_tokens", "train.sample_interval"),
-    *("train.hellaswag_interval", "train.hellaswag_items"),
+    *("train.hellaswag_", "train.benchmark_"),
 )
 """How the keys of settings begin that no compared metric depends on: pages, tracking, sampling, probes."""
 

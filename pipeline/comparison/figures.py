@@ -15,8 +15,8 @@ from pipeline.comparison.experiments import Run
 from pipeline.comparison.statistics import compute_differs, scaling_law
 from pipeline.formatting import count, fixed, power_of_ten
 
-MAX_CONFIGURATIONS = 8
-"""With curves: as many as the theme has colours."""
+MAX_COLORED = 7
+"""Configurations with a colour of their own if there are more than colours; the others have the theme's last, grey."""
 
 MAX_POINTS = 400
 """Of a line in one panel."""
@@ -30,6 +30,7 @@ def comparison_charts(
 ) -> list[Chart]:
     """The charts that there are values for. `configurations`: best first; `times`: with panels over training time."""
     column = "val/loss" if metric is LOSS else "val/bpb"
+    configurations = sorted(configurations, key=lambda configuration: not configuration.committed)
     charts = [_curves_chart("validation", metric, curves(configurations, lambda run: curve(run, column)), times)]
     if metric is LOSS:  # training has no bits per byte, and losses of different tokens are not comparable
         training = curves(configurations, lambda run: curve(run, "train/loss", smoothing))
@@ -46,56 +47,66 @@ def curve(run: Run, column: str, smoothing: float = 0.0) -> pd.DataFrame:
 
 
 def curves(configurations: Sequence[Configuration], read: Callable[[Run], pd.DataFrame]) -> pd.DataFrame:
-    """The lines to draw, long-form: tokens, seconds, y, series (a configuration), run; the mean is the run "".
+    """The lines to draw, long-form: tokens, seconds, y, name (of a configuration), series (the name, or "16 others"),
+    run ("" for the mean over seeds, the name for one of the others).
 
     A mean is over the tokens at which all runs of the configuration have a value. A single run is its own mean.
     """
     frames = []
-    for configuration in configurations[:MAX_CONFIGURATIONS]:
+    for configuration in configurations:
         runs = [frame.assign(run=str(i)) for i, run in enumerate(configuration.runs) if len(frame := read(run))]
         if runs:
             by_tokens = pd.concat(runs).groupby("tokens", as_index=False)
             mean = by_tokens[["seconds", "y"]].mean()[by_tokens.size()["size"] == len(runs)].assign(run="")
-            frames += [frame.assign(series=configuration.label) for frame in (*(runs if len(runs) > 1 else []), mean)]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+            frames += [frame.assign(name=configuration.name) for frame in (*(runs if len(runs) > 1 else []), mean)]
+    if not frames:
+        return pd.DataFrame()
+    lines = pd.concat(frames, ignore_index=True)
+    names = lines["name"].unique()
+    others = ~lines["name"].isin(names if len(names) <= MAX_COLORED + 1 else names[:MAX_COLORED])
+    return lines.assign(
+        series=lines["name"].mask(others, f"{len(names) - MAX_COLORED} others"),
+        run=lines["run"].mask(others, lines["name"]),
+    )[~others | (lines["run"] == "")]
 
 
 def _curves_chart(name: str, metric: Metric, frame: pd.DataFrame, times: bool) -> Chart | None:
-    """Panels over tokens, over the last third of them, and over training time; a colour for each configuration."""
+    """Panels over tokens, over the last third of them if all runs get there, and over training time."""
     if frame.empty:
         return None
+    names = [str(series) for series in frame["series"].unique()]
     over_tokens = frame.assign(x=frame["tokens"])
     late = over_tokens[over_tokens["x"] >= LATE * over_tokens["x"].max()]
     tokens, y = Axis("tokens", numbers="short"), Axis(metric.axis, domain=_domain(frame))
-    panels = [_panel(over_tokens, tokens, y), _panel(late, replace(tokens, title="tokens, last third"), Axis(""))]
+    panels = [_panel(over_tokens, tokens, y, names)]
+    if late["name"].nunique() == frame["name"].nunique():
+        panels.append(_panel(late, replace(tokens, title="tokens, last third"), Axis(""), names))
     slowest = frame["seconds"].max()
     if times and slowest > 0:
         unit, seconds = ("hours", 3600) if slowest >= 7200 else ("minutes", 60) if slowest >= 120 else ("seconds", 1)
         over_time = frame.assign(x=frame["seconds"] / seconds).dropna(subset=["x"])
-        panels.append(_panel(over_time, Axis(f"training time ({unit})"), replace(y, title="")))
+        panels.append(_panel(over_time, Axis(f"training time ({unit})"), replace(y, title=""), names))
     last = frame[frame["run"] == ""].groupby("series")["y"].last()
     ends = [f"{fixed(value, 3)} ({series})" for series, value in last.sort_values().items()]
     alt = f"{metric.name.capitalize()} over tokens"
     if len(ends) > 1:
-        alt += f", {len(ends)} configurations: ends between {ends[0]} and {ends[-1]}"
+        alt += f", {frame['name'].nunique()} lines: ends between {ends[0]} and {ends[-1]}"
     elif ends:
         alt += f": ends at {ends[0]}"
-    return Chart(name, f"{alt}.", reduce(or_, panels), _names(frame))
+    return Chart(name, f"{alt}.", reduce(or_, panels), names)
 
 
-def _panel(frame: pd.DataFrame, x: Axis, y: Axis) -> Any:
-    names = _names(frame)
-    frame = pd.concat([thinned(line, MAX_POINTS) for _, line in frame.groupby(["series", "run"], sort=False)])
-    frame = frame[["x", "y", "series", "run"]]
+def _panel(frame: pd.DataFrame, x: Axis, y: Axis, names: Sequence[str]) -> Any:
+    frame = pd.concat([thinned(line, MAX_POINTS) for _, line in frame.groupby(["name", "run"], sort=False)])
+    frame = frame[["x", "y", "series", "run", "name"]]
     runs, means = frame[frame["run"] != ""], frame[frame["run"] == ""]
+    single = means.groupby("name").filter(lambda line: len(line) == 1)
+    named = frame[frame["run"].isin(["", *frame["name"]])]
     layers = [lines(runs, x, y, names, style="faint")] if len(runs) else []
-    if len(means):
-        layers += [lines(means, x, y, names), hover(means, x, y, names, ("configuration", x.title, y.title))]
+    layers += [lines(means, x, y, names)] if len(means) else []
+    layers += [points(single, x, y, names)] if len(single) else []
+    layers += [hover(named, x, y, names, ("run", x.title, y.title))] if len(named) else []
     return reduce(add, layers)
-
-
-def _names(frame: pd.DataFrame) -> list[str]:
-    return [str(series) for series in frame["series"].unique()]
 
 
 def _domain(frame: pd.DataFrame) -> tuple[float, float] | None:

@@ -15,11 +15,11 @@ from markupsafe import Markup
 from pipeline import markdown as md
 from pipeline.charts.pages import html_figure, html_page, picture, write_svgs
 from pipeline.comparison.configurations import (
-    ACCURACY,
     BITS_PER_BYTE,
     LOSS,
     Configuration,
     Mean,
+    accuracies,
     configurations,
     incomparable_metrics,
     label,
@@ -28,9 +28,9 @@ from pipeline.comparison.configurations import (
     metric_of,
 )
 from pipeline.comparison.experiments import Experiment, Run, differing_keys, runs_of
-from pipeline.comparison.figures import MAX_CONFIGURATIONS, comparison_charts
+from pipeline.comparison.figures import MAX_COLORED, comparison_charts
 from pipeline.comparison.statistics import ALPHA, MIN_SIZES, compute_differs, effects, scaling_law, significance
-from pipeline.dvc_lock import ABSENT
+from pipeline.dvc_lock import ABSENT, short_keys
 from pipeline.files import write_text
 from pipeline.formatting import DASH, count, fixed, format_duration, hydra_value, missing, power_of_ten
 
@@ -78,8 +78,7 @@ def page_context(experiments: Sequence[Experiment], kept: bool = False, times: b
     hardware = [run.summary.hardware for run in runs]
     return {
         "metric": metric,
-        "metrics": [LOSS, BITS_PER_BYTE, *([ACCURACY] if any(run.evaluation.benchmark for run in runs) else [])],
-        "accuracies": sorted({benchmark.title for run in runs if (benchmark := run.evaluation.benchmark)}),
+        "metrics": [LOSS, BITS_PER_BYTE, *accuracies(runs)],
         "only_committed": all(experiment.committed for experiment in experiments),
         "runs": runs,
         "unfinished": unfinished,
@@ -103,7 +102,7 @@ def page_context(experiments: Sequence[Experiment], kept: bool = False, times: b
         "kept": kept,
         "limits": {
             "alpha": ALPHA,
-            "configurations": MAX_CONFIGURATIONS,
+            "colored": MAX_COLORED,
             "sizes": MIN_SIZES,
             "samples": MAX_SAMPLES,
             "characters": MAX_CHARACTERS,
@@ -120,11 +119,11 @@ def _eval_tokens(runs: Sequence[Run]) -> list[int]:
 
 @dataclass(frozen=True)
 class Table:
-    """The columns from `numbers_from` on are numbers."""
+    """A table and which of its columns are numbers."""
 
     header: list[str]
     rows: list[list[str]]
-    numbers_from: int
+    numbers: range
 
 
 @dataclass(frozen=True)
@@ -149,25 +148,25 @@ class Column:
 
 
 def runs_table(experiments: Sequence[Experiment], kept: bool, times: bool) -> Table:
-    """A row for each experiment, of which the runs come first: the settings that differ, metrics, size, cost.
-
-    A column with nothing to compare is left out.
-    """
-    runs, keys = runs_of(experiments), differing_keys(experiments)
+    """A row for each experiment, of which the runs come first: metrics, cost, size, then the settings that differ."""
+    runs, keys = runs_of(experiments), short_keys(differing_keys(experiments))
     columns = _columns(runs, times)
-    header = ["Run", *map(md.code, keys), *(column.heading for column in columns)]
+    header = ["Run", *(column.heading for column in columns), *map(md.code, keys.values())]
     cells = [column.cells(runs) for column in columns]
-    if any(wandb := [_wandb(run, kept) for run in runs]):
-        header.append(Markup("W&B"))
-        cells.append([cell or DASH for cell in wandb])
+    wandb = [_wandb(run, kept) or DASH for run in runs]
     rows = []
     for row, experiment in enumerate(experiments):
         notes = ["committed"] if experiment.committed else [experiment.state] if experiment.state != "done" else []
         notes = notes or [f"same model as {md.code(run.name)}" for run in runs[:row] if _same_model(run, runs[row])][:1]
         name = Markup(f"{md.code(experiment.name)} ({notes[0]})") if notes else md.code(experiment.name)
+        numbers = [column[row] if row < len(runs) else DASH for column in cells]
         settings = [md.setting(experiment.params.get(key, ABSENT)) for key in keys]
-        rows.append([name, *settings, *(column[row] if row < len(runs) else DASH for column in cells)])
-    return Table(header, rows, 1 + len(keys))
+        rows.append([name, *numbers, *settings, *(wandb[row : row + 1] or [DASH])])
+    if set(wandb) <= {DASH}:
+        rows = [row[:-1] for row in rows]
+    else:
+        header.append(Markup("W&B"))
+    return Table(header, rows, range(1, 1 + len(columns)))
 
 
 def _same_model(a: Run, b: Run) -> bool:
@@ -177,22 +176,26 @@ def _same_model(a: Run, b: Run) -> bool:
 
 def _columns(runs: Sequence[Run], times: bool) -> list[Column]:
     incomparable = incomparable_metrics(runs)
-    items = {benchmark.name for run in runs if (benchmark := run.evaluation.benchmark)}
-    columns = []
-    if runs:
-        for metric in (LOSS, BITS_PER_BYTE):
-            columns.append(Column(metric.heading, metric.of, metric.text, None if metric in incomparable else min))
-    if items:
-        best = None if ACCURACY in incomparable else max
-        columns.append(Column(" or ".join(sorted(items)), ACCURACY.of, ACCURACY.text, best))
+    if not runs:
+        return []
+    ranking, other = (
+        Column(metric.heading, metric.of, metric.text, None if metric in incomparable else min)
+        for metric in ((LOSS, BITS_PER_BYTE) if metric_of(runs) is LOSS else (BITS_PER_BYTE, LOSS))
+    )
+    columns = [ranking, Column("Tokens", lambda run: run.summary.tokens, count)]
+    if times:
+        same_work = len({(run.summary.tokens, run.summary.hardware.describe()) for run in runs}) == 1
+        seconds = Column("Time", lambda run: run.summary.train_time_s, format_duration, min if same_work else None)
+        columns.append(seconds)
+    columns.append(other)
+    for metric in accuracies(runs):
+        columns.append(Column(metric.heading, metric.of, metric.text, None if metric in incomparable else max))
     if len({run.summary.parameters.total for run in runs}) > 1:
         columns.append(Column("Parameters", lambda run: run.summary.parameters.total, count))
     if len({run.summary.flops for run in runs}) > 1:
         columns.append(Column("FLOPs", lambda run: run.summary.flops, power_of_ten))
-    if times and runs:
-        columns.append(Column("Time", lambda run: run.summary.train_time_s, format_duration, min))
-        if len({run.summary.tokens for run in runs}) > 1:  # else the time says it
-            columns.append(Column("Tokens/s", lambda run: run.summary.tokens_per_sec, lambda v: fixed(v, 0), max))
+    if times and len({run.summary.tokens for run in runs}) > 1:  # else the time says it
+        columns.append(Column("Tokens/s", lambda run: run.summary.tokens_per_sec, lambda v: fixed(v, 0)))
     return columns
 
 

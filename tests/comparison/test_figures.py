@@ -6,11 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pipeline.charts import pages
 from pipeline.charts.specs import Chart
 from pipeline.comparison import figures
 from pipeline.comparison.configurations import BITS_PER_BYTE, LOSS, configurations
 from pipeline.comparison.experiments import Run
 from tests.reporting import fixtures
+from tests.reporting.test_charts import layers
 
 from .builders import run, seeds, sizes
 
@@ -52,7 +54,7 @@ def test_a_mean_is_over_runs_and_a_single_run_is_its_own() -> None:
         ("position=rope", "0"): [(100, 10, 4.0), (200, 20, 3.0)],
         ("position=rope", "1"): [(100, 10, 6.0), (200, 20, 5.0)],
         ("position=rope", ""): [(100, 10, 5.0), (200, 20, 4.0)],
-        ("position=learned", ""): [(100, 10, 9.0), (200, 20, 8.0)],
+        ("c", ""): [(100, 10, 9.0), (200, 20, 8.0)],
     }
 
 
@@ -78,7 +80,7 @@ def test_panels_over_tokens_their_end_and_time() -> None:
     assert list(found) == ["validation", "training"]
     assert panels(found["validation"]) == ["tokens", "tokens, last third", "training time (seconds)"]
     assert panels(charts(runs, times=False)["validation"]) == ["tokens", "tokens, last third"]
-    assert found["validation"].series == ["max_lr=0", "max_lr=1"]
+    assert found["validation"].series == ["a", "b"]
 
 
 def test_the_second_panel_starts_at_two_thirds_of_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,16 +100,36 @@ def test_without_curves_there_is_no_chart() -> None:
     assert charts([run("a", curves=curve())]) == {}
 
 
-def test_as_many_configurations_are_drawn_as_there_are_colours() -> None:
-    runs = [run(f"r{n}", 3.5 + n / 100, curves=curve(5, 4, 3, 2), train__max_lr=n / 1e3) for n in range(1, 12)]
-    assert charts(runs)["validation"].series == [f"max_lr={n / 1e3}" for n in range(1, 9)]
+def test_all_runs_are_drawn_and_those_without_a_colour_are_others() -> None:
+    runs = [run(f"r{n}", 3.5 + n / 100, curves=curve(5, 4, 3, 2), train__max_lr=n / 1e3) for n in range(8)]
+    assert charts(runs)["validation"].series == [f"r{n}" for n in range(8)]
+    runs += [run(f"r{n}", 5.0, curves=curve(5, 4, 3, 2), train__max_lr=n / 1e3) for n in range(8, 11)]
+    runs.append(run("main", 9.0, curves=curve(5), train__max_lr=1.0, committed=True))
+    chart = charts(runs)["validation"]
+    assert chart.series == ["main", *(f"r{n}" for n in range(6)), "5 others"]
+    others, best, single, hover = layers(chart.to_dict())[:4]
+    assert {row["name"] for row in others["values"]} == {"r6", "r7", "r8", "r9", "r10"}
+    assert {row["name"] for row in best["values"]} == {"main", *(f"r{n}" for n in range(6))}
+    assert [row["name"] for row in single["values"]] == ["main"], "a single point is no line"
+    assert len({row["name"] for row in hover["values"]}) == 12
+
+
+def test_names_fit_the_legend() -> None:
+    name = "position=rope,norm=rmsnorm,mlp=swiglu,max_lr=0.001,warmup_steps=30"
+    runs = [run(f"{name},seed={n}", curves=curve(5, 4, 3, 2), train__max_lr=n) for n in (1, 2)]
+    assert {f"{name},seed={n}" in pages.svg(charts(runs)["validation"], pages.LIGHT) for n in (1, 2)} == {True}
+
+
+def test_a_panel_of_the_end_needs_runs_of_one_length() -> None:
+    runs = [run("short", curves=curve(5, 4), train__max_lr=1), run("long", curves=curve(5, 4, 3, 2))]
+    assert panels(charts(runs)["validation"]) == ["tokens", "training time (seconds)"]
 
 
 def test_the_alternative_text_has_the_ends_of_the_curves() -> None:
-    runs = [run("x", train__max_lr=end, curves=curve(5, 4, 3, end)) for end in (1.5, 2.25)]
+    runs = [run(f"x{end}", train__max_lr=end, curves=curve(5, 4, 3, end)) for end in (1.5, 2.25)]
     alt = charts(runs)["validation"].alt
-    assert "1.500 (max_lr=1.5)" in alt
-    assert "2.250 (max_lr=2.25)" in alt
+    assert "1.500 (x1.5)" in alt
+    assert "2.250 (x2.25)" in alt
 
 
 def test_loss_against_compute_has_a_law_only_where_one_describes_the_runs() -> None:

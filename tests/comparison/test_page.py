@@ -48,17 +48,35 @@ def test_the_best_run_is_first_and_bold_and_only_differing_settings_are_columns(
     runs = [run("a", 3.61, train__max_lr=1e-3), run("b", 3.52, train__max_lr=2e-3, sample__temperature=0.5)]
     table = rows(runs)
     assert list(table) == ["`b`", "`a`"]
-    assert table["`b`"]["`train.max_lr`"] == "`0.002`"
+    assert table["`b`"]["`max_lr`"] == "`0.002`"
     assert (table["`b`"]["Loss"], table["`a`"]["Loss"]) == ("**3.5200**", "3.6100")
-    assert list(table["`a`"]) == ["`train.max_lr`", "Loss", "Bits/byte", "Next lines", "Time", "W&B"]
-    assert page_context(runs)["runs_table"].numbers_from == 2
+    assert list(table["`a`"]) == ["Loss", "Tokens", "Time", "Bits/byte", "Next lines `acc_norm`", "`max_lr`", "W&B"]
+    assert page_context(runs)["runs_table"].numbers == range(1, 6)
+    probed = run("c", 3.7, train__max_lr=2e-3, train__eval_interval=7, train__sample_interval=7)
+    assert list(rows([runs[1], probed])["`b`"]) == [
+        "Loss",
+        "Tokens",
+        "Time",
+        "Bits/byte",
+        "Next lines `acc_norm`",
+        "W&B",
+    ]
+
+
+def test_the_best_time_is_marked_among_runs_of_one_length_on_one_machine() -> None:
+    slow, fast = run("slow"), run("fast", summary={"train_time_s": 60.0}, train__seed=2)
+    assert [row["Time"] for row in rows([slow, fast]).values()] == ["2\xa0min\xa041\xa0s", "**1\xa0min\xa00\xa0s**"]
+    short = run("short", summary={"train_time_s": 9.0, "tokens": 7}, train__max_steps=7)
+    other = run("other", summary={"train_time_s": 9.0, "hardware": fixtures.hardware(device="cuda")}, train__seed=3)
+    for odd in (short, other):
+        assert not any("**" in row["Time"] for row in rows([slow, fast, odd]).values())
 
 
 def test_columns_of_cost_are_those_that_differ() -> None:
     big = run("b", parameters=8_000_000, summary={"tokens": 7, "tokens_per_sec": 500.0}, model__n_layer=8)
     assert {"Parameters", "FLOPs", "Time", "Tokens/s"} <= rows([run("a"), big])["`a`"].keys()
     assert {"Time", "Tokens/s"}.isdisjoint(rows([run("a"), big], times=False)["`a`"])
-    assert rows([run("a"), big])["`a`"]["Tokens/s"] == "**60,950**"
+    assert rows([run("a"), big])["`a`"]["Tokens/s"] == "60,950"
 
 
 def test_an_experiment_that_differs_in_sampling_only_does_not_hide_the_committed_run() -> None:
@@ -80,7 +98,7 @@ def test_a_failed_or_queued_experiment_has_a_row_without_numbers() -> None:
     ]
     table = rows(experiments)
     assert list(table) == ["`good`", "`bad` (failed)", "`later` (queued)"]
-    assert table["`bad` (failed)"].pop("`train.max_lr`") == "`9.0`"
+    assert table["`bad` (failed)"].pop("`max_lr`") == "`9.0`"
     assert set(table["`bad` (failed)"].values()) == {"–"}
     context = page_context(experiments)
     assert context["states"] == {"failed": 1, "queued": 1}
