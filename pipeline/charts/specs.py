@@ -38,7 +38,7 @@ class Axis:
     domain: tuple[float, float] | None = None
     log: bool = False
     numbers: Literal["plain", "short", "power"] = "plain"
-    """0.006; 1.5M; 5e14."""
+    """0.006; 1.5M; 5e-4."""
     categories: Sequence[str] = ()
     """Names in place of numbers, in this order."""
 
@@ -61,7 +61,7 @@ class Axis:
         label = {
             "plain": "format(datum.value, '~g')",
             "short": "replace(format(datum.value, '~s'), 'G', 'B')",
-            "power": "replace(format(datum.value, '~e'), '+', '')",
+            "power": "datum.value ? replace(format(datum.value, '~e'), '+', '') : '0'",
         }[self.numbers]
         return kind(f"{column}:Q", scale=scale, axis=alt.Axis(title=self.title, labelExpr=label, tickCount=6))
 
@@ -169,7 +169,7 @@ def end_labels(frame: "pd.DataFrame", x: Axis, y: Axis, names: Sequence[str]) ->
 
     frame = frame.sort_values("y", ascending=False)
     layers = []
-    for row, down in enumerate((-5, 5) if len(frame) == 2 else [0] * len(frame)):
+    for row, down in enumerate((-7, 7) if len(frame) == 2 else [0] * len(frame)):
         text = alt.Chart(_rounded(frame.iloc[[row]])).mark_text(align="left", dx=8, dy=down, fontSize=12, clip=False)
         text = text.encode(x=x.channel(alt.X, "x"), y=y.channel(alt.Y, "y"), color=_color(names), text="label:N")
         layers.append(text)

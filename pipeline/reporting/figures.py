@@ -1,6 +1,7 @@
 """The charts of one run as Vega-Lite specs. A chart without data is left out."""
 
 import math
+from dataclasses import replace
 from functools import reduce
 from operator import add, or_
 from typing import Any
@@ -93,6 +94,8 @@ def training_chart(run: Run, smoothing: float) -> Chart | None:
         # From 0 on, except for the norm, whose first values are far above the rest.
         domain = None if column == "train/grad_norm" else (0.0, math.nan)
         x, y = _tokens(raw), Axis(title, domain, numbers="short" if column == "train/tokens_per_sec" else "plain")
+        if column == "train/lr" and raw["y"].max() < 1e-3:
+            y = replace(y, numbers="power")
         layers = [
             specs.lines(thinned(smooth, SMALL), x, y, [title]),
             specs.hover(thinned(smooth, SMALL), x, y, [title], ("", "tokens", title)),

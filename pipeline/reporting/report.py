@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
 from pipeline import markdown as md
@@ -32,6 +33,9 @@ SIGNIFICANT = 2.0
 
 MAX_FILES = 8
 """Most files to name in a sentence."""
+
+MAX_TRAINING_SAMPLES = 12
+"""Of those drawn during training, evenly spread."""
 
 MAX_TOKENS = 600
 """Most tokens in the text coloured by surprisal."""
@@ -69,6 +73,7 @@ def context(run: Run, title: str, smoothing: float) -> dict[str, Any]:
     loss = curve(run.curves, "train/loss")["y"].tolist()
     tokens = run.samples.surprisal.tokens
     inputs, others = uncommitted(run)
+    shown = np.linspace(0, len(run.training_samples) - 1, min(len(run.training_samples), MAX_TRAINING_SAMPLES))
     return {
         "title": title,
         "run": run,
@@ -84,6 +89,7 @@ def context(run: Run, title: str, smoothing: float) -> dict[str, Any]:
         "loss_points": len(loss),
         "cut_off": loss[0] if loss_limit(run, smoothing) is not None else None,
         "has_validation_curve": not curve(run.curves, "val/loss").empty,
+        "training_samples": [run.training_samples[round(index)] for index in shown],
         "mean_surprisal": sum(nats for _, nats in tokens) / len(tokens) if tokens else None,
         "hardest": hardest(tokens),
         "surprisal_tokens": len(tokens),

@@ -3,7 +3,7 @@ that reproduce it."""
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from pipeline import dvc_lock, git
 from pipeline import markdown as md
-from pipeline.artifacts import EvaluationMetrics, RunSummary, Samples
+from pipeline.artifacts import EvaluationMetrics, RunSummary, Samples, TrainingSample, TrainingSamples
 from pipeline.curves import read_curves
 from pipeline.formatting import hydra_value
 from pipeline.log import UserError
@@ -30,6 +30,7 @@ class Run:
     train: RunSummary
     metrics: EvaluationMetrics
     samples: Samples
+    training_samples: Sequence[TrainingSample]
     lock: dvc_lock.Lock | None
     """None where the stages were run without DVC, or the file is damaged."""
     committed: dvc_lock.Lock | None
@@ -83,6 +84,7 @@ def read_run(root: Path) -> Run:
         train=train,
         metrics=EvaluationMetrics.read(root / "reports/evaluate/metrics.json"),
         samples=Samples.read(root / "reports/sample/samples.json"),
+        training_samples=TrainingSamples.read(root / "reports/train/samples.json").samples,
         lock=dvc_lock.read_lock(root / "dvc.lock"),
         committed=dvc_lock.parse_lock(git.show(root, "HEAD", "dvc.lock")),
         committed_params=dvc_lock.flat(git.params_at("HEAD", root)),

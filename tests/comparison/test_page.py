@@ -1,6 +1,7 @@
 """The page: what its template is given, and that whatever a user or a model wrote stays inside its place."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,15 @@ def test_the_best_time_is_marked_among_runs_of_one_length_on_one_machine() -> No
     other = run("other", summary={"train_time_s": 9.0, "hardware": fixtures.hardware(device="cuda")}, train__seed=3)
     for odd in (short, other):
         assert not any("**" in row["Time"] for row in rows([slow, fast, odd]).values())
+
+
+def test_every_benchmark_has_a_column() -> None:
+    both = fixtures.evaluation_metrics("hellaswag").benchmarks | fixtures.evaluation_metrics().benchmarks
+    one, two = run("one", 3.4), run("two", train__seed=2)
+    two = replace(two, evaluation=two.evaluation.model_copy(update={"benchmarks": both}))
+    table = rows([one, two])
+    assert (table["`one`"]["HellaSwag `acc_norm`"], table["`two`"]["HellaSwag `acc_norm`"]) == ("–", "30.21\xa0%")
+    assert {row["Next lines `acc_norm`"] for row in table.values()} == {"34.25\xa0%"}
 
 
 def test_columns_of_cost_are_those_that_differ() -> None:

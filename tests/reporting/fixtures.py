@@ -23,6 +23,7 @@ from pipeline.artifacts import (
     Surprisal,
     TokenizerInfo,
     TrackedRun,
+    TrainingSamples,
     ValidationMetrics,
 )
 
@@ -232,6 +233,7 @@ def write_run(
     summary: RunSummary | None = None,
     metrics: EvaluationMetrics | None = None,
     drawn: Samples | None = None,
+    training_samples: TrainingSamples | None = None,
 ) -> Path:
     """A whole run under `root`, outside Git; returns `root`. What is None is this module's."""
     frame = curves() if frame is None else frame
@@ -240,6 +242,7 @@ def write_run(
     (summary or run_summary()).write(root / "reports/train/summary.json")
     (metrics or evaluation_metrics()).write(root / "reports/evaluate/metrics.json")
     (drawn or samples()).write(root / "reports/sample/samples.json")
+    (training_samples or TrainingSamples(samples=[])).write(root / "reports/train/samples.json")
     write_yaml(root / "params.yaml", PARAMS)
     write_yaml(root / "dvc.lock", lock(PARAMS))
     return root

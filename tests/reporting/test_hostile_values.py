@@ -9,7 +9,16 @@ import pytest
 from markdown_it import MarkdownIt
 
 from pipeline import markdown as md
-from pipeline.artifacts import CodeRevision, EvaluationMetrics, Resume, RunSummary, Samples, TrackedRun
+from pipeline.artifacts import (
+    CodeRevision,
+    EvaluationMetrics,
+    Resume,
+    RunSummary,
+    Samples,
+    TrackedRun,
+    TrainingSample,
+    TrainingSamples,
+)
 from pipeline.charts import pages
 from pipeline.comparison.page import page_context, render_page
 from pipeline.reporting.report import write_report
@@ -106,6 +115,7 @@ def report_of(root: Path, text: str) -> list[str]:
         summary=RunSummary.model_validate(filled(summary.model_dump(), text)),
         metrics=EvaluationMetrics.model_validate(filled(fixtures.evaluation_metrics("hellaswag").model_dump(), text)),
         drawn=Samples.model_validate(filled(fixtures.samples().model_dump(mode="json"), text) | {}, strict=False),
+        training_samples=TrainingSamples(samples=[TrainingSample(step=1, tokens=1, text=text)]),
     )
     fixtures.commit(root)
     lock = fixtures.lock(fixtures.PARAMS)

@@ -23,6 +23,8 @@ from pipeline.artifacts import (
     Surprisal,
     TokenizerInfo,
     TrackedRun,
+    TrainingSample,
+    TrainingSamples,
 )
 from pipeline.charts.specs import Chart
 from pipeline.log import UserError
@@ -306,6 +308,21 @@ def test_a_report_of_the_shortest_run_by_hand_without_items_and_surprisal(tmp_pa
     assert [len(rows(loss_chart(read_run(root), 0.9), mark)) > 0 for mark in ("line", "point")] == [True, True]
 
 
+@pytest.mark.parametrize(("number", "steps"), [(0, []), (1, [0]), (3, [0, 1, 2]), (23, [*range(0, 23, 2)])])
+def test_samples_drawn_during_training_are_spread_over_it(tmp_path: Path, number: int, steps: list[int]) -> None:
+    drawn = [TrainingSample(step=step, tokens=step, text=f"ROMEO {step}\n") for step in range(number)]
+    page = report(fixtures.write_run(tmp_path, training_samples=TrainingSamples(samples=drawn)))
+    assert re.findall(r"\nStep (\d+), \d+ tokens:\n\n```text\nROMEO \1\n```\n", page) == [str(step) for step in steps]
+    assert page.count("<summary>During training") == (number > 0)
+
+
+def test_a_small_learning_rate_is_written_with_an_exponent(tmp_path: Path) -> None:
+    frame = fixtures.curves(20).assign(**{"train/lr": np.linspace(0, 6e-5, 20)})
+    write_report(fixtures.write_run(tmp_path, frame), "A model", 0.9)
+    texts = re.findall(r">([\d.e-]+)</text>", (tmp_path / "reports/figures/training.svg").read_text())
+    assert {"0", "1e-5", "6e-5"} <= set(texts)
+
+
 def test_resumes_with_changed_code_are_listed(tmp_path: Path) -> None:
     resumes = [Resume(step=300, changed_files=[]), Resume(step=1_600, changed_files=[f"a_{n}.py" for n in range(31)])]
     page = report(fixtures.write_run(tmp_path, summary=fixtures.run_summary(resumes=resumes)))
@@ -351,7 +368,7 @@ def test_no_text_from_elsewhere_becomes_markup(tmp_path: Path) -> None:
     body = html[html.index("<main>") : html.index("</main>")]
     for markup in ("<script", "<b onclick", 'href="javascript', "<h1>h"):
         assert markup not in body
-    assert body.count("<details>") == body.count("</details>") == 2
+    assert body.count("<details>") == body.count("</details>") == 2, "a prompt and the hashes"
     assert body.count("<h2>") == 8
 
 
