@@ -334,11 +334,6 @@ class BenchmarkMetrics(Record):
         """The metric that stands for the benchmark."""
         return "acc_norm" if "acc_norm" in self.metrics else "acc"
 
-    @property
-    def title(self) -> str:
-        """The benchmark with its main metric."""
-        return f"{self.name} {self.main}"
-
     def value(self, metric: str) -> tuple[float, float]:
         """(value, standard error) of a metric."""
         return getattr(self, metric), getattr(self, f"{metric}_stderr")

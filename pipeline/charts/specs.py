@@ -39,16 +39,11 @@ class Axis:
     log: bool = False
     numbers: Literal["plain", "short", "power"] = "plain"
     """0.006; 1.5M; 5e-4."""
-    categories: Sequence[str] = ()
-    """Names in place of numbers, in this order."""
 
     def channel(self, kind: type, column: str) -> Any:
         """The encoding of a column on this axis; `kind` is alt.X or alt.Y."""
         import altair as alt
 
-        if self.categories:
-            axis = alt.Axis(title=self.title or None, grid=False, minExtent=0)
-            return kind(f"{column}:N", sort=list(self.categories), axis=axis)
         low, high = self.domain or (math.nan, math.nan)
         scale = alt.Scale(
             type="log" if self.log else "linear",
@@ -147,17 +142,14 @@ def lines(
 def points(
     frame: "pd.DataFrame", x: Axis, y: Axis, names: Sequence[str], shape: Literal["circle", "triangle-up"] = "circle"
 ) -> Layer:
-    """A mark for each row, with its `label`, and with an error bar from `low` to `high` along the axis of numbers."""
+    """A mark for each row, with its `label`, and with an error bar from `low` to `high`."""
     import altair as alt
 
     base = alt.Chart(_rounded(frame)).encode(x=x.channel(alt.X, "x"), y=y.channel(alt.Y, "y"))
     layer = base.mark_point(filled=True, opacity=1, size=60, shape=shape).encode(color=_color(names))
     if "low" in frame:
         bar = base.mark_rule(strokeWidth=1.5, clip=True).encode(color=_color(names))
-        if y.categories:
-            layer = bar.encode(x=x.channel(alt.X, "low"), x2=alt.X2("high:Q")) + layer
-        else:
-            layer = bar.encode(y=y.channel(alt.Y, "low"), y2=alt.Y2("high:Q")) + layer
+        layer = bar.encode(y=y.channel(alt.Y, "low"), y2=alt.Y2("high:Q")) + layer
     if "label" in frame:
         layer += base.mark_text(style="label", align="left", dx=7, dy=-9).encode(text="label:N")
     return layer
@@ -174,15 +166,6 @@ def end_labels(frame: "pd.DataFrame", x: Axis, y: Axis, names: Sequence[str]) ->
         text = text.encode(x=x.channel(alt.X, "x"), y=y.channel(alt.Y, "y"), color=_color(names), text="label:N")
         layers.append(text)
     return alt.layer(*layers)
-
-
-def marks(frame: "pd.DataFrame", x: Axis, y: Axis) -> Layer:
-    """Reference values: a short line with its `label` for each row, in a chart whose `y` has categories."""
-    import altair as alt
-
-    base = alt.Chart(_rounded(frame)).encode(x=x.channel(alt.X, "x"), y=y.channel(alt.Y, "y"))
-    text = base.mark_text(style="reference-label", dy=18).encode(text="label:N")
-    return base.mark_tick(style="reference", thickness=1.5, size=22) + text
 
 
 def rules(

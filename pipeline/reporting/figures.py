@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline.artifacts import BenchmarkMetrics
 from pipeline.charts import specs
 from pipeline.charts.specs import Axis, Chart, curve, smoothed, thinned
 from pipeline.formatting import exact, fixed, percent
@@ -40,7 +39,7 @@ lm-evaluation-harness."""
 
 def run_charts(run: Run, smoothing: float) -> list[Chart]:
     """Every chart that this run has the numbers for, in the order of the page."""
-    drawn = (loss_chart(run, smoothing), training_chart(run, smoothing), accuracy_chart(run), accuracy_curve(run))
+    drawn = (loss_chart(run, smoothing), training_chart(run, smoothing), accuracy_curve(run))
     return [chart for chart in drawn if chart is not None]
 
 
@@ -110,40 +109,6 @@ def training_chart(run: Run, smoothing: float) -> Chart | None:
     return Chart("training", f"Over tokens: {', '.join(titles)}.", spec)
 
 
-def accuracy_chart(run: Run) -> Chart | None:
-    """Accuracy on each benchmark by metric, with its standard error; chance; on HellaSwag also GPT-2."""
-    benchmarks = run.metrics.benchmarks
-    results, marks = [], []
-    for task, benchmark in benchmarks.items():
-        for metric in benchmark.accuracies:
-            share, error = benchmark.value(metric)
-            y = metric if len(benchmarks) == 1 else f"{benchmark.name} {metric}"
-            low, high = 100 * (share - error), 100 * (share + error)
-            label = fixed(100 * share, 1)
-            results.append({"y": y, "x": 100 * share, "low": low, "high": high, "label": label, "series": "accuracy"})
-            if len(benchmarks) > 1 and benchmark.chance:
-                marks.append({"y": y, "x": 100 * benchmark.chance, "label": "chance"})
-            if task == "hellaswag":
-                references = GPT2_HELLASWAG[metric].items()
-                marks += [{"y": y, "x": 100 * value, "label": model} for model, value in references]
-    if not results:
-        return None
-    x = Axis("accuracy (%) ± one standard error")
-    y_axis = Axis("", categories=[str(row["y"]) for row in results])
-    spec = specs.points(pd.DataFrame(results), x, y_axis, ["accuracy"])
-    if len(benchmarks) == 1:
-        spec = specs.rules([(100 * next(iter(benchmarks.values())).chance, "chance")], x, "x") + spec
-    if marks:
-        spec += specs.marks(pd.DataFrame(marks), x, y_axis)
-    shares = "; ".join(
-        f"{benchmark.name}, {exact(benchmark.items)} items: "
-        + ", ".join(f"{metric} {percent(benchmark.value(metric)[0])}" for metric in benchmark.accuracies)
-        + f" (chance {percent(benchmark.chance, 0)})"
-        for benchmark in benchmarks.values()
-    )
-    return Chart("accuracy", f"Accuracy. {shares}.", spec.properties(height=60 * len(results)))
-
-
 def accuracy_curve(run: Run) -> Chart | None:
     """Accuracy on the first benchmark during training with its standard error; None if measured less than twice."""
     if (benchmark := run.metrics.benchmark) is None:
@@ -152,11 +117,11 @@ def accuracy_curve(run: Run) -> Chart | None:
     frame = curve(run.curves, f"{task}/{metric}")
     if len(frame) < 2:
         return None
-    items = items_in_training(run, benchmark)
+    items = min(run.number("train.benchmark_items"), benchmark.items)
     share = frame["y"]
     error = 100 * np.sqrt(share * (1 - share) / max(items - 1, 1))
     frame = frame.assign(y=100 * share, low=100 * share - error, high=100 * share + error, series=metric)
-    x, y = _tokens(frame), Axis(f"{benchmark.name}, {metric} (%)")
+    x, y = _tokens(frame), Axis(f"{benchmark.name}, {metric} (%), {exact(items)} items")
     labels = [(100 * benchmark.chance, "chance")]
     if task == "hellaswag":
         labels += [(100 * value, model) for model, value in GPT2_HELLASWAG[metric].items()]
@@ -171,11 +136,6 @@ def accuracy_curve(run: Run) -> Chart | None:
         f"from {percent(share.iloc[0])} to {percent(share.iloc[-1])}. Chance is {percent(benchmark.chance, 0)}."
     )
     return Chart("accuracy-curve", alt_text, reduce(add, layers).properties(height=170))
-
-
-def items_in_training(run: Run, benchmark: BenchmarkMetrics) -> int:
-    """How many items training measured: those it was set to, or all where there are fewer."""
-    return min(run.number("train.benchmark_items"), benchmark.items)
 
 
 def loss_limit(run: Run, smoothing: float) -> float | None:

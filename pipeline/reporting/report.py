@@ -16,15 +16,15 @@ from pipeline.charts import pages
 from pipeline.charts.specs import curve
 from pipeline.files import write_text
 from pipeline.formatting import DASH, exact, fixed, percent, power_of_ten, significant
-from pipeline.reporting.figures import GPT2_HELLASWAG, items_in_training, loss_limit, run_charts
+from pipeline.reporting.figures import GPT2_HELLASWAG, loss_limit, run_charts
 from pipeline.reporting.run import Run, commands, commit_link, differences, read_run, uncommitted
 
 TEMPLATE = Path(__file__).with_name("report.md.jinja")
 
 RULES = {
-    "acc": "highest log-probability, prompt as in lm-evaluation-harness",
-    "acc_norm": "highest log-probability per character, prompt as in lm-evaluation-harness",
-    "acc_norm_token": "lowest mean loss per token after the raw context, as in build-nanogpt",
+    "acc": "highest log-probability",
+    "acc_norm": "highest log-probability per character",
+    "acc_norm_token": "lowest loss per token after the raw context, as in build-nanogpt",
 }
 """Metric -> which answer it counts."""
 
@@ -69,7 +69,6 @@ def write_html(root: Path, title: str, smoothing: float) -> None:
 
 def context(run: Run, title: str, smoothing: float) -> dict[str, Any]:
     """What the template uses besides the records in `run`."""
-    benchmark = run.metrics.benchmark
     loss = curve(run.curves, "train/loss")["y"].tolist()
     tokens = run.samples.surprisal.tokens
     inputs, others = uncommitted(run)
@@ -81,11 +80,10 @@ def context(run: Run, title: str, smoothing: float) -> dict[str, Any]:
         "model": defaultdict(lambda: DASH, run.train.params.get("model", {})),
         "settings": defaultdict(lambda: DASH, run.train.params.get("train", {})),
         "val": run.metrics.val,
-        "benchmark": benchmark,
-        "versus_chance": versus_chance(*benchmark.value(benchmark.main), benchmark.chance) if benchmark else "",
+        "benchmarks": run.metrics.benchmarks,
+        "versus_chance": versus_chance,
         "rules": RULES,
         "gpt2_hellaswag": GPT2_HELLASWAG,
-        "items_in_training": items_in_training(run, benchmark) if benchmark else None,
         "loss_points": len(loss),
         "cut_off": loss[0] if loss_limit(run, smoothing) is not None else None,
         "has_validation_curve": not curve(run.curves, "val/loss").empty,

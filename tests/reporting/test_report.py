@@ -28,7 +28,7 @@ from pipeline.artifacts import (
 )
 from pipeline.charts.specs import Chart
 from pipeline.log import UserError
-from pipeline.reporting.figures import accuracy_chart, accuracy_curve, loss_chart, run_charts
+from pipeline.reporting.figures import accuracy_curve, loss_chart, run_charts
 from pipeline.reporting.report import context, tracked, versus_chance, write_report
 from pipeline.reporting.run import Run, commands, commit_link, differences, read_run, uncommitted
 
@@ -122,17 +122,21 @@ def test_gpt2s_loss_is_drawn_only_on_its_own_text_and_tokenizer(tmp_path: Path) 
         assert [row["at"] for row in rows(loss_chart(read_run(root), 0.9), "rule")] == references
 
 
-def test_accuracy_has_its_error_and_on_hellaswag_gpt2(tmp_path: Path) -> None:
-    ours = read_run(fixtures.write_run(tmp_path / "ours"))
-    bars = [row for row in rows(accuracy_chart(ours), "rule") if "low" in row]
-    assert [row["y"] for row in bars] == ["acc", "acc_norm", "acc_norm_token"]
-    assert (bars[1]["low"], bars[1]["high"]) == pytest.approx((100 * (0.3425 - 0.0238), 100 * (0.3425 + 0.0238)))
-    assert rows(accuracy_chart(ours), "tick") == []
-    metrics = fixtures.evaluation_metrics("hellaswag")
-    hellaswag = read_run(fixtures.write_run(tmp_path / "hellaswag", metrics=metrics))
-    references = {(row["y"], row["label"]): row["x"] for row in rows(accuracy_chart(hellaswag), "tick")}
-    assert references["acc_norm", "GPT-2 124M"] == 31.14
-    assert references["acc_norm_token", "GPT-2 124M"] == 29.55
+def test_benchmarks_have_errors_and_hellaswag_has_gpt2(tmp_path: Path) -> None:
+    ours = fixtures.evaluation_metrics()
+    page = report(fixtures.write_run(tmp_path / "ours"))
+    assert (
+        "| Next lines | 400 | `acc` | 28.61 % ± 2.26 % | 25 % |\n|  |  | `acc_norm` | 34.25 % ± 2.38 % | 25 % |\n"
+        in page
+    )
+    both = ours.model_copy(update={"benchmarks": ours.benchmarks | fixtures.evaluation_metrics("hellaswag").benchmarks})
+    page = report(fixtures.write_run(tmp_path / "both", metrics=both))
+    assert "| Next lines `acc_norm` | **34.2 %** ± 2.4 %, 3.9 standard errors above chance (25 %) |\n" in page
+    assert "| HellaSwag `acc_norm` | **30.2 %** ± 0.5 %, 11 standard errors above chance (25 %) |\n" in page
+    assert "\n|  |  | `acc_norm` | 34.25 % ± 2.38 % | 25 % |  |  |\n" in page
+    assert "\n|  |  | `acc_norm` | 30.21 % ± 0.46 % | 25 % | 31.14 % | 50.89 % |\n" in page
+    none = report(fixtures.write_run(tmp_path / "none", metrics=EvaluationMetrics(val=ours.val)))
+    assert "Benchmarks" not in none
 
 
 @pytest.mark.parametrize(("asked", "evaluated"), [(100, 400), (5_000, 400), (1_000, 10_042)])
@@ -153,7 +157,7 @@ def test_charts_without_data_are_left_out(tmp_path: Path) -> None:
     root = fixtures.write_run(tmp_path, frame, metrics=metrics)
     assert [chart.name for chart in run_charts(read_run(root), 0.9)] == ["loss"]
     frame = fixtures.curves(steps=300)[["step", "tokens"]]
-    assert run_charts(read_run(fixtures.write_run(tmp_path / "empty", frame)), 0.9)[0].name == "accuracy"
+    assert run_charts(read_run(fixtures.write_run(tmp_path / "empty", frame)), 0.9) == []
 
 
 # the values of the template
@@ -161,7 +165,6 @@ def test_charts_without_data_are_left_out(tmp_path: Path) -> None:
 
 def test_the_values_of_the_page(run: Run) -> None:
     values = context(run, "A model", 0.9)
-    assert values["versus_chance"] == "3.9 standard errors above chance (25 %)"
     assert values["mean_surprisal"] == pytest.approx((6.0 + 3.5 + 2.25 + 11.2) / 4)
     assert values["hardest"][:2] == [("telephone", 11.2), ("KING", 6.0)]
     assert values["cut_off"] == pytest.approx(8.8, abs=0.3)
@@ -284,7 +287,6 @@ def test_the_same_run_gives_the_same_bytes_with_every_picture_in_both_schemes(tm
     assert {name for name in named if "-dark" not in name} == {
         "figures/loss.svg",
         "figures/training.svg",
-        "figures/accuracy.svg",
     }
     assert all((root / "reports" / name).stat().st_size < 150_000 for name in named)
     assert (root / "reports/report.html").stat().st_size < 2_000_000
