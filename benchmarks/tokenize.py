@@ -159,7 +159,7 @@ def main() -> None:
         folder = Path(name)
         tokenizer = vocabularies.gpt2_tokenizer()
         save_tokenizer(tokenizer, folder / "tokenizer")
-        tokenization.gpt2_tokenizer = lambda directory=None: tokenizer  # downloaded once, and not measured
+        tokenization.gpt2_tokenizer = lambda: tokenizer  # downloaded once, and not measured
         small = make_raw(folder / "small", round(arguments.round_tokens * BYTES_PER_TOKEN))
         texts = list(read_training_texts(small))
         methods: dict[str, Callable[[], int]] = {

@@ -9,10 +9,10 @@ downloaded anything. All mistakes are reported at once, each with key, value and
 
 import importlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any, ClassVar, TypeVar, overload
+from pathlib import Path, PurePath
+from typing import Annotated, Any, ClassVar, TypeVar, overload
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
@@ -21,6 +21,7 @@ from pipeline.files import parsing
 from pipeline.log import UserError
 
 PARAMS_FILE = Path("params.yaml")
+MODELS = Path("models")
 DEEPEST_YAML = 100  # nested collections; ruamel's time grows with the square of the depth
 
 # Section -> the class that owns it. Named by string and imported only when the file is checked: a stage depends, in
@@ -73,6 +74,17 @@ class Section(BaseModel):
         """Yields a line for each rule between this section and another that is broken."""
         yield from ()
 
+
+def _relative_to_models(value: str) -> str:
+    if PurePath(value).is_absolute():
+        raise ValueError("must be relative to models/: put the directory there, or a link to it")
+    return value
+
+
+# A name in models/, or a path relative to it. dvc.yaml makes it a dep, so that a stage depends on its content.
+ModelsEntry = Annotated[
+    str, Field(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f]*$"), AfterValidator(_relative_to_models)
+]
 
 A = TypeVar("A", bound=Section)
 B = TypeVar("B", bound=Section)

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.artifacts import Record
+from pipeline.config import MODELS
 from pipeline.corpus.tokenizer import TOKENIZER_DIRECTORY, TOKENIZER_FILE, TokenizerConfig
 from pipeline.files import atomic_directory, parsing, read_json, sha256_of
 from pipeline.huggingface.convert import (
@@ -39,7 +40,6 @@ from pipeline.model.config import GPTConfig, ModelParams
 from pipeline.model.gpt import GPT
 
 MODEL_FILES = (WEIGHTS, CONFIG, TOKENIZER_DIRECTORY, "encoding")  # encoding/: the tokenizer in format version 1
-MODELS = Path("models")
 SCRATCH = "scratch"
 
 

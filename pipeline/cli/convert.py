@@ -5,8 +5,9 @@
     python -m pipeline export data/model out/my-gpt
 
 An imported model can be evaluated, sampled and named by `model.init_from`. It contains the tokenizer too, if that is
-known: the one in the source's tokenizer/, else GPT-2's if the vocabulary has 50,257 ids (or 50,304, padded) and no file
-in the source is of another tokenizer. Ids that the tokenizer does not have become padding.
+known: the one in the source's tokenizer/, else in its tokenizer.json (or vocab.json and merges.txt), if it is a
+byte-level BPE; else GPT-2's, if the source has no file of a tokenizer and 50,257 ids (or 50,304, padded). Ids that the
+tokenizer does not have become padding.
 
 An exported model can be loaded by transformers and lm-evaluation-harness. A model that GPT-2's architecture in
 transformers cannot express is refused: see pipeline/huggingface/export.py.
@@ -18,14 +19,15 @@ from pathlib import Path
 
 import tiktoken
 
+from pipeline.config import MODELS
 from pipeline.corpus.tokenizer import TOKENIZER_DIRECTORY, load_tokenizer, save_tokenizer
-from pipeline.corpus.vocabularies import gpt2_tokenizer
+from pipeline.corpus.vocabularies import gpt2_tokenizer, huggingface_tokenizer
 from pipeline.files import check_replaceable
 from pipeline.huggingface.export import export_model
 from pipeline.log import UserError, logger
 from pipeline.model.accounting import describe
 from pipeline.model.config import GPT2_VOCAB_SIZE
-from pipeline.model_directory import MODELS, load_model, match_vocabulary, padded_sizes, save_model, weights_directory
+from pipeline.model_directory import load_model, match_vocabulary, padded_sizes, save_model, weights_directory
 
 
 def import_main(arguments: list[str]) -> None:
@@ -76,10 +78,11 @@ def find_tokenizer(directory: Path, ids: int) -> tiktoken.Encoding | None:
     """The tokenizer of a model of `ids` ids in a directory; None if it is unknown."""
     if (directory / TOKENIZER_DIRECTORY).is_dir():
         return load_tokenizer(directory / TOKENIZER_DIRECTORY)
-    if ids not in padded_sizes(GPT2_VOCAB_SIZE):
-        return None
     try:
-        return gpt2_tokenizer(directory)
+        tokenizer = huggingface_tokenizer(directory)
+        if tokenizer is None and ids in padded_sizes(GPT2_VOCAB_SIZE):
+            tokenizer = gpt2_tokenizer()
+        return tokenizer
     except UserError as error:
         logger.warning("%s", error)
         return None

@@ -2,9 +2,9 @@
 
     python -m pipeline generate "Once upon a time" --model data/model
 
-The model is a model directory, or a Hugging Face GPT-2 (then the tokenizer is GPT-2's). Without a prompt, the model
-starts a document. With --logprobs, prints each token on a line with its log-probability. Standard output has only the
-text.
+The model is a model directory, or a Hugging Face GPT-2 (with GPT-2's tokenizer, unless the directory has another).
+Without a prompt, the model starts a document. With --logprobs, prints each token on a line with its log-probability.
+Standard output has only the text.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from pipeline.artifacts import SampleSettings
 from pipeline.corpus.tokenizer import TOKENIZER_DIRECTORY, encode_text, load_tokenizer, token_texts
-from pipeline.corpus.vocabularies import gpt2_tokenizer
+from pipeline.corpus.vocabularies import gpt2_tokenizer, huggingface_tokenizer
 from pipeline.distributed import autocast_dtype, start
 from pipeline.files import read_json
 from pipeline.generation.params import SampleParams
@@ -79,7 +79,7 @@ def main(arguments: list[str]) -> None:
 
 
 def load(directory: Path, device: torch.device) -> tuple[GPT, tiktoken.Encoding]:
-    """The model in a directory with its tokenizer; for a Hugging Face directory, GPT-2's.
+    """The model in a directory with its tokenizer; for a Hugging Face directory without one, GPT-2's.
 
     Raises UserError where the tokenizer is unknown or does not fit the model's vocabulary.
     """
@@ -88,7 +88,7 @@ def load(directory: Path, device: torch.device) -> tuple[GPT, tiktoken.Encoding]
     if path.is_dir():
         tokenizer = load_tokenizer(path)
     elif is_huggingface(read_json(directory / CONFIG)):
-        tokenizer = gpt2_tokenizer(directory)
+        tokenizer = huggingface_tokenizer(directory) or gpt2_tokenizer()
     else:  # imported weights only
         raise UserError(f"{path} not found: the model's tokenizer is unknown")
     match_vocabulary(model, tokenizer, directory)

@@ -18,6 +18,8 @@ from pipeline.artifacts import MANIFEST_FILE, Manifest, RunSummary
 from pipeline.cli.arguments import positive_float, positive_int
 from pipeline.config import read_sections
 from pipeline.corpus.params import BenchmarkParams, TokenizerParams
+from pipeline.corpus.tokenizer import fingerprint
+from pipeline.corpus.vocabularies import stored_tokenizer
 from pipeline.formatting import format_bytes, format_duration
 from pipeline.log import UserError, logger
 from pipeline.model.accounting import GPU_PEAKS, Memory, describe, flops_per_token, memory, parameters
@@ -109,13 +111,19 @@ def make_plan(
 
 def text_vocabulary(tokenizer: TokenizerParams, shards: Path) -> tuple[int, int | None]:
     """Ids of the tokenizer, and tokens of the training split if there are shards of this tokenizer."""
-    expected = {"bpe": tokenizer.vocab_size, "gpt2": GPT2_VOCAB_SIZE, "bytes": 257}[tokenizer.encoding]
+    sizes = {"bpe": tokenizer.vocab_size, "gpt2": GPT2_VOCAB_SIZE, "bytes": 257}
+    stored = None if tokenizer.encoding in sizes else stored_tokenizer(tokenizer.encoding)
+    expected = stored.n_vocab if stored else sizes[tokenizer.encoding]
     try:
         manifest = Manifest.read(shards / MANIFEST_FILE)
     except (FileNotFoundError, UserError):
         return expected, None
     # The name of a bpe tokenizer ends in its size, which is below vocab_size if the text has too few pairs to merge.
-    if manifest.tokenizer_name.partition("-")[0] != tokenizer.encoding or manifest.vocab_size > expected:
+    if stored:
+        same = manifest.tokenizer_sha256 == fingerprint(stored)
+    else:
+        same = manifest.tokenizer_name.partition("-")[0] == tokenizer.encoding and manifest.vocab_size <= expected
+    if not same:
         return expected, None
     train = manifest.splits.get("train")
     return manifest.vocab_size, train.tokens if train else None

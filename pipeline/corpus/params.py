@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, Strict, field_validator, model_validator
 
-from pipeline.config import Section
+from pipeline.config import ModelsEntry, Section
 
 
 class DataParams(Section):
@@ -93,9 +93,10 @@ class TokenizerParams(Section):
 
     section: ClassVar[str] = "tokenizer"
 
-    encoding: Literal["bpe", "gpt2", "bytes"]
+    encoding: ModelsEntry
     """bpe: byte-pair encoding trained on the training documents; gpt2: GPT-2's, 50,257 ids; bytes: one id per byte of
-    UTF-8."""
+    UTF-8; or the tokenizer of a directory in models/, by its name: a model directory or a tokenizer directory of this
+    pipeline, or a Hugging Face directory with a byte-level BPE."""
 
     vocab_size: int = Field(ge=257, le=10**7)
     """Ids of a bpe tokenizer: 256 bytes, the merges, and the end-of-text token. The others have a fixed number."""

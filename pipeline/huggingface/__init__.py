@@ -1,1 +1,1 @@
-"""GPT-2 as Hugging Face stores it: import, export, tokenizer.json."""
+"""GPT-2 as Hugging Face stores it: import and export."""

@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.corpus.tokenizer import TOKENIZER_DIRECTORY, load_tokenizer
+from pipeline.corpus.tokenizer_json import tokenizer_config, tokenizer_json
 from pipeline.files import atomic_directory, check_replaceable, write_json
 from pipeline.huggingface.convert import ACTIVATIONS, CONFIG, FIXED, TRANSPOSED, WEIGHTS
-from pipeline.huggingface.tokenizer_json import tokenizer_config, tokenizer_json
 from pipeline.log import UserError
 from pipeline.model.config import GPTConfig
 from pipeline.model.gpt import GPT

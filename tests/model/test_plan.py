@@ -11,6 +11,7 @@ import torch
 from pipeline.cli import plan as planning
 from pipeline.config import load_yaml
 from pipeline.corpus.params import BenchmarkParams, TokenizerParams
+from pipeline.corpus.tokenizer import bytes_tokenizer, fingerprint, save_tokenizer
 from pipeline.distributed import Group
 from pipeline.log import UserError
 from pipeline.model.accounting import flops_per_token
@@ -130,6 +131,20 @@ def test_the_vocabulary_is_that_of_the_shards_if_they_are_of_this_tokenizer(
     assert planning.text_vocabulary(tokenizer, tmp_path) == (4000, shards.splits["train"].tokens)
     shards.model_copy(update={"tokenizer_name": "gpt2", "vocab_size": 50257}).write(tmp_path / "manifest.json")
     assert planning.text_vocabulary(tokenizer, tmp_path) == (4096, None)
+
+
+def test_the_vocabulary_is_that_of_a_tokenizer_in_models(
+    params: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    stored = bytes_tokenizer()
+    save_tokenizer(stored, Path("models/mine/tokenizer"))
+    tokenizer = TokenizerParams(**{**params["tokenizer"], "encoding": "mine"})
+    manifest().write(tmp_path / "manifest.json")
+    assert planning.text_vocabulary(tokenizer, tmp_path) == (257, None)
+    shards = manifest().model_copy(update={"tokenizer_sha256": fingerprint(stored), "vocab_size": 257})
+    shards.write(tmp_path / "manifest.json")
+    assert planning.text_vocabulary(tokenizer, tmp_path) == (257, shards.splits["train"].tokens)
 
 
 def test_the_command_needs_no_torch() -> None:
