@@ -254,6 +254,9 @@ class RunSummary(TrainMetrics):
     """The sections model and train."""
     parameters: ParameterCounts
     steps: int
+    """Optimizer steps done; fewer than train.max_steps where train.patience stopped the run."""
+    kept_step: int | None = None
+    """The step whose weights data/model holds, with train.keep: best; None: the last."""
     wall_time_s: float
     """While a process of the run was training, probes and checkpoints included."""
     resumes: list[Resume]

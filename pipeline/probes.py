@@ -1,4 +1,4 @@
-"""What training measures in its loop: validation loss, accuracy on a benchmark, samples.
+"""What training measures in its loop besides the validation loss: accuracy on a benchmark, samples.
 
 Probes only read the model, and leave its mode and the random state as they were. So the train stage does not list this
 module, or what it imports, among its deps; a test compares the weights with and without them.
@@ -12,11 +12,9 @@ import tiktoken
 from pipeline.artifacts import SOURCE_FILE, BenchmarkSource, SampleSettings
 from pipeline.config import read_sections
 from pipeline.corpus.benchmarks import TASKS, items_file, read_items, subset
-from pipeline.corpus.shards import open_split
 from pipeline.corpus.tokenizer import encode_text
 from pipeline.distributed import Group, autocast_dtype
 from pipeline.evaluation.benchmarks import answer, build_questions
-from pipeline.evaluation.val_loss import validation_loss
 from pipeline.generation.params import SampleParams
 from pipeline.generation.sampling import generate
 from pipeline.log import logger
@@ -34,28 +32,11 @@ def training_probes(
     runtime: RuntimeParams,
     group: Group,
     tokenizer: tiktoken.Encoding,
-    shards: Path,
     benchmarks: Path,
 ) -> list[Probe]:
     """The probes that the `train` section asks for, the same on every rank. Each uses the code of a later stage."""
     (sample,) = read_sections(SampleParams)
     dtype, batch_size = autocast_dtype(runtime.dtype, group.device), runtime.micro_batch_size
-    val = open_split(shards, "val")
-
-    def val_loss(model: GPT, step: int) -> Row:
-        """Over the first train.eval_tokens of the validation split."""
-        loss = validation_loss(
-            model,
-            val,
-            tokenizer,
-            tokens=train.eval_tokens,
-            stride=None,
-            batch_size=batch_size,
-            dtype=dtype,
-            group=group,
-        )
-        logger.info("step %d: validation loss %.4f, %.3f bits per byte", step, loss.nats_per_token, loss.bits_per_byte)
-        return {"val/loss": loss.nats_per_token, "val/bpb": loss.bits_per_byte}
 
     def draw_sample(model: GPT, step: int) -> Row:
         """The beginning of a continuation of the first non-empty prompt, on rank 0."""
@@ -71,7 +52,7 @@ def training_probes(
         logger.info("step %d: sample\n%s", step, textwrap.indent(text, "  | "))
         return {"sample": text}
 
-    probes = [Probe(train.eval_interval, val_loss), Probe(train.sample_interval, draw_sample)]
+    probes = [Probe(train.sample_interval, draw_sample)]
     if not train.benchmark_interval:
         return probes
     if (task := first_task(benchmarks)) is None:

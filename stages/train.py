@@ -8,9 +8,10 @@ resumed by the same command.
 
 import platform
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import tiktoken
 import torch
 
 from pipeline import distributed
@@ -27,13 +28,15 @@ from pipeline.config import PARAMS_FILE, load_yaml, read_sections
 from pipeline.corpus.shards import open_split
 from pipeline.corpus.tokenizer import TOKENIZER_DIRECTORY, load_tokenizer
 from pipeline.curves import Curves, SampleLog
-from pipeline.distributed import Group, device_name, total_memory
+from pipeline.distributed import Group, autocast_dtype, device_name, total_memory
+from pipeline.evaluation.val_loss import validation_loss
 from pipeline.files import check_replaceable, exclusive_lock, run_directory, set_aside, sha256_of
 from pipeline.formatting import format_bytes, format_duration
 from pipeline.git import code_revision
 from pipeline.log import UserError, cli_errors, logger
 from pipeline.model.accounting import describe, memory, parameters
 from pipeline.model.config import GPTConfig, ModelParams
+from pipeline.model.gpt import GPT
 from pipeline.model_directory import MODEL_FILES, initial_model, initial_weights_hash, save_model
 from pipeline.probes import benchmark_columns, training_probes
 from pipeline.run_state import code_hashes, finish, remove_recorded, run_key
@@ -42,11 +45,11 @@ from pipeline.tracking.params import TrackingParams
 from pipeline.tracking.wandb_run import WandbRun, training_run
 from pipeline.training.checkpoint import CHECKPOINT_FORMAT, CheckpointStore
 from pipeline.training.continuation import continue_another_run
-from pipeline.training.metrics import Logger
+from pipeline.training.metrics import Logger, Row
 from pipeline.training.optim import decay_start
 from pipeline.training.parallel import is_sharded
 from pipeline.training.params import TrainParams
-from pipeline.training.trainer import Trainer
+from pipeline.training.trainer import Probe, Trainer
 
 SHARDS, BENCHMARKS, MODEL = Path("data/shards"), Path("data/benchmarks"), Path("data/model")
 REPORTS = Path("reports/train")
@@ -125,7 +128,10 @@ def make_trainer(
     with torch.device("meta" if sharded else "cpu"):
         model = initial_model(model_params, tokenizer.n_vocab, stream.manifest.tokenizer_sha256)
     logger.info("model: %s", describe(model.config))
-    probes = training_probes(train, runtime, group, tokenizer, SHARDS, BENCHMARKS)
+    probes = [
+        Probe(train.eval_interval, validation_probe(train, runtime, group, tokenizer)),
+        *training_probes(train, runtime, group, tokenizer, BENCHMARKS),
+    ]
     trainer = Trainer(model, stream, train, runtime, group, store, loggers, probes)
     logger.info(
         "data: %s tokens, %.2f epochs in %d steps of %d tokens (micro-batches: %d of %d x %d on each of %d rank(s))",
@@ -139,6 +145,32 @@ def make_trainer(
         group.world_size,
     )
     return trainer
+
+
+def validation_probe(
+    train: TrainParams, runtime: RuntimeParams, group: Group, tokenizer: tiktoken.Encoding
+) -> Callable[[GPT, int], Row]:
+    """Measures the loss on the first train.eval_tokens of the validation split.
+
+    Here and not in pipeline.probes, which is no dep of the stage: train.keep and train.patience depend on it.
+    """
+    val, dtype = open_split(SHARDS, "val"), autocast_dtype(runtime.dtype, group.device)
+
+    def measure(model: GPT, step: int) -> Row:
+        loss = validation_loss(
+            model,
+            val,
+            tokenizer,
+            tokens=train.eval_tokens,
+            stride=None,
+            batch_size=runtime.micro_batch_size,
+            dtype=dtype,
+            group=group,
+        )
+        logger.info("step %d: validation loss %.4f, %.3f bits per byte", step, loss.nats_per_token, loss.bits_per_byte)
+        return {"val/loss": loss.nats_per_token, "val/bpb": loss.bits_per_byte}
+
+    return measure
 
 
 def check_memory(config: GPTConfig, train: TrainParams, runtime: RuntimeParams, group: Group) -> None:
@@ -162,7 +194,8 @@ def write_outputs(trainer: Trainer, metrics: TrainMetrics, model: ModelParams, w
         **metrics.model_dump(),
         params={"model": model.model_dump(mode="json"), "train": train.model_dump(mode="json")},
         parameters=ParameterCounts(total=counts.total, without_embeddings=counts.without_embeddings),
-        steps=train.max_steps,
+        steps=trainer.steps,
+        kept_step=trainer.metrics.best.step if trainer.best_weights else None,
         wall_time_s=round(stats.wall_time_s, 2),
         resumes=stats.resumes,
         skipped_steps=stats.skipped_steps,
@@ -188,10 +221,11 @@ def write_outputs(trainer: Trainer, metrics: TrainMetrics, model: ModelParams, w
     wandb_run.update_summary(metrics.model_dump())
     metrics.write(METRICS)
     logger.info(
-        "trained %d steps in %s, %s tokens/s; model in %s",
-        train.max_steps,
+        "trained %d steps in %s, %s tokens/s; model%s in %s",
+        trainer.steps,
         format_duration(metrics.train_time_s),
         f"{metrics.tokens_per_sec:,.0f}",
+        f" of step {summary.kept_step}" if summary.kept_step is not None else "",
         MODEL,
     )
     summary.model_copy(update={"wandb": wandb_run.finish()}).write(SUMMARY)

@@ -40,6 +40,7 @@ ROOT = Path(__file__).parents[1]
         ("train", "total_batch_size", 2**40, rf"train.total_batch_size \({2**40}\)"),
         ("model", "n_layer", 10**9, rf"model.n_layer \({10**9}\)"),
         ("model", "mlp_expansion", 1e300, r"model.mlp_expansion \(1e\+300\)"),
+        ("train", "patience", 0, r"train.patience \(0\)"),
         ("runtime", "collective_timeout", 1e300, r"runtime.collective_timeout \(1e\+300\)"),
         ("runtime", "collective_timeout", 1e-9, r"runtime.collective_timeout \(1e-09\)"),
         ("train", "betas", [0.9, 1.0], r"\n  train.betas \(\[0.9, 1.0\]\) must each be at least 0 and below 1"),
@@ -51,6 +52,14 @@ def test_a_value_outside_its_rule_is_named(section: str, key: str, value: Any, m
     values["model"]["block_size"] = 128
     values[section][key] = value
     with pytest.raises(ConfigError, match=message):
+        validate(values)
+
+
+@pytest.mark.parametrize(("key", "value"), [("keep", "best"), ("patience", 3)])
+def test_what_needs_validation_losses_is_refused_without_them(key: str, value: Any) -> None:
+    values = load_yaml(ROOT / "params.yaml")
+    values["train"] |= {key: value, "eval_interval": 0}
+    with pytest.raises(ConfigError, match=r"train.eval_interval \(0\)"):
         validate(values)
 
 

@@ -3,6 +3,7 @@
 A checkpoint is a directory `step_00000200/`:
 
     weights.pt      the model's state dict
+    best.pt         with train.keep: best, the state dict of the lowest validation loss so far
     optimizer.pt    one state dict per optimizer
     rng.pt          the random state of each rank
     manifest.json   CheckpointManifest: step, statistics, hashes of the files and of the code; written last
@@ -80,7 +81,7 @@ class Checkpoint:
         return self.manifest.step
 
     def load(self, part: str) -> Any:
-        """The tensors of one part ("weights", "optimizer" or "rng"), on the CPU."""
+        """The tensors of one part ("weights", "best", "optimizer" or "rng"), on the CPU."""
         return torch.load(self.directory / f"{part}.pt", map_location="cpu", weights_only=True)
 
 
@@ -257,16 +258,18 @@ def _load(store: CheckpointStore, model: GPT, optimizer: Optimizer) -> tuple[Che
 
 
 def _fitting_parts(checkpoint: Checkpoint, model: GPT, optimizer: Optimizer) -> dict[str, Any]:
-    """The parts of a checkpoint. Raises UserError that names the file unless the run can load all of them."""
+    """The parts of a checkpoint but `best`. Raises UserError that names the file unless the run can load all."""
     parts = {}
-    for name in ("weights", "optimizer", "rng"):
+    for name in ("weights", "optimizer", "rng", *(["best"] if "best.pt" in checkpoint.manifest.files else [])):
         with parsing(f"{name}.pt"):
             parts[name] = checkpoint.load(name)
-    with parsing("weights.pt"):
-        weights, expected = _shapes(parts["weights"]), _shapes(model.state_dict())
-        differing = sorted(name for name in weights.keys() | expected if weights.get(name) != expected.get(name))
-        if differing:
-            raise UserError(f"weights.pt: {differing[0]} is not that of the model")
+    for name in parts.keys() & {"weights", "best"}:
+        with parsing(f"{name}.pt"):
+            weights, expected = _shapes(parts[name]), _shapes(model.state_dict())
+            differing = sorted(key for key in weights.keys() | expected if weights.get(key) != expected.get(key))
+            if differing:
+                raise UserError(f"{name}.pt: {differing[0]} is not that of the model")
+    parts.pop("best", None)
     with parsing("optimizer.pt"):
         for state, moments in zip(parts["optimizer"], optimizer.expected_state(), strict=True):
             # Empty before the first step that is not skipped.

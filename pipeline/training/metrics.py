@@ -53,11 +53,22 @@ class RunStats(Record):
     spikes: int = 0
 
 
+class BestValidation(Record):
+    """The lowest validation loss so far."""
+
+    loss: float | None = None
+    """Nats per token; None before the first."""
+    step: int = 0
+    evaluations_since: int = 0
+    """Validation losses after it, none of them lower."""
+
+
 class MetricsState(Record):
     """The state of StepMetrics in a checkpoint."""
 
     stats: RunStats = Field(default_factory=RunStats)
     recent_losses: list[float] = Field(default_factory=list)
+    best: BestValidation = Field(default_factory=BestValidation)
 
 
 class StepClock:
@@ -141,7 +152,7 @@ class StepMetrics:
     ) -> None:
         """`peak_flops`: FLOP/s of all ranks together; None if unknown."""
         self.train, self.flops_per_token, self.peak_flops = train, flops_per_token, peak_flops
-        self.clock, self.stats = StepClock(device), RunStats()
+        self.clock, self.stats, self.best = StepClock(device), RunStats(), BestValidation()
         self.last: StepReading | None = None
         self.last_skipped: StepReading | None = None
         self._pending: list[tuple[int, float, Tensor]] = []
@@ -152,7 +163,7 @@ class StepMetrics:
 
     def load_state_dict(self, state: MetricsState, resume: Resume) -> None:
         """Restores what `state_dict` returned after `resume.step`."""
-        self.stats = state.stats.model_copy(deep=True)
+        self.stats, self.best = state.stats.model_copy(deep=True), state.best
         self.stats.resumes.append(resume)
         self._spikes.recent.extend(state.recent_losses)
         self.clock.elapsed = self.stats.train_time_s
@@ -163,7 +174,8 @@ class StepMetrics:
         """A copy of the updated statistics and of the recent losses, for spike detection."""
         self.stats.train_time_s = self.clock.elapsed
         self.stats.wall_time_s = time.monotonic() - self._began
-        return MetricsState(stats=self.stats.model_copy(deep=True), recent_losses=list(self._spikes.recent))
+        stats, recent_losses = self.stats.model_copy(deep=True), list(self._spikes.recent)
+        return MetricsState(stats=stats, recent_losses=recent_losses, best=self.best)
 
     def add(self, step: int, lr: float, losses: Tensor, grad_norm: Tensor) -> None:
         """Stores a step's (world size,) losses and scalar gradient norm, on the device, without waiting for them."""
@@ -196,6 +208,20 @@ class StepMetrics:
                 "checkpoint is intact. Fix the cause (lower train.max_lr, longer warmup) and run again",
                 all_ranks=True,
             )
+
+    def is_best(self, step: int, val_loss: float) -> bool:
+        """Records a validation loss, the same on all ranks. Returns whether it is the lowest so far."""
+        best = self.best
+        if not val_loss < (math.inf if best.loss is None else best.loss):  # a NaN is not lower
+            self.best = best.model_copy(update={"evaluations_since": best.evaluations_since + 1})
+            return False
+        self.best = BestValidation(loss=val_loss, step=step)
+        return True
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether train.patience ends the run."""
+        return self.train.patience is not None and self.best.evaluations_since >= self.train.patience
 
     def mfu(self, tokens_per_sec: float) -> float | None:
         """Model FLOPs utilisation (PaLM, arXiv:2204.02311, appendix B), 0 to 1; None if the peak is unknown."""

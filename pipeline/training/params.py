@@ -75,8 +75,18 @@ class TrainParams(Section):
     sample_interval: int = Field(ge=0)
     """Steps between text samples. 0: off."""
 
+    keep: Literal["last", "best"]
+    """The weights that become data/model. last: those after the last step. best: those with the lowest validation loss
+    on train.eval_tokens, measured every train.eval_interval steps."""
+
+    patience: int | None = Field(ge=1)
+    """Early stopping: the number of validation losses in a row, none lower than the lowest before, after which training
+    stops. null: never."""
+
     @model_validator(mode="after")
     def _rules(self) -> Self:
+        if self.eval_interval == 0 and (self.keep == "best" or self.patience):
+            raise ValueError("train.eval_interval (0) must be at least 1 with train.keep: best, or train.patience")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"train.betas ({list(self.betas)}) must each be at least 0 and below 1")
         return self

@@ -17,7 +17,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.artifacts import Resume, TrainMetrics
@@ -35,6 +35,7 @@ from pipeline.training.optim import Optimizer, learning_rate
 from pipeline.training.parallel import (
     data_parallel,
     full_tensor,
+    gather,
     parallelize,
     reset_grads,
     set_gradient_sync,
@@ -94,12 +95,13 @@ class Trainer:
         self.optimizer = Optimizer(model, train, group)
         self._save_intervals = (runtime.checkpoint_interval, runtime.milestone_interval)
         self._saved_at = time.monotonic()
-        peak = peak_flops(group.device)
-        flops = flops_per_token(model.config)
+        flops, peak = flops_per_token(model.config), peak_flops(group.device)
         self.metrics = StepMetrics(train, group.device, flops, peak and peak * group.world_size)
+        self.steps = 0  # optimizer steps done
+        self.best_weights: dict[str, Tensor] = {}  # with train.keep: best, of the lowest validation loss; on rank 0
 
     def run(self) -> TrainMetrics:
-        """Trains to train.max_steps and leaves the whole model in `model` on every rank.
+        """Trains to the end. Leaves the whole model in `model`: on rank 0 with the weights that train.keep asks for.
 
         Raises Interrupted on a signal, UserError if too many steps were skipped or a rank does not respond.
         """
@@ -108,17 +110,21 @@ class Trainer:
         self._activity = "the start"  # in the error if a rank does not join it
         with SignalHandler(self.group) as signals, self.group.name_absent_ranks(lambda: self._activity):
             try:
-                start = self._resume()
-                if start < self.train.max_steps:
+                self.steps = self._resume()
+                if self.steps < self.train.max_steps and not self.metrics.out_of_patience:
                     self._wrap()
-                    self._loop(start, signals)
+                    self._loop(self.steps, signals)
+                if self.metrics.out_of_patience:
+                    logger.info("stopping: no lower validation loss since step %d", self.metrics.best.step)
                 self.store.wait()
             finally:
                 self.loader.close()
                 self._unwrap()
         self.model = whole_model(self.model)
+        if self.best_weights:
+            self.model.load_state_dict(self.best_weights)
 
-        tokens = self.train.max_steps * self.train.total_batch_size
+        tokens = self.steps * self.train.total_batch_size
         train_time_s = self.metrics.state_dict().stats.train_time_s
         rate = tokens / max(train_time_s, 1e-9)
         mfu = self.metrics.mfu(rate)
@@ -162,27 +168,28 @@ class Trainer:
                 metrics.add(step, lr, losses, grad_norm)
 
                 # Log, evaluate, save: rarely, since each of them waits for the device.
+                self.steps = step
                 interrupted_by, checkpoint_due = signals.agreed()
                 stopping = step == train.max_steps or interrupted_by is not None
-                saving = stopping or checkpoint_due or any(n and step % n == 0 for n in self._save_intervals)
-                saving = saving or step == self.store.pinned
+                saving = stopping or checkpoint_due or step == self.store.pinned
+                saving = saving or any(n and step % n == 0 for n in self._save_intervals)
                 probes = self._due_probes(step)
                 if saving or probes or step % LOG_INTERVAL == 0:
                     group.barrier()
                     self._log(metrics.read(), probes)
                     metrics.check_skipped_steps()
                     self.store.check()
-                if saving:
+                finished = step == train.max_steps or metrics.out_of_patience
+                if saving or finished:
                     self._save(step)
                 note = {}
                 if last := metrics.last:
-                    note = {
-                        "step": f"{last.step}/{train.max_steps}",
-                        "loss": f"{last.loss:.4f}",
-                        "lr": f"{last.lr:.2e}",
-                    }
+                    loss_text, lr_text = f"{last.loss:.4f}", f"{last.lr:.2e}"
+                    note = {"step": f"{last.step}/{train.max_steps}", "loss": loss_text, "lr": lr_text}
                 progress.advance(train.total_batch_size, **note)
-                if interrupted_by is not None and step < train.max_steps:
+                if finished:
+                    break
+                if interrupted_by is not None:
                     self.store.wait()
                     group.barrier()  # torchrun ends all ranks 30 s after the first has exited
                     # `dvc repro` would resume too, but without the name of the experiment.
@@ -201,10 +208,11 @@ class Trainer:
         step = 0
         if checkpoint is not None:
             step = checkpoint.step
-            manifest = checkpoint.manifest
+            manifest, changed_files = checkpoint.manifest, checkpoint.changed_files
             run = manifest.run if manifest.run != self.store.run else None
-            resume = Resume(step=step, changed_files=checkpoint.changed_files, run=run)
-            self.metrics.load_state_dict(manifest.metrics, resume)
+            self.metrics.load_state_dict(manifest.metrics, Resume(step=step, changed_files=changed_files, run=run))
+            if self.group.is_main and "best.pt" in manifest.files:
+                self.best_weights = checkpoint.load("best")
             logger.info("resuming after step %d of %d", step, self.train.max_steps)
             before, now = manifest.execution, self._execution()
             different = [
@@ -237,13 +245,11 @@ class Trainer:
         self.module = data_parallel(self.model, self.group)
 
     def _compile_choice(self) -> str:
-        """runtime.compile, with auto decided."""
-        if self.runtime.compile != "auto":
-            return self.runtime.compile
-        # Depends on the params, the world size and the device: a run resumed on the same hardware decides alike.
+        """runtime.compile, with auto decided by params, world size and device: alike on resume on the same hardware."""
         tokens_per_rank = self.train.total_batch_size * self.train.max_steps / self.group.world_size
         flops = self.metrics.flops_per_token * tokens_per_rank
-        return "on" if flops >= COMPILE_MIN_FLOPS.get(self.group.device.type, float("inf")) else "off"
+        pays = flops >= COMPILE_MIN_FLOPS.get(self.group.device.type, float("inf"))
+        return ("on" if pays else "off") if self.runtime.compile == "auto" else self.runtime.compile
 
     def _warm_up(self) -> str | None:
         """A forward and backward pass that compiles the model outside the measured time. Returns the error, or None."""
@@ -278,7 +284,7 @@ class Trainer:
         return [probe for probe in self.probes if probe.interval and (end or step % probe.interval == 0)]
 
     def _log(self, rows: list[Row], probes: Sequence[Probe]) -> None:
-        """Logs rows, with what the probes measure in the last of them."""
+        """Logs rows, with what the probes measure in the last of them. Keeps the weights if they are the best."""
         if probes:
             model = whole_model(self.model, self.dtype)
             # Sampling sums probabilities, for which CUDA has no deterministic algorithm; weights do not depend on it.
@@ -286,6 +292,12 @@ class Trainer:
             for probe in probes:
                 rows[-1].update(probe.measure(model, rows[-1]["step"]))
             use_deterministic_algorithms(self.runtime.deterministic, self._warn_only)
+            val_loss = rows[-1].get("val/loss")
+            if val_loss is not None and self.metrics.is_best(rows[-1]["step"], val_loss) and self.train.keep == "best":
+                rows[-1]["event"] = "best"
+                weights = gather(self.model.state_dict(), self.group)
+                if self.group.is_main:
+                    self.best_weights = {name: weight.to("cpu", copy=True) for name, weight in weights.items()}
         for log in self.loggers:
             log.record(rows)
             if probes:
@@ -293,7 +305,8 @@ class Trainer:
 
     def _save(self, step: int) -> None:
         self._saved_at = time.monotonic()
-        parts = collect(self.model, self.optimizer, self.group)
+        best = {"best": self.best_weights} if self.best_weights else {}
+        parts = collect(self.model, self.optimizer, self.group) | best
         for log in self.loggers:
             log.flush()  # first: the curves are never behind the checkpoint
         if self.group.is_main:

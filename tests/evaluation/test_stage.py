@@ -20,6 +20,7 @@ from pipeline.probes import benchmark_columns, training_probes
 from pipeline.runtime import RuntimeParams
 from pipeline.training.params import TrainParams
 from stages import evaluate
+from stages.train import validation_probe
 from tests.evaluation.small import ALONE, BYTES, documents, many_items, tiny_model, write_benchmarks, write_val_split
 
 ROOT = Path(__file__).parents[2]
@@ -123,8 +124,8 @@ def test_probes_on_all_data_measure_the_same_as_the_stage() -> None:
     train, runtime = read_sections(TrainParams, RuntimeParams)
     train = train.model_copy(update={"eval_tokens": 10**6, "benchmark_items": 13})
     runtime = runtime.model_copy(update={"dtype": "float32"})
-    measured: dict[str, float] = {}
-    for probe in training_probes(train, runtime, ALONE, BYTES, Path("data/shards"), Path("data/benchmarks")):
+    measured = validation_probe(train, runtime, ALONE, BYTES)(tiny_model(block_size=64), 1)
+    for probe in training_probes(train, runtime, ALONE, BYTES, Path("data/benchmarks")):
         measured |= probe.measure(tiny_model(block_size=64), 1)
     assert (measured["val/loss"], measured["val/bpb"]) == (written.val.loss, written.val.bpb)
     result = written.benchmarks["next_lines"]

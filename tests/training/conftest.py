@@ -46,6 +46,8 @@ TRAIN = {
     "benchmark_interval": 0,
     "benchmark_items": 1,
     "sample_interval": 0,
+    "keep": "last",
+    "patience": None,
 }
 RUNTIME = {
     "attention": "sdpa",

@@ -60,6 +60,30 @@ def test_several_ranks_train_as_one_does(shards: Path, tmp_path: Path, world: in
         assert row == pytest.approx(expected, rel=1e-4)
 
 
+def stop_early(group: Group, shards: Path, state: Path, sharding: str) -> None:
+    """Ranks stop after the same step; rank 0 has the best weights, also when the finished run is started again."""
+    losses, seen = {0: 9.0, 2: 5.0, 4: 6.0, 6: 6.0}, {}
+
+    def validation(model: GPT, step: int) -> Row:
+        seen[step] = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        return {"val/loss": losses[step]}
+
+    train = {"keep": "best", "patience": 2, "eval_interval": 2}
+    for _ in range(2):
+        run = trainer(
+            shards, state, None, group, train=train, runtime={"sharding": sharding}, probes=(Probe(2, validation),)
+        )
+        run.run()
+        assert run.steps == 6
+        if group.is_main:
+            assert same(weights_of(run), seen[2])
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_ranks_keep_the_best_weights_and_stop_together(shards: Path, tmp_path: Path, sharding: str) -> None:
+    on_ranks(2, stop_early, shards, tmp_path, sharding)
+
+
 def stop_on_a_signal_to_rank_1(group: Group, shards: Path, state: Path) -> None:
     """The checkpoint takes so long to write that a rank which did not wait for it would leave early."""
 

@@ -165,6 +165,43 @@ def test_probes_leave_the_weights_alone(
     assert [row["step"] for row in log.rows] == list(range(13))
 
 
+VAL_LOSSES = {0: 9.0, 2: 5.0, 4: 3.0, 6: 3.5, 8: float("nan"), 10: 3.0, 12: 2.0}
+
+
+def test_the_best_weights_are_kept_and_survive_a_kill(shards: Path, tmp_path: Path) -> None:
+    seen = {}
+
+    def validation(model: GPT, step: int) -> Row:
+        seen[step] = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        return {"val/loss": VAL_LOSSES[step]}
+
+    train = {"keep": "best", "eval_interval": 2, "max_steps": 10}
+    log, probe = MemoryLogger(), Probe(2, validation)
+    with pytest.raises(KeyboardInterrupt):
+        trainer(shards, tmp_path, log, train=train, probes=(probe, stop_at(7))).run()
+    best = seen[4]
+    run = trainer(shards, tmp_path, log, train=train, probes=(probe,))
+    run.run()
+    assert [resume.step for resume in run.metrics.stats.resumes] == [5]
+    assert same(weights_of(run), best)
+    assert not same(seen[10], best)
+    assert [row["step"] for row in log.rows if row.get("event") == "best"] == [0, 2, 4]
+
+
+def test_training_stops_when_patience_is_exhausted_and_does_not_go_on_when_started_again(
+    shards: Path, tmp_path: Path
+) -> None:
+    probe = Probe(2, lambda _model, step: {"val/loss": VAL_LOSSES[step]})
+    train = {"patience": 3, "eval_interval": 2}
+    first = trainer(shards, tmp_path, train=train, probes=(probe,))
+    result = first.run()
+    assert (first.steps, result.tokens) == (10, 10 * 128)
+    again = trainer(shards, tmp_path, train=train, probes=(probe,))
+    again.run()
+    assert again.steps == 10
+    assert same(weights_of(again), weights_of(first))
+
+
 def test_accumulation_changes_only_the_order_of_additions(shards: Path, tmp_path: Path) -> None:
     def losses(size: int) -> list[float]:
         log, options = MemoryLogger(), {"runtime": {"micro_batch_size": size}, "config": {"dropout": 0.0}}
