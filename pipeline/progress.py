@@ -21,8 +21,10 @@ class Progress:
         progress.advance(len(tokens), loss="3.21")
     """
 
-    def __init__(self, label: str, total: int | None, unit: str, start: int = 0) -> None:
-        """`total`: None where it is not known. `start`: done by an earlier run; not part of the rate."""
+    def __init__(self, label: str, total: int | None, unit: str = "", start: int = 0) -> None:
+        """`total`: None where it is not known. `unit`: without one, only the share of the total is shown, for a caller
+        that knows the time left better. `start`: done by an earlier run; not part of the rate.
+        """
         self.label, self.total, self.unit = label, total, unit
         self.done = start
         self.last_line = time.monotonic()
@@ -32,7 +34,14 @@ class Progress:
         if sys.stderr.isatty() and rank() == 0:
             StandardOutput.around = tqdm.external_write_mode  # otherwise a logged line corrupts the bar
             self.bar = tqdm(
-                total=total, initial=start, desc=label, unit=unit, unit_scale=True, dynamic_ncols=True, leave=True
+                total=total,
+                initial=start,
+                desc=label,
+                unit=unit,
+                unit_scale=True,
+                dynamic_ncols=True,
+                leave=True,
+                bar_format=None if unit else "{desc}: {percentage:3.0f}%|{bar}|{postfix}",
             )
 
     def advance(self, count: int = 1, **values: str) -> None:
@@ -56,10 +65,12 @@ class Progress:
         rate = (self.done - before) / max(now - since, 1e-9)
         columns = [f"{self.label} {self.done} {self.unit}", f"{rate:,.1f} {self.unit}/s"]
         if self.total is not None:
-            share = self.done / max(self.total, 1)
+            percent = f"{100 * self.done // max(self.total, 1)}%"
             left = (self.total - self.done) / rate if rate > 0 else float("inf")
-            columns[0] = f"{self.label} {self.done}/{self.total} {self.unit} ({share:.0%})"
+            columns[0] = f"{self.label} {self.done}/{self.total} {self.unit} ({percent})"
             columns.append(f"ETA {format_duration(left)}")
+            if not self.unit:
+                columns = [f"{self.label} {percent}"]
         if self.note:
             columns.append(self.note)
         logger.info("%s", " | ".join(columns))

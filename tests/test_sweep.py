@@ -21,7 +21,17 @@ from pipeline.config import load_yaml
 from pipeline.formatting import format_duration
 from pipeline.log import UserError
 from pipeline.progress import Progress
-from pipeline.sweep import Entry, ExperimentQueue, State, Trial, train_progress, watch
+from pipeline.sweep import (
+    LATER_STAGES_S,
+    Entry,
+    Estimate,
+    ExperimentQueue,
+    Speed,
+    State,
+    Trial,
+    train_progress,
+    watch,
+)
 from tests.dag.imports import ROOT
 from tests.reporting import fixtures
 
@@ -89,7 +99,14 @@ class FakeQueue(ExperimentQueue):
 
 def test_every_combination_is_named_by_its_settings(project: Path) -> None:
     names = ["position=rope,seed=1", "position=rope,seed=2", "position=alibi,seed=1", "position=alibi,seed=2"]
-    assert [trial.name for trial in trials_of(*POSITIONS)] == names
+    trials = trials_of(*POSITIONS, "train.max_steps=99")
+    assert [trial.name for trial in trials] == names  # without the setting that all have
+    assert [trial.full_name for trial in trials] == [f"{name},max_steps=99" for name in names]
+
+
+def test_names_that_are_cut_are_told_apart_by_numbers(project: Path) -> None:
+    names = [trial.name for trial in trials_of(f"report.title={'x' * 200}1,{'x' * 200}2")]
+    assert names[1] == f"{names[0]}-2"
 
 
 @pytest.mark.parametrize(
@@ -131,7 +148,7 @@ def test_all_mistakes_are_listed_before_anything_is_queued(project: Path, monkey
     assert {(line.split()[0].rstrip(":"), line.rpartition("(in ")[2]) for line in lines} == {
         ("model.position", "2 of 4 combinations)"),
         ("train.sed", "4 of 4 combinations)"),
-        ("model", "1 of 4 combinations)"),
+        ("model.n_embd", "1 of 4 combinations)"),
     }
 
 
@@ -167,9 +184,15 @@ def test_only_new_and_failed_trials_are_queued(project: Path) -> None:
         [(done, entries[done.name]), (running, entries["hand-typed"]), (failed, entries[failed.name]), (new, None)],
     )
     assert queue.removed == [failed.name]
-    assert [name for name, _ in queue.added] == [failed.name, f"{new.name}-2"]
+    assert [name for name, _ in queue.added] == [failed.name, f"{new.name}-2"]  # both settings vary: no longer name
     assert queue.added[0][1] == ("model.position=alibi", "train.seed=1", "tracking.group='position,seed'")
     assert [job.name for job in jobs.values()] == ["hand-typed", failed.name, f"{new.name}-2"]
+
+
+def test_a_second_sweep_over_the_same_key_is_named_by_its_other_settings_too(project: Path) -> None:
+    queue = FakeQueue({"seed=1": ["done"]})  # of the committed model
+    enqueue(queue, [(trial, None) for trial in trials_of("model.mlp=swiglu", "train.seed=1,2")])
+    assert [name for name, _ in queue.added] == ["mlp=swiglu,seed=1", "seed=2"]
 
 
 def test_a_used_name_gets_a_number() -> None:
@@ -181,7 +204,7 @@ def test_the_summary_has_states_and_cost(project: Path) -> None:
     first, second, third, fourth = trials_of(*POSITIONS)
     entries = [Entry("x", "rev", state) for state in ("done", "running", "failed")]
     plan = [(first, entries[0]), (second, entries[1]), (third, entries[2]), (fourth, None)]
-    lines = summary(plan, "0123456789", committed={}, flops_per_sec=first.flops / 30).splitlines()
+    lines = summary(plan, "0123456789", committed={}, speed=Speed(first.flops / 30, overhead=5)).splitlines()
     assert [tuple(line.split(maxsplit=1)) for line in lines[1:-1]] == [
         (first.name, "done"),
         (second.name, "running"),
@@ -189,12 +212,13 @@ def test_the_summary_has_states_and_cost(project: Path) -> None:
         (fourth.name, "to run"),
     ]
     assert lines[-1].startswith("2 to run, 2 of them")
-    assert f"{2 * first.flops:.3g} FLOPs, {format_duration(60)}" in lines[-1]
+    seconds = 2 * (30 + 5 + LATER_STAGES_S)
+    assert f"{2 * first.flops:.3g} FLOPs, about {format_duration(seconds)} with compiling" in lines[-1]
 
 
 def test_a_training_that_dvc_has_or_runs_twice_is_counted_once(project: Path) -> None:
     plan = [(trial, None) for trial in trials_of("train.seed=1,2", "sample.temperature=0.2,0.4")]
-    last = summary(plan, "0123456789", load_yaml(Path("params.yaml")), flops_per_sec=None).splitlines()[-1]
+    last = summary(plan, "0123456789", load_yaml(Path("params.yaml")), speed=None).splitlines()[-1]
     assert last.startswith("4 to run, 1 of them")
     assert last.endswith(f"{plan[0][0].flops:.3g} FLOPs")
 
@@ -214,13 +238,30 @@ def test_watching_shows_progress_results_and_logs_of_failures(
     queue.logs = {"rev-of-a": "train 30/100 tok (30%) | ...", "rev-of-b": "\n".join(f"line {n}" for n in range(40))}
     monkeypatch.setattr(sweep_module, "result", {"result-of-a": "loss 2.5"}.__getitem__)
     trials = {f"rev-of-{name}": trial(name, 100) for name in "abc"}
-    assert watch(queue, trials, workers=2) == ["b", "c"]
+    assert watch(queue, trials, workers=2, speed=Speed(1e9, overhead=0)) == ["b", "c"]
     printed = capsys.readouterr().out
     assert "a: loss 2.5\n" in printed
     assert re.search(r"^b .*dvc queue logs b\n  \| line 28\n", printed, re.MULTILINE)
-    assert "sweep 30/300 GFLOP (10%)" in printed
-    assert "ended 0/3, running a c" in printed
-    assert "sweep 300/300 GFLOP (100%)" in printed
+    total = 3 * (100 + LATER_STAGES_S)
+    line = f"sweep {3000 // total:.0f}% | ended 0 of 3, running a c, left about {format_duration(total - 30)}\n"
+    assert line in printed
+    assert "sweep 100% | ended 3 of 3" in printed
+
+
+def test_the_time_left_follows_the_speed_of_the_experiments(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(sweep_module.time, "monotonic", lambda: now)
+    estimate = Estimate({name: trial(name, 980) for name in "ab"}, Speed(1e10, overhead=2))  # 98 + 2 + 20 s each
+    estimate.update({"a": 0.0}, ended=())
+    assert estimate.left == "about 4 min 0 s"
+    now = 50.0
+    estimate.update({"a": 0.0}, ended=())
+    assert estimate.done == 2.0  # compiling takes longer than it did, and is no more than compiling
+    now = 200.0
+    estimate.update({"a": 1.0}, ended=())
+    assert (estimate.done, estimate.left) == (100.0, f"about {format_duration(140 * 2)}")  # evaluating: less than 120
+    estimate.update({}, ended=("a", "b"))
+    assert estimate.done == estimate.total == 240.0
 
 
 def test_the_result_of_an_experiment_is_read_from_its_commit(project: Path) -> None:
@@ -233,7 +274,7 @@ def test_the_result_of_an_experiment_is_read_from_its_commit(project: Path) -> N
 def test_workers_are_started_when_nothing_runs(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep_module, "POLL_S", 0)
     queue = FakeQueue({"a": ["queued", "running", "queued", "failed"]})
-    watch(queue, {"rev-of-a": trial("a", 1)}, workers=2)
+    watch(queue, {"rev-of-a": trial("a", 1)}, workers=2, speed=None)
     assert queue.workers == 2 + 2  # at the beginning, and when the worker was gone
 
 

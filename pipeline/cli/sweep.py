@@ -3,9 +3,9 @@
     python -m pipeline sweep model.position=learned,rope,alibi train.seed=1,2,3 --dry-run   # the list and its cost
     python -m pipeline sweep model.position=learned,rope,alibi train.seed=1,2,3
 
-All values are validated before anything is queued. Experiments are named by their settings and run in the background by
-DVC's queue, so Ctrl-C ends only the progress display. The same command continues a sweep: it skips what was done from
-this commit with the same settings and code, and reruns what failed.
+All values are validated before anything is queued. Experiments are named by the settings that vary and run in the
+background by DVC's queue, so Ctrl-C ends only the progress display. The same command continues a sweep: it skips what
+was done from this commit with the same settings and code, and reruns what failed.
 
 Reads params.yaml, Git and DVC's queue; data/shards and reports/train/summary.json for the cost. Exits with 1 if an
 experiment failed. Needs no torch.
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import git
+from pipeline.artifacts import RunSummary
 from pipeline.cli.arguments import positive_int
 from pipeline.cli.plan import SHARDS, SUMMARY, last_flops_per_sec, make_plan, text_vocabulary
 from pipeline.config import PARAMS_FILE, ConfigError, load_yaml, validate
@@ -36,7 +37,7 @@ from pipeline.log import UserError, logger
 from pipeline.model.config import ModelParams
 from pipeline.recipes import NO_RESULT_SECTIONS
 from pipeline.runtime import RuntimeParams
-from pipeline.sweep import Entry, ExperimentQueue, Trial, combinations, same_code, watch
+from pipeline.sweep import LATER_STAGES_S, Entry, ExperimentQueue, Speed, Trial, combinations, same_code, watch
 from pipeline.tracking.wandb_run import LONGEST_NAME, NAMING_SECTIONS
 from pipeline.training.params import TrainParams
 
@@ -49,10 +50,11 @@ def trials(settings: Sequence[str], params: Mapping[str, Any]) -> list[Trial]:
     Raises UserError that lists each mistake with the number of combinations that have it.
     """
     combined = combinations(settings)
-    valid, mistakes = [], Counter[str]()
+    varied = _varied(combined)
+    valid, mistakes = list[Trial](), Counter[str]()
     for combination in combined:
         if GROUP not in combination:
-            group = _group(combined)
+            group = ",".join(short_keys(varied).values())
             combination = {**combination, GROUP: (group, f"{GROUP}={hydra_value(group)}")}
         values = copy.deepcopy(dict(params))
         for dotted, (value, _) in combination.items():
@@ -64,7 +66,10 @@ def trials(settings: Sequence[str], params: Mapping[str, Any]) -> list[Trial]:
             mistakes.update(str(error).splitlines()[1:])
             continue
         overrides = tuple(override for _, override in combination.values())
-        valid.append(Trial(_name(combination), overrides, values, flops))
+        name = unused_name(_name(combination, varied), {trial.name for trial in valid})
+        valid.append(
+            Trial(name, overrides, values, flops, _name(combination, [key for key in combination if key != GROUP]))
+        )
     if mistakes:
         lines = [f"{line} (in {number} of {len(combined)} combinations)" for line, number in mistakes.items()]
         raise UserError("nothing was queued:\n" + "\n".join(lines))
@@ -79,17 +84,15 @@ def _training_flops(values: Mapping[str, Any]) -> int:
     return make_plan(model, train, RuntimeParams(**values["runtime"]), vocabulary, train_tokens, ranks=1).flops
 
 
-def _group(combined: Sequence[Mapping[str, tuple[Any, str]]]) -> str:
-    """The keys that have several values: `position,seed`."""
-    short = short_keys(combined[0])
-    varied = [name for key, name in short.items() if len({combination[key][1] for combination in combined}) > 1]
-    return ",".join(varied or short.values())
+def _varied(combined: Sequence[Mapping[str, tuple[Any, str]]]) -> list[str]:
+    """The keys that have several values; all keys if there is only one combination."""
+    keys = [key for key in combined[0] if key != GROUP]
+    return [key for key in keys if len({combination[key][1] for combination in combined}) > 1] or keys
 
 
-def _name(combination: Mapping[str, tuple[Any, str]]) -> str:
-    """The settings as a valid Git ref name: `position=rope,seed=2`."""
-    keys = short_keys(key for key in combination if key != GROUP)
-    words = [f"{short}={combination[key][1].partition('=')[2]}" for key, short in keys.items()]
+def _name(combination: Mapping[str, tuple[Any, str]], keys: Sequence[str]) -> str:
+    """The settings of these keys as a valid Git ref name: `position=rope,seed=2`."""
+    words = [f"{short}={combination[key][1].partition('=')[2]}" for key, short in short_keys(keys).items()]
     return re.sub(r"(?:[^\w.=,+-]|\.{2,})+", "-", ",".join(words))[:LONGEST_NAME].strip("-.,")
 
 
@@ -112,7 +115,8 @@ def enqueue(queue: ExperimentQueue, plan: Sequence[tuple[Trial, Entry | None]]) 
         if entry is not None and entry.state == "failed":
             queue.remove(entry)
         if _must_run(entry):
-            name = unused_name(trial.name, {other.name for other in queue.entries()})
+            used = {other.name for other in queue.entries()}
+            name = trial.name if trial.name not in used else unused_name(trial.full_name, used)
             trials[queue.add(name, trial.overrides)] = replace(trial, name=name)
         elif entry is not None and entry.state != "done":
             trials[entry.rev] = replace(trial, name=entry.name)
@@ -133,7 +137,7 @@ def summary(
     plan: Sequence[tuple[Trial, Entry | None]],
     commit: str,
     committed: Mapping[str, Any],
-    flops_per_sec: float | None,
+    speed: Speed | None,
 ) -> str:
     """The state of every trial, and the cost of what must run. `committed`: params that `commit` has results of."""
     width = max(len(trial.name) for trial, _ in plan)
@@ -146,8 +150,11 @@ def summary(
     trainings.pop(_train_key(committed), None)  # DVC has its result in the run cache, as of a training run twice
     flops = sum(trainings.values())
     cost = f"{len(to_run)} to run, {len(trainings)} of them with training: {flops:.3g} FLOPs"
-    if flops_per_sec and flops:
-        cost += f", {format_duration(flops / flops_per_sec)} at the speed of the last run"
+    if speed is not None:
+        seconds = sum(map(speed.training, trainings.values())) + len(to_run) * LATER_STAGES_S
+        cost += (
+            f", about {format_duration(seconds)} with compiling, evaluation and report, at the speed of the last run"
+        )
     lines.append(cost)
     return "\n".join(lines)
 
@@ -155,6 +162,15 @@ def summary(
 def _train_key(params: Mapping[str, Any]) -> str:
     """The params that training depends on."""
     return json.dumps([params.get(section) for section in NAMING_SECTIONS])
+
+
+def last_speed(summary: Path) -> Speed | None:
+    """The speed of the last training run; None if there was none."""
+    flops_per_sec = last_flops_per_sec(summary)
+    if flops_per_sec is None:
+        return None
+    run = RunSummary.read(summary)
+    return Speed(flops_per_sec, max(run.wall_time_s - run.train_time_s, 0.0))
 
 
 def sweep(settings: Sequence[str], workers: int, dry_run: bool) -> None:
@@ -165,12 +181,13 @@ def sweep(settings: Sequence[str], workers: int, dry_run: bool) -> None:
     plan = [(trial, find_entry(trial, entries)) for trial in wanted]
     has_results = same_code(queue.baseline) and git.show(Path.cwd(), queue.baseline, "./dvc.lock")
     committed = params_at(queue.baseline) if has_results else {}
-    logger.info("%s", summary(plan, queue.baseline, committed, last_flops_per_sec(SUMMARY)))
+    speed = last_speed(SUMMARY)
+    logger.info("%s", summary(plan, queue.baseline, committed, speed))
     if dry_run:
         return
     running = enqueue(queue, plan)
     try:
-        failed = watch(queue, running, min(workers, len(running)))
+        failed = watch(queue, running, min(workers, len(running)), speed)
     except KeyboardInterrupt:
         logger.info(
             "experiments continue in the background: this command shows them, `dvc queue stop --kill` ends them"

@@ -14,8 +14,7 @@ pytestmark = pytest.mark.slow
 
 # At the second of these rates the loss is soon no number any more.
 SWEEP = ("model.n_layer=1", "train.max_lr=1e-3,100", "train.weight_decay=1000", "train.max_skipped_steps=0")
-GOOD = "n_layer=1,max_lr=0.001,weight_decay=1000,max_skipped_steps=0"
-BAD = "n_layer=1,max_lr=100,weight_decay=1000,max_skipped_steps=0"
+GOOD, BAD = "max_lr=0.001", "max_lr=100"
 
 
 class Swept(Project):
@@ -82,9 +81,11 @@ def test_the_comparison_s_numbers_are_those_of_the_metrics_files(swept: Swept) -
 
 def test_the_same_command_leaves_out_what_is_done(swept: Swept) -> None:
     lines = sweep(swept, "--dry-run", ok=True).splitlines()
-    states = {line.split()[0]: line.split()[1] for line in lines if line.startswith("  n_layer")}
+    states = {line.split()[0]: line.split()[1] for line in lines if line.startswith("  max_lr")}
     assert states == {GOOD: "done", BAD: "failed,"}
-    assert re.fullmatch(r"1 to run, 1 of them with training: \S+ FLOPs, .+ at the speed of the last run", lines[-1])
+    assert re.fullmatch(
+        r"1 to run, 1 of them with training: \S+ FLOPs, about .+ at the speed of the last run", lines[-1]
+    )
 
 
 def test_w_and_b_shows_one_group_of_runs_named_by_what_they_change(swept: Swept) -> None:
