@@ -1,4 +1,4 @@
-"""Prints what a run will cost: parameters by component, tokens, FLOPs, memory per rank, time. Needs no torch.
+"""Prints what a run will cost: time, memory per rank, tokens and FLOPs, parameters by component. Needs no torch.
 
     python -m pipeline plan
     python -m pipeline plan --ranks 8 --tokens-per-sec 1_400_000
@@ -20,7 +20,7 @@ from pipeline.config import read_sections
 from pipeline.corpus.params import BenchmarkParams, TokenizerParams
 from pipeline.corpus.tokenizer import fingerprint
 from pipeline.corpus.vocabularies import stored_tokenizer
-from pipeline.formatting import format_bytes, format_duration
+from pipeline.formatting import format_bytes, format_duration, significant
 from pipeline.log import UserError, logger
 from pipeline.model.accounting import GPU_PEAKS, Memory, describe, flops_per_token, memory, parameters
 from pipeline.model.config import GPT2_VOCAB_SIZE, GPTConfig, ModelParams
@@ -129,14 +129,18 @@ def text_vocabulary(tokenizer: TokenizerParams, shards: Path) -> tuple[int, int 
     return manifest.vocab_size, train.tokens if train else None
 
 
-def last_flops_per_sec(summary: Path) -> float | None:
-    """FLOP/s of the last training run over all its ranks; None if there was none."""
+def last_run(summary: Path) -> RunSummary | None:
+    """The last training run; None if there was none, or its summary cannot be read."""
     try:
-        run = RunSummary.read(summary)
-        speed = run.tokens_per_sec * run.flops / run.tokens
-    except (FileNotFoundError, UserError, ArithmeticError):
+        return RunSummary.read(summary)
+    except (FileNotFoundError, UserError):
         return None
-    return speed if speed > 0 else None
+
+
+def flops_per_sec(run: RunSummary) -> float | None:
+    """FLOP/s of a training run, over all its ranks; None if it did not measure its speed."""
+    speed = run.tokens_per_sec * run.flops / max(run.tokens, 1)
+    return speed if speed > 0 and math.isfinite(speed) else None
 
 
 def model_rows(config: GPTConfig) -> Iterator[Row]:
@@ -170,7 +174,7 @@ def run_rows(plan: Plan) -> Iterator[Row]:
     """Steps, tokens and FLOPs."""
     tokens_per_step, block_size = plan.train.total_batch_size, plan.config.block_size
     yield "tokens per step", f"{tokens_per_step:,}", f"{tokens_per_step // block_size:,} sequences of {block_size:,}"
-    yield "steps", f"{plan.train.max_steps:,}", ""
+    yield "steps", f"{plan.train.max_steps:,}", f"{plan.train.warmup:,} of warmup"
     remark = f"{plan.tokens / parameters(plan.config).total:.1f} per parameter"
     if plan.train_tokens is not None:
         remark += f", {plan.tokens / plan.train_tokens:.2f} epochs of {plan.train_tokens:,}"
@@ -191,20 +195,23 @@ def memory_rows(plan: Plan) -> Iterator[Row]:
     yield "total", format_bytes(need.total), "at least; torch.compile keeps fewer activations"
 
 
-def time_rows(plan: Plan, tokens_per_sec: float | None, last_run: float | None) -> Iterator[Row]:
-    """Training time at the given tokens/s; if None, at the last run's FLOP/s and on common GPUs."""
+def time_rows(plan: Plan, tokens_per_sec: float | None, last_run: RunSummary | None) -> Iterator[Row]:
+    """Training time at the given tokens/s; if None, on common GPUs, and as the last run if it had as many ranks."""
     if tokens_per_sec is not None:
         yield "at the given speed", format_duration(plan.tokens / tokens_per_sec), f"{tokens_per_sec:,.0f} tokens/s"
         return
-    speeds = {} if last_run is None else {"at the last run's speed": (last_run, "")}
+    speeds = {}
     for name in GPUS:
         speed = plan.ranks * GPU_PEAKS[name] * USUAL_MFU
         if plan.flops / speed >= MIN_GPU_TIME_S:
-            speeds[f"{plan.ranks} x {name}"] = (speed, f", {USUAL_MFU:.0%} of peak")
+            speeds[f"{plan.ranks} x {name}"] = (speed, f"if it reaches {USUAL_MFU:.0%} of its peak: ")
+    if last_run and last_run.hardware.world_size == plan.ranks and (measured := flops_per_sec(last_run)):
+        speeds["as the last run"] = (measured, f"on {last_run.hardware.describe()}: ")
     for label, (speed, remark) in speeds.items():
-        tokens = speed / flops_per_token(plan.config)
-        rate = f"{tokens:,.0f} tokens/s at {speed / 1e12:,.3g} TFLOP/s{remark}"
-        yield label, format_duration(plan.flops / speed), rate
+        rate = (
+            f"{significant(speed / flops_per_token(plan.config), 3)} tokens/s, {significant(speed / 1e12, 3)} TFLOP/s"
+        )
+        yield label, format_duration(plan.flops / speed), remark + rate
     if not speeds:
         yield "unknown", "", "no run yet: give --tokens-per-sec"
 
@@ -225,7 +232,7 @@ def probe_row(plan: Plan, benchmarks: BenchmarkParams) -> Row:
     remark = f"validation loss {val:.1%}"
     if items:
         remark += f", {benchmarks.tasks[0]} {choice:.1%} ({items:,} items)"
-    return "probes", f"{val + choice:.1%} of that", remark
+    return "probes add", f"{val + choice:.1%}", remark
 
 
 def table(sections: dict[str, list[Row]]) -> str:
@@ -250,9 +257,14 @@ def main(arguments: list[str]) -> None:
     vocabulary, train_tokens = text_vocabulary(tokenizer, SHARDS)
     plan = make_plan(model, train, runtime, vocabulary, train_tokens, options.ranks)
     sections = {
+        "Training time": [
+            *time_rows(plan, options.tokens_per_sec, last_run(SUMMARY)),
+            probe_row(plan, benchmarks),
+        ],
+        "Memory" if plan.ranks == 1 else f"Memory of each of {plan.ranks} ranks": list(memory_rows(plan)),
+        "Run": list(run_rows(plan)),
         "Model": list(model_rows(plan.config)),
-        "Run": [*run_rows(plan), probe_row(plan, benchmarks)],
-        f"Memory on each of {plan.ranks} rank(s)": list(memory_rows(plan)),
-        "Time": list(time_rows(plan, options.tokens_per_sec, last_flops_per_sec(SUMMARY))),
     }
-    logger.info("%s\n%s", describe(plan.config), table(sections))
+    params = f"recipe {options.recipe}" if options.recipe else "params.yaml"
+    ranks = f"{plan.ranks} rank{'s' * (plan.ranks != 1)}"
+    logger.info("%s on %s: %s\n%s", params, ranks, describe(plan.config), table(sections))

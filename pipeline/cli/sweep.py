@@ -25,9 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import git
-from pipeline.artifacts import RunSummary
 from pipeline.cli.arguments import positive_int
-from pipeline.cli.plan import SHARDS, SUMMARY, last_flops_per_sec, make_plan, text_vocabulary
+from pipeline.cli.plan import SHARDS, SUMMARY, flops_per_sec, last_run, make_plan, text_vocabulary
 from pipeline.config import PARAMS_FILE, ConfigError, load_yaml, validate
 from pipeline.corpus.params import TokenizerParams
 from pipeline.dvc_lock import short_keys
@@ -166,11 +165,9 @@ def _train_key(params: Mapping[str, Any]) -> str:
 
 def last_speed(summary: Path) -> Speed | None:
     """The speed of the last training run; None if there was none."""
-    flops_per_sec = last_flops_per_sec(summary)
-    if flops_per_sec is None:
-        return None
-    run = RunSummary.read(summary)
-    return Speed(flops_per_sec, max(run.wall_time_s - run.train_time_s, 0.0))
+    run = last_run(summary)
+    speed = flops_per_sec(run) if run else None
+    return Speed(speed, max(run.wall_time_s - run.train_time_s, 0.0)) if run and speed else None
 
 
 def sweep(settings: Sequence[str], workers: int, dry_run: bool) -> None:

@@ -60,7 +60,7 @@ def test_the_share_of_probes(params: dict[str, Any]) -> None:
     params["train"].update(max_steps=1000, eval_interval=300, eval_tokens=3 * 524288, benchmark_interval=0)
     benchmarks = BenchmarkParams(tasks=("hellaswag",), directory=None, items=None)
     # At steps 0, 300, 600, 900, 1000: a forward pass each of 3 steps' tokens, so the cost of 5 of 1000 steps.
-    assert planning.probe_row(make(params), benchmarks)[1] == "0.5% of that"
+    assert planning.probe_row(make(params), benchmarks)[1] == "0.5%"
     params["train"].update(eval_interval=0, benchmark_interval=1000, benchmark_items=10_042)
     assert "hellaswag 0.4% (10,042 items)" in planning.probe_row(make(params), benchmarks)[2]
     fewer, none = (benchmarks.model_copy(update=change) for change in ({"items": 5000}, {"tasks": ()}))
@@ -109,16 +109,20 @@ def test_time_at_a_given_speed_at_the_last_runs_and_on_gpus(params: dict[str, An
     assert duration == "2 h 46 min"
     summary = run_summary(tokens_per_sec=5e5, flops=10 * flops_per_token(plan.config), tokens=10)
     summary.write(tmp_path / "summary.json")
-    rows = list(planning.time_rows(plan, None, planning.last_flops_per_sec(tmp_path / "summary.json")))
-    assert rows[0][1] == "5 h 33 min"
-    assert [row[0] for row in rows[1:]] == ["8 x A100", "8 x H100"]
+    last = planning.last_run(tmp_path / "summary.json")
+    assert last is not None
+    assert last.hardware.world_size == 1
+    assert [row[0] for row in planning.time_rows(plan, None, last)] == ["8 x A100", "8 x H100"]
+    *_, (label, duration, _) = planning.time_rows(make(params, ranks=1), None, last)
+    assert (label, duration) == ("as the last run", "5 h 33 min")
 
 
 @pytest.mark.parametrize("content", [None, "", "{}"])
 def test_without_a_valid_summary_no_speed_is_known(content: str | None, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "summary.json").write_text(content)
-    assert planning.last_flops_per_sec(tmp_path / "summary.json") is None
+    assert planning.last_run(tmp_path / "summary.json") is None
+    assert planning.flops_per_sec(run_summary(tokens_per_sec=0.0)) is None
 
 
 def test_the_vocabulary_is_that_of_the_shards_if_they_are_of_this_tokenizer(
