@@ -49,7 +49,7 @@ def training_probes(
         prompts, eot_id = [encode_text(tokenizer, prompt).tolist()], tokenizer.eot_token
         ((tokens,),) = generate(model, prompts, settings, eot_id=eot_id, dtype=dtype, samples_per_prompt=1)
         text = prompt + tokenizer.decode(tokens)
-        logger.info("step %d: sample\n%s", step, textwrap.indent(text, "  | "))
+        logger.info("step %d: sample\n%s", step, textwrap.indent(text.rstrip(), "  | ", lambda _: True))
         return {"sample": text}
 
     probes = [Probe(train.sample_interval, draw_sample)]
