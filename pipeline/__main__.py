@@ -12,6 +12,7 @@ COMMANDS = {
     "plan": ("pipeline.cli.plan:main", "what params.yaml or a recipe will cost: parameters, FLOPs, memory, time"),
     "recipe": ("pipeline.cli.recipe:main", "named sets of params: list, print as -S flags, apply"),
     "sweep": ("pipeline.cli.sweep:main", "run every combination of settings as DVC experiments"),
+    "slurm": ("pipeline.cli.slurm:main", "submit training, tokenization or a sweep to a SLURM cluster"),
     "compare": ("pipeline.cli.compare:main", "experiments side by side, with tests of significance"),
     "report": ("pipeline.cli.report:main", "write reports/report.html, which neither Git nor DVC stores"),
     "generate": ("pipeline.cli.generate:main", "sample text from a model"),

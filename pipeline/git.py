@@ -5,7 +5,7 @@ No function raises: without Git or outside a repository there is no commit.
 
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,25 @@ def params_at(rev: str | None, root: Path | None = None) -> Mapping[str, Any]:
 def same_files(rev: str, *paths: str) -> bool:
     """Whether the tracked files under `paths` in the working tree are those of a revision."""
     return _git(Path.cwd(), "diff", "--quiet", rev, "--", *paths) is not None
+
+
+def commit_workspace(root: Path) -> str | None:
+    """A commit of the tracked files as they are in the working tree, on HEAD; on no branch. None if Git fails."""
+    changed = _git(root, "stash", "create")
+    if changed is None:
+        return None
+    commit = _git(root, "commit-tree", f"{changed.strip() or 'HEAD'}^{{tree}}", "-p", "HEAD", "-m", "workspace")
+    return commit and commit.strip()
+
+
+def set_ref(root: Path, name: str, commit: str) -> None:
+    """Makes a ref name a commit, which keeps it from Git's garbage collection."""
+    _git(root, "update-ref", name, commit)
+
+
+def object_ids(root: Path, rev: str, paths: Sequence[str]) -> list[str]:
+    """The ids of the content that files or directories have at a revision."""
+    return (_git(root, "rev-parse", *(f"{rev}:./{path}" for path in paths)) or "").split()
 
 
 def _head(root: Path) -> str | None:

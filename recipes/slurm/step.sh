@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Runs a command of DVC as a job step on one node: step.sh NODE COMMAND ...
+#
+# Before the time limit (--signal=TERM@...), and on preemption, SLURM sends SIGTERM to every process of the job's steps.
+# Training saves a checkpoint and stops. DVC ignores the signal, because it would end before training, and ends when its
+# stage has failed. The job is then requeued, and continues from the checkpoint.
+set -uo pipefail
+node=$1
+shift
+# srun gives a task one core, unless told otherwise.
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}
+
+srun --nodes=1 --ntasks=1 --nodelist="$node" bash -c '
+  trap "stopped=143" TERM
+  (trap "" TERM; exec "$@")
+  code=$?
+  exit "${stopped:-$code}"
+' bash "$@"
+code=$?
+# Not after scancel, where the state is COMPLETING: SLURM would requeue that job too.
+if ((code == 143)) && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"
