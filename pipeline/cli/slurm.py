@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -38,18 +39,7 @@ from pipeline.sweep import CODE, LOG_LINES, Entry, ExperimentQueue, Trial
 MACHINE, SCRIPTS = Path("slurm.yaml"), Path("recipes/slurm")
 LOGS, EXPERIMENTS = Path(RUNS, "slurm"), Path(RUNS, "sweep")
 RAW = Path("data/raw")
-OURS = (
-    "array",
-    "chdir",
-    "dependency",
-    "job-name",
-    "ntasks",
-    "ntasks-per-node",
-    "open-mode",
-    "output",
-    "parsable",
-    "wrap",
-)
+OURS = ("array", "chdir", "dependency", "job-name", "open-mode", "output", "parsable", "wrap")
 """Options of sbatch that the commands set."""
 
 Options = Annotated[dict[str, Any], Field(default_factory=dict)]
@@ -85,10 +75,8 @@ def machine_options(job: str) -> list[str]:
     except ValidationError as error:
         mistakes = [f"  {'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
         raise ConfigError("\n".join([f"{MACHINE} has {len(mistakes)} mistake(s):", *mistakes])) from None
-    options = machine.all | getattr(machine, job)
-    return [
-        f"--{name}" if value is True else f"--{name}={value}" for name, value in options.items() if value is not False
-    ]
+    options = {name: value for name, value in (machine.all | getattr(machine, job)).items() if value is not False}
+    return [f"--{name}" if value is True else f"--{name}={value}" for name, value in options.items()]
 
 
 def submit(job: str, options: Sequence[str], command: Sequence[str], dry_run: bool) -> str:
@@ -118,6 +106,8 @@ def run(*words: str) -> str:
 
 def in_queue(job: str) -> dict[str, str]:
     """This repository's jobs of a kind in SLURM's queue: id (`12`, in an array `12_3`) -> state, as squeue has it."""
+    if shutil.which("squeue") is None:  # sbatch, too, is missed below; --dry-run works without SLURM
+        return {}
     printed = run("squeue", "--me", "--noheader", "--array", f"--name={job}", "--format=%i|%T|%Z")
     jobs = [line.split("|", 2) for line in printed.splitlines()]
     return {number: state for number, state, directory in jobs if Path(directory).resolve() == Path.cwd()}
@@ -131,7 +121,7 @@ def show(job: str, jobs: dict[str, str]) -> None:
 
 def train(dry_run: bool) -> None:
     """Submits `dvc repro` on all nodes of a job, unless it is in the queue."""
-    if not dry_run and (jobs := in_queue("train")):
+    if jobs := in_queue("train"):
         show("train", jobs)
         return
     submit("train", [], [str(SCRIPTS / "train.sh")], dry_run)
@@ -141,7 +131,7 @@ def tokenize(parts: int, dry_run: bool) -> None:
     """Submits the parts that are not encoded, and a job that writes the shards after them."""
     from pipeline.corpus.tokenization import Job
 
-    if not dry_run and (jobs := in_queue("tokenize")):
+    if jobs := in_queue("tokenize"):
         show("tokenize", jobs)
         return
     if not (RAW / SOURCE_FILE).exists():
@@ -165,37 +155,38 @@ def tokenize(parts: int, dry_run: bool) -> None:
 
 def sweep(settings: Sequence[str], jobs: int | None, dry_run: bool) -> None:
     """Submits the experiments that are neither done nor in the queue, as an array of at most `jobs` jobs at a time."""
-    queue = ExperimentQueue()
+    queue, states = ExperimentQueue(), in_queue("sweep")
     entries = queue.entries()
     workspace = git.commit_workspace(Path.cwd())
     if workspace is None:
         raise UserError("Git cannot make a commit: set user.name and user.email")
-    states = {} if dry_run else in_queue("sweep")
     plan: list[tuple[Trial, Entry | None]] = []
-    keys: dict[str, str] = {}
+    to_run: list[tuple[Trial, Path]] = []
     for trial in trials(settings, load_yaml(PARAMS_FILE)):
-        keys[trial.name] = experiment_key(trial, workspace)
+        directory = EXPERIMENTS / experiment_key(trial, workspace)
         entry = find_entry(trial, entries)
         if entry is None or entry.state == "failed":
-            entry = submitted(EXPERIMENTS / keys[trial.name], states) or entry
+            entry = submitted(directory, states) or entry
+        if entry is None or entry.state == "failed":
+            to_run.append((trial, directory))
         plan.append((trial, entry))
     logger.info("%s", summary(plan, queue.baseline, {}, last_flops_per_sec(SUMMARY)))
-    to_run = [trial for trial, entry in plan if entry is None or entry.state == "failed"]
     if not to_run:
         return
-    names = {entry.name for entry in entries} | {path.read_text() for path in EXPERIMENTS.glob("*/name")}
-    for trial in to_run if not dry_run else ():
-        directory = EXPERIMENTS / keys[trial.name]
-        if not (directory / "name").exists():
-            write_text(directory / "name", name := unused_name(trial.name, names))
-            names.add(name)
-        write_text(directory / "settings", "".join(f"{override}\n" for override in trial.overrides))
-        git.set_ref(Path.cwd(), f"refs/sweep/{directory.name}", workspace)
-    limit = f"%{jobs}" if jobs else ""
-    array = [f"--array=0-{len(to_run) - 1}{limit}", "--nodes=1"]
-    number = submit("sweep", array, [str(SCRIPTS / "sweep.sh"), *(keys[trial.name] for trial in to_run)], dry_run)
-    for index, trial in enumerate(to_run if not dry_run else ()):
-        write_text(EXPERIMENTS / keys[trial.name] / "job", f"{number}_{index}")
+    if not dry_run:
+        used = {entry.name for entry in entries} | {path.read_text() for path in EXPERIMENTS.glob("*/name")}
+        for trial, directory in to_run:
+            if not (directory / "name").exists():
+                write_text(directory / "name", name := unused_name(trial.name, used))
+                used.add(name)
+            write_text(directory / "settings", "".join(f"{override}\n" for override in trial.overrides))
+            git.set_ref(Path.cwd(), f"refs/sweep/{directory.name}", workspace)
+    array = f"--array=0-{len(to_run) - 1}" + (f"%{jobs}" if jobs else "")
+    keys = [directory.name for _, directory in to_run]
+    number = submit("sweep", [array, "--nodes=1"], [str(SCRIPTS / "sweep.sh"), *keys], dry_run)
+    if not dry_run:
+        for index, (_, directory) in enumerate(to_run):
+            write_text(directory / "job", f"{number}_{index}")
 
 
 def experiment_key(trial: Trial, workspace: str) -> str:

@@ -7,10 +7,11 @@
 set -uo pipefail
 node=$1
 shift
-# srun gives a task one core, unless told otherwise.
-export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}
+# One task of an array may have the id of the array, which would mean all of its tasks.
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+job=${job:-$SLURM_JOB_ID}
 
-srun --nodes=1 --ntasks=1 --nodelist="$node" bash -c '
+srun --nodes=1 --ntasks=1 --nodelist="$node" --cpus-per-task="${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}" bash -c '
   trap "stopped=143" TERM
   (trap "" TERM; exec "$@")
   code=$?
@@ -18,7 +19,7 @@ srun --nodes=1 --ntasks=1 --nodelist="$node" bash -c '
 ' bash "$@"
 code=$?
 # Not after scancel, where the state is COMPLETING: SLURM would requeue that job too.
-if ((code == 143)) && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
-  scontrol requeue "$SLURM_JOB_ID"
+if ((code == 143)) && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$job"
 fi
 exit "$code"
