@@ -174,7 +174,7 @@ def run_rows(plan: Plan) -> Iterator[Row]:
     """Steps, tokens and FLOPs."""
     tokens_per_step, block_size = plan.train.total_batch_size, plan.config.block_size
     yield "tokens per step", f"{tokens_per_step:,}", f"{tokens_per_step // block_size:,} sequences of {block_size:,}"
-    yield "steps", f"{plan.train.max_steps:,}", f"{plan.train.warmup:,} of warmup"
+    yield "steps", f"{plan.train.max_steps:,}", f"{plan.train.warmup_steps:,} of warmup"
     remark = f"{plan.tokens / parameters(plan.config).total:.1f} per parameter"
     if plan.train_tokens is not None:
         remark += f", {plan.tokens / plan.train_tokens:.2f} epochs of {plan.train_tokens:,}"

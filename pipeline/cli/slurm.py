@@ -27,8 +27,8 @@ from pydantic import Field, ValidationError, field_validator
 from pipeline import git
 from pipeline.artifacts import SOURCE_FILE
 from pipeline.cli.arguments import positive_int
-from pipeline.cli.plan import SUMMARY, last_flops_per_sec
-from pipeline.cli.sweep import find_entry, summary, trials, unused_name
+from pipeline.cli.plan import SUMMARY
+from pipeline.cli.sweep import find_entry, last_speed, summary, trials, unused_name
 from pipeline.config import PARAMS_FILE, ConfigError, Section, load_yaml, read_sections
 from pipeline.corpus.params import TokenizerParams
 from pipeline.files import RUNS, write_text
@@ -170,7 +170,7 @@ def sweep(settings: Sequence[str], jobs: int | None, dry_run: bool) -> None:
         if entry is None or entry.state == "failed":
             to_run.append((trial, directory))
         plan.append((trial, entry))
-    logger.info("%s", summary(plan, queue.baseline, {}, last_flops_per_sec(SUMMARY)))
+    logger.info("%s", summary(plan, queue.baseline, {}, last_speed(SUMMARY)))
     if not to_run:
         return
     if not dry_run:
