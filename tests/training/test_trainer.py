@@ -40,8 +40,10 @@ def send_at(last: int, number: signal.Signals) -> Probe:
 
 def stop_after_step_7(shards: Path, state: Path, **options: object) -> None:
     """Checkpoints are written after steps 5 and 10."""
+    stopped = trainer(shards, state, probes=(stop_at(7),), **options)  # type: ignore[arg-type]
     with pytest.raises(KeyboardInterrupt):
-        trainer(shards, state, probes=(stop_at(7),), **options).run()  # type: ignore[arg-type]
+        stopped.run()
+    stopped.store.wait()  # a process waits for the checkpoint as it exits
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +61,10 @@ def test_a_stopped_run_resumes_bit_for_bit(
     """With dropout; checkpoints are written after steps 5 and 10."""
     expected, expected_log = uninterrupted
     log = MemoryLogger()
+    stopped = trainer(shards, tmp_path, log, probes=(stop_at(stopped_after),))
     with pytest.raises(KeyboardInterrupt):
-        trainer(shards, tmp_path, log, probes=(stop_at(stopped_after),)).run()
+        stopped.run()
+    stopped.store.wait()  # a process waits for the checkpoint as it exits
     resumed = trainer(shards, tmp_path, log)
     resumed.run()
     assert all(map(torch.equal, state_of(resumed), state_of(expected)))
@@ -177,8 +181,10 @@ def test_the_best_weights_are_kept_and_survive_a_kill(shards: Path, tmp_path: Pa
 
     train = {"keep": "best", "eval_interval": 2, "max_steps": 10}
     log, probe = MemoryLogger(), Probe(2, validation)
+    stopped = trainer(shards, tmp_path, log, train=train, probes=(probe, stop_at(7)))
     with pytest.raises(KeyboardInterrupt):
-        trainer(shards, tmp_path, log, train=train, probes=(probe, stop_at(7))).run()
+        stopped.run()
+    stopped.store.wait()
     best = seen[4]
     run = trainer(shards, tmp_path, log, train=train, probes=(probe,))
     run.run()
