@@ -44,7 +44,7 @@ def run_charts(run: Run, smoothing: float) -> list[Chart]:
 
 
 def loss_chart(run: Run, smoothing: float) -> Chart | None:
-    """Training loss, raw and smoothed; validation loss; spikes, skipped steps and resumes."""
+    """Training loss, raw and smoothed; validation loss; spikes, skipped steps, resumes and the weights kept."""
     raw, val = curve(run.curves, "train/loss"), curve(run.curves, "val/loss")
     if raw.empty and val.empty:
         return None
@@ -57,7 +57,11 @@ def loss_chart(run: Run, smoothing: float) -> Chart | None:
     y = Axis("loss (nats per token)", None if high is None else (low - 0.03 * (high - low), high))
     x = _tokens(raw, val)
     marks = _marks(run, high)
-    resumes = run.curves.loc[run.curves["step"].isin([resume.step for resume in run.train.resumes]), "tokens"]
+    notes = {resume.step: "resumed" for resume in run.train.resumes}
+    if run.train.kept_step not in (None, run.train.steps):
+        notes |= {run.train.kept_step: "kept weights"}
+    steps = zip(run.curves["step"], run.curves["tokens"], strict=True)
+    noted = [(float(tokens), notes[step]) for step, tokens in steps if step in notes]
     names = [str(name) for frame in (raw, val, marks) for name in frame["series"].unique()]
     ends = pd.concat([frame.tail(1) for frame in (smooth, val)])
     layers = [
@@ -66,7 +70,7 @@ def loss_chart(run: Run, smoothing: float) -> Chart | None:
         *([specs.lines(val, x, y, names, dots=True)] if len(val) else []),
         *([specs.points(marks, x, y, names, "triangle-up")] if len(marks) else []),
         *_reference_loss(run, y),
-        *([specs.rules([(float(value), "resumed") for value in resumes], x, "x")] if len(resumes) else []),
+        *([specs.rules(noted, x, "x")] if noted else []),
         specs.end_labels(ends.assign(label=[fixed(value, 3) for value in ends["y"]]), x, y, names),
         specs.hover(pd.concat([thinned(smooth), val]), x, y, names, ("series", "tokens", "loss")),
     ]

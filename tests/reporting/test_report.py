@@ -76,12 +76,13 @@ def test_the_loss_chart_has_training_raw_and_smoothed_and_validation(run: Run) -
     assert layers(loss_chart(run, 0.0).to_dict())[0]["mark"].get("opacity") is None  # type: ignore[union-attr]
 
 
-def test_spikes_skipped_steps_and_resumes_are_marked_inside_the_chart(tmp_path: Path) -> None:
+def test_spikes_skipped_steps_resumes_and_the_kept_step_are_marked_inside_the_chart(tmp_path: Path) -> None:
     frame = fixtures.curves()
     frame.loc[0, "train/loss"] = np.nan  # the loss before the first step is measured on validation text alone
     frame.loc[500, ["train/loss", "event"]] = [60.0, "spike"]
     frame.loc[700, ["train/loss", "event"]] = [np.nan, "skipped"]
-    summary = fixtures.run_summary(resumes=[Resume(step=300, changed_files=[]), Resume(step=900, changed_files=[])])
+    resumes = [Resume(step=300, changed_files=[]), Resume(step=900, changed_files=[])]
+    summary = fixtures.run_summary(resumes=resumes, kept_step=600)
     chart = loss_chart(read_run(fixtures.write_run(tmp_path, frame, summary)), 0.9)
     assert chart is not None
     (marks,) = (unit for unit in layers(chart.to_dict()) if unit["mark"].get("shape") == "triangle-up")
@@ -94,6 +95,7 @@ def test_spikes_skipped_steps_and_resumes_are_marked_inside_the_chart(tmp_path: 
     assert all(limits["domainMin"] < row["y"] < limits["domainMax"] for row in marks["values"])
     assert [(row["at"], row["label"]) for row in rows(chart, "rule")] == [
         (pytest.approx(301 * 8192, rel=1e-5), "resumed"),
+        (pytest.approx(601 * 8192, rel=1e-5), "kept weights"),
         (pytest.approx(901 * 8192, rel=1e-5), "resumed"),
     ]
 
@@ -325,11 +327,19 @@ def test_a_small_learning_rate_is_written_with_an_exponent(tmp_path: Path) -> No
     assert {"0", "1e-5", "6e-5"} <= set(texts)
 
 
-def test_resumes_with_changed_code_are_listed(tmp_path: Path) -> None:
-    resumes = [Resume(step=300, changed_files=[]), Resume(step=1_600, changed_files=[f"a_{n}.py" for n in range(31)])]
+def test_a_run_that_stopped_early_says_so_and_which_weights_it_kept(tmp_path: Path) -> None:
+    page = report(fixtures.write_run(tmp_path, summary=fixtures.run_summary(steps=7, kept_step=5)))
+    assert "after 7 of " in page
+    assert "weights of step 5" in page
+
+
+def test_resumes_are_listed_with_changed_code_and_the_run_that_is_continued(tmp_path: Path) -> None:
+    changed = [f"a_{number}.py" for number in range(31)]
+    resumes = [Resume(step=300, changed_files=[], run="abc-300"), Resume(step=1_600, changed_files=changed)]
     page = report(fixtures.write_run(tmp_path, summary=fixtures.run_summary(resumes=resumes)))
     lines = [line for line in page.splitlines() if line.startswith("- at step")]
     assert [line.split(",")[0] for line in lines] == ["- at step 300", "- at step 1"]
+    assert "`abc-300`" in lines[0]
     assert "`a_7.py` and 23 more" in lines[1]
 
 
