@@ -34,8 +34,8 @@ def score_one_at_a_time(
     Returns the chosen endings by metric.
     """
     questions = build_questions("hellaswag", items, tokenizer)
-    nats = [_four_rows(model, question.request, dtype, device).double().numpy() for question in questions]
-    return answers_of(nats, questions)
+    nats = [_four_rows(model, question.request, dtype, device).double() for question in questions]
+    return answers_of([torch.stack((four, torch.zeros(4)), dim=1).numpy() for four in nats], questions)
 
 
 def _four_rows(model: GPT, request: Request, dtype: torch.dtype, device: torch.device) -> torch.Tensor:

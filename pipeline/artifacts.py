@@ -11,7 +11,7 @@ reports/sample/samples.json     Samples            sample
 """
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
 
@@ -19,6 +19,8 @@ from pipeline.files import write_json
 from pipeline.log import UserError
 
 SplitName = Literal["train", "val"]
+TaskName = Literal["next_lines", "hellaswag", "lambada", "arc_easy", "arc_challenge", "piqa", "winogrande"]
+TaskKey = Annotated[str, Field(pattern=f"^({'|'.join(get_args(TaskName))})$")]
 
 SOURCE_FILE, MANIFEST_FILE = "source.json", "manifest.json"
 
@@ -104,7 +106,7 @@ class BenchmarkSource(Record):
 
     stage = "download"
 
-    tasks: dict[str, TaskSource]
+    tasks: dict[TaskKey, TaskSource]
 
 
 # tokenize
@@ -302,11 +304,11 @@ class ValidationMetrics(Record):
     tokens: int
 
 
-BENCHMARK_METRICS = ("acc", "acc_norm", "acc_norm_token")
+BENCHMARK_METRICS = ("acc", "acc_norm", "acc_norm_token", "perplexity")
 
 
 class BenchmarkMetrics(Record):
-    """Accuracies on a benchmark, 0 to 1, with their standard errors. Metrics that the task does not have are None."""
+    """Accuracies on a benchmark, 0 to 1, and perplexity, with their standard errors. None: not of this task."""
 
     name: str
     """What the benchmark is called in headings."""
@@ -321,6 +323,8 @@ class BenchmarkMetrics(Record):
     acc_norm_stderr: float | None = None
     acc_norm_token: float | None = None
     acc_norm_token_stderr: float | None = None
+    perplexity: float | None = None
+    perplexity_stderr: float | None = None
 
     @property
     def metrics(self) -> list[str]:
@@ -348,7 +352,7 @@ class EvaluationMetrics(Record):
     stage = "evaluate"
 
     val: ValidationMetrics
-    benchmarks: dict[str, BenchmarkMetrics] = {}
+    benchmarks: dict[TaskKey, BenchmarkMetrics] = {}
     """By task, in the order of benchmarks.tasks. In the file each is a key beside `val`."""
 
     @property

@@ -10,9 +10,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.files import atomic_path, parsing
 from pipeline.log import UserError
@@ -25,6 +25,10 @@ Text = Annotated[str, Field(pattern=r"\S")]  # not empty
 
 def _label_number(value: Any) -> Any:
     return int(value) if value in ("0", "1", "2", "3") else value
+
+
+Label = Annotated[int, BeforeValidator(_label_number), Field(strict=True)]
+"""The number of the true ending. It is text in some of the hub's copies."""
 
 
 class Item(BaseModel):
@@ -42,8 +46,7 @@ class HellaSwagItem(Item):
     ctx_b: str
     ctx: Text
     endings: tuple[Text, ...] = Field(min_length=ENDINGS, max_length=ENDINGS)
-    label: Annotated[int, BeforeValidator(_label_number)] = Field(strict=True, ge=0, lt=ENDINGS)
-    """The number of the true ending. It is text in the hub's copy."""
+    label: Label = Field(ge=0, lt=ENDINGS)
 
     @field_validator("endings")
     @classmethod
@@ -51,6 +54,53 @@ class HellaSwagItem(Item):
         if len(set(endings)) < ENDINGS:
             raise ValueError(f"the {ENDINGS} endings must differ")
         return endings
+
+
+class LambadaItem(Item):
+    """A passage whose last word is to be found. https://arxiv.org/abs/1606.06031"""
+
+    text: str = Field(pattern=r"\S\s* \S+$")
+
+
+class ArcChoices(BaseModel):
+    """The answers to a question, and what each is called."""
+
+    text: tuple[str, ...] = Field(min_length=2)
+    label: tuple[str, ...]
+
+
+class ArcItem(Item):
+    """A science question with three to five answers. https://arxiv.org/abs/1803.05457"""
+
+    question: Text
+    choices: ArcChoices
+    answerKey: str
+
+    @model_validator(mode="after")
+    def _answer_is_a_choice(self) -> Self:
+        if len(self.choices.label) != len(self.choices.text):
+            raise ValueError("choices.text and choices.label must have the same length")
+        if self.choices.label.count(self.answerKey) != 1:
+            raise ValueError(f"answerKey ({self.answerKey!r}) must be one of choices.label {self.choices.label}")
+        return self
+
+
+class PiqaItem(Item):
+    """A goal and two ways to reach it. https://arxiv.org/abs/1911.11641"""
+
+    goal: Text
+    sol1: str
+    sol2: str
+    label: Label = Field(ge=0, lt=2)
+
+
+class WinograndeItem(Item):
+    """A sentence with a gap, `_`, and two words for it. https://arxiv.org/abs/1907.10641"""
+
+    sentence: str = Field(pattern="_")
+    option1: Text
+    option2: Text
+    answer: Literal["1", "2"]
 
 
 @dataclass(frozen=True)
@@ -67,11 +117,21 @@ class Task:
     hub_items: int = 0
 
 
+# The datasets and splits of lm-evaluation-harness 0.4.13.
 TASKS = {
     "next_lines": Task("Next lines", HellaSwagItem, ("acc", "acc_norm", "acc_norm_token")),
     "hellaswag": Task(
         "HellaSwag", HellaSwagItem, ("acc", "acc_norm", "acc_norm_token"), "Rowan/hellaswag", hub_items=10_042
     ),
+    "lambada": Task(
+        "LAMBADA", LambadaItem, ("acc", "perplexity"), "EleutherAI/lambada_openai", "default", "test", 5153
+    ),
+    "arc_easy": Task("ARC easy", ArcItem, ("acc", "acc_norm"), "allenai/ai2_arc", "ARC-Easy", "test", 2376),
+    "arc_challenge": Task(
+        "ARC challenge", ArcItem, ("acc", "acc_norm"), "allenai/ai2_arc", "ARC-Challenge", "test", 1172
+    ),
+    "piqa": Task("PIQA", PiqaItem, ("acc", "acc_norm"), "baber/piqa", hub_items=1838),
+    "winogrande": Task("Winogrande", WinograndeItem, ("acc",), "allenai/winogrande", "winogrande_xl", hub_items=1267),
 }
 
 

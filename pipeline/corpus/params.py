@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, Strict, field_validator, model_validator
 
+from pipeline.artifacts import TaskName
 from pipeline.config import ModelsEntry, Section
 
 
@@ -60,7 +61,7 @@ class BenchmarkParams(Section):
 
     section: ClassVar[str] = "benchmarks"
 
-    tasks: Annotated[tuple[Literal["next_lines", "hellaswag"], ...], Strict(False)]
+    tasks: Annotated[tuple[TaskName, ...], Strict(False)]
     """next_lines: items made from the validation documents (a context, its true continuation, three others), never
     reported as HellaSwag. The first task is also measured during training. []: none."""
 

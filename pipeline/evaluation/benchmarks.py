@@ -2,11 +2,18 @@
 
 A task turns an item into questions: endings to score after a context, and by which metrics the answer is chosen.
 
+    lambada         "He saw the"   " cat"   the answer counts if greedy sampling gives it (acc); perplexity per word
+    arc, piqa       "Question: Why?\nAnswer:"   " So."   " Not so."
+    winogrande      "Jo saw that Bo" or "Jo saw that Jim"   " slept."   one ending after two contexts
+
+All are asked without examples (zero-shot), by the rules of EleutherAI's lm-evaluation-harness: context and ending are
+tokenized as one text, and the answer is the ending with the highest log-likelihood (acc), or the highest per character
+(acc_norm).
+
 HellaSwag (and next_lines) is asked under two protocols, whose numbers are not comparable with each other:
 
-`acc`, `acc_norm`  EleutherAI's lm-evaluation-harness (tasks/hellaswag, version 1.0): the activity label first, ctx_b
-                   capitalized, WikiHow's brackets removed, context and ending tokenized as one text. The answer is the
-                   ending with the highest log-likelihood (acc), or the highest per character (acc_norm).
+`acc`, `acc_norm`  lm-evaluation-harness (tasks/hellaswag, version 1.0): the activity label first, ctx_b capitalized,
+                   WikiHow's brackets removed.
 `acc_norm_token`   build-nanogpt, llm.c, nanochat: the raw ctx, endings tokenized separately. The answer is the ending
                    with the highest log-likelihood per token.
 
@@ -34,7 +41,15 @@ import tiktoken
 import torch
 
 from pipeline.artifacts import BenchmarkMetrics
-from pipeline.corpus.benchmarks import TASKS, HellaSwagItem, Item
+from pipeline.corpus.benchmarks import (
+    TASKS,
+    ArcItem,
+    HellaSwagItem,
+    Item,
+    LambadaItem,
+    PiqaItem,
+    WinograndeItem,
+)
 from pipeline.corpus.tokenizer import encode_text
 from pipeline.distributed import Group
 from pipeline.evaluation.scoring import Request, Scores, score_requests
@@ -74,9 +89,42 @@ def _hellaswag(number: int, item: Item, tokenizer: tiktoken.Encoding) -> Iterato
     yield Question(number, request, {"acc_norm_token": [len(ending) for ending in endings]}, item.label)
 
 
+def _lambada(number: int, item: Item, tokenizer: tiktoken.Encoding) -> Iterator[Question]:
+    assert isinstance(item, LambadaItem)
+    context, _, word = item.text.rpartition(" ")
+    tokens, ending = encode_pair(context, f" {word}", tokenizer)
+    yield Question(number, Request([tokens], [ending], margins=True), {"acc": [1]}, label=0)
+
+
+def _arc(number: int, item: Item, tokenizer: tiktoken.Encoding) -> Iterator[Question]:
+    assert isinstance(item, ArcItem)
+    label = item.choices.label.index(item.answerKey)
+    yield _multiple_choice(number, f"Question: {item.question}\nAnswer:", item.choices.text, label, tokenizer)
+
+
+def _piqa(number: int, item: Item, tokenizer: tiktoken.Encoding) -> Iterator[Question]:
+    assert isinstance(item, PiqaItem)
+    yield _multiple_choice(number, f"Question: {item.goal}\nAnswer:", [item.sol1, item.sol2], item.label, tokenizer)
+
+
+def _winogrande(number: int, item: Item, tokenizer: tiktoken.Encoding) -> Iterator[Question]:
+    """Partial evaluation (https://arxiv.org/abs/1806.02847): what follows the gap, after either word in it."""
+    assert isinstance(item, WinograndeItem)
+    before, _, after = item.sentence.partition("_")
+    contexts = [before + option for option in (item.option1, item.option2)]
+    pairs = [encode_pair(context, f" {after.strip()}", tokenizer) for context in contexts]
+    request = Request([context for context, _ in pairs], [ending for _, ending in pairs])
+    yield Question(number, request, {"acc": [1, 1]}, int(item.answer) - 1)
+
+
 QUESTIONS: dict[str, Callable[[int, Item, tiktoken.Encoding], Iterator[Question]]] = {
     "next_lines": _hellaswag,
     "hellaswag": _hellaswag,
+    "lambada": _lambada,
+    "arc_easy": _arc,
+    "arc_challenge": _arc,
+    "piqa": _piqa,
+    "winogrande": _winogrande,
 }
 
 
@@ -133,6 +181,9 @@ class BenchmarkResult:
     chance: float
     """Accuracy of guessing, 0 to 1."""
 
+    nats: Scores | None = None
+    """Of a task with perplexity: the loss of each ending.  # (n,)"""
+
     @property
     def items(self) -> int:
         return len(self.labels)
@@ -150,6 +201,10 @@ class BenchmarkResult:
         """The record in metrics.json."""
         values = {metric: self.accuracy(metric) for metric in self.answers}
         errors = {f"{metric}_stderr": self.stderr(metric) for metric in self.answers}
+        if self.nats is not None and (perplexity := np.exp(self.nats.mean())) < np.inf:
+            values["perplexity"] = float(perplexity)
+            error = self.nats.std(ddof=1) / math.sqrt(self.items) if self.items > 1 else 0.0
+            errors["perplexity_stderr"] = float(perplexity * error)  # of the exponential of a mean, to first order
         known = {"name": TASKS[task].name, "items": self.items, "truncated": self.truncated, "chance": self.chance}
         return BenchmarkMetrics.model_validate(known | values | errors)
 
@@ -177,8 +232,9 @@ def answer(
     labels = {question.item: question.label for question in questions}
     long = {question.item for question in questions if not question.request.fits(model.config.block_size)}
     answers = answers_of(scores, questions)
-    chances = [1 / len(question.request.endings) for question in questions]
-    return BenchmarkResult(np.array(list(labels.values())), answers, len(long), float(np.mean(chances)))
+    chances = [0 if question.request.margins else 1 / len(question.request.endings) for question in questions]
+    nats = np.array([part[0, 0] for part in scores]) if questions[0].request.margins else None
+    return BenchmarkResult(np.array(list(labels.values())), answers, len(long), float(np.mean(chances)), nats)
 
 
 def endings(questions: Sequence[Question]) -> int:
@@ -187,40 +243,48 @@ def endings(questions: Sequence[Question]) -> int:
 
 
 def answers_of(scores: Sequence[Scores], questions: Sequence[Question]) -> dict[str, Answers]:
-    """Metric -> the best ending of each item. `scores`: the summed loss of the endings of each question."""
+    """Metric -> the chosen ending of each item; -1 where the only ending is not what greedy sampling gives.
+
+    `scores`: from `score_requests`.
+    """
     answers: dict[str, list[int]] = {}
-    for nats, question in zip(scores, questions, strict=True):
+    for part, question in zip(scores, questions, strict=True):
         for metric, lengths in question.lengths.items():
-            answers.setdefault(metric, []).append(_best(nats, lengths))
+            greedy = not question.request.margins or part[0, 1] > 0
+            answers.setdefault(metric, []).append(_best(part[:, 0], lengths) if greedy else -1)
     return {metric: np.array(chosen) for metric, chosen in answers.items()}
 
 
 def _rescore(
-    scores: list[Scores], questions: Sequence[Question], in_float32: Callable[[Sequence[Request]], list[Scores]]
+    scores: Sequence[Scores], questions: Sequence[Question], in_float32: Callable[[Sequence[Request]], list[Scores]]
 ) -> None:
-    """Replaces the scores of questions whose answers an error as large as twice the largest seen could change.
+    """Replaces the scores of endings by which an error as large as twice the largest seen could change an answer.
 
-    The error is seen on the rescored requests, so a large one can make more answers uncertain.
+    The error is seen on the rescored endings, so a large one can make more answers uncertain.
     """
-    error, rescored = BFLOAT16_ERROR, set[int]()
+    error, exact = BFLOAT16_ERROR, [np.zeros(len(part), dtype=bool) for part in scores]
     while asked := [
-        n for n in range(len(questions)) if n not in rescored and _uncertain(scores[n], questions[n], error)
+        (number, rows)
+        for number, question in enumerate(questions)
+        if (rows := _contenders(scores[number], question, np.where(exact[number], 0.0, error)))
     ]:
-        for number, exact in zip(asked, in_float32([questions[number].request for number in asked]), strict=True):
-            error = max(error, 2 * float(np.abs(exact - scores[number]).max()))
-            scores[number] = exact
-        rescored |= set(asked)
+        requests = [questions[number].request.only(rows) for number, rows in asked]
+        for (number, rows), part in zip(asked, in_float32(requests), strict=True):
+            error = max(error, 2 * float(np.abs(part - scores[number][rows]).max()))
+            scores[number][rows], exact[number][rows] = part, True
 
 
-def _uncertain(nats: Scores, question: Question, error: float) -> bool:
-    """Whether errors of at most `error` nats in each score could change an answer."""
+def _contenders(scores: Scores, question: Question, errors: Scores) -> list[int]:
+    """The endings, of those with an error, whose errors could change an answer. `errors`: the largest of each score."""
+    nats = scores[:, 0]
+    close = np.abs(scores[:, 1]) < errors if question.request.margins else np.zeros(len(scores), dtype=bool)
     for lengths in question.lengths.values():
         best = _best(nats, lengths)
-        lower = _normalized(nats - error, lengths)
-        lower[best] = np.inf  # compare the best with the others only
-        if lower.min() < _normalized(nats + error, lengths)[best]:
-            return True
-    return False
+        better = _normalized(nats - errors, lengths) < _normalized(nats + errors, lengths)[best]
+        better[best] = False  # compare the best with the others only
+        better[best] = better.any()
+        close |= better
+    return np.flatnonzero(close & (errors > 0)).tolist()
 
 
 def _normalized(nats: Scores, lengths: Sequence[int]) -> Scores:

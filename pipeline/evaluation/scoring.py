@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from pipeline.distributed import Group
-from pipeline.evaluation.surprisal import row_sums, target_hidden, token_nats
+from pipeline.evaluation.surprisal import row_sums, target_hidden, token_margins, token_nats
 from pipeline.inference import for_inference
 from pipeline.model.gpt import GPT
 from pipeline.progress import Progress
@@ -31,11 +31,18 @@ class Request:
     contexts: list[list[int]]
     """One that all endings share, or one for each."""
     endings: list[list[int]]
+    margins: bool = False
+    """Whether to compute the margin of each ending too."""
 
     def pairs(self) -> list[tuple[list[int], list[int]]]:
         """(context, ending) of each ending."""
         contexts = self.contexts * (len(self.endings) // len(self.contexts))
         return list(zip(contexts, self.endings, strict=True))
+
+    def only(self, rows: Sequence[int]) -> "Request":
+        """The request for some of the endings."""
+        contexts = self.contexts if len(self.contexts) == 1 else [self.contexts[row] for row in rows]
+        return Request(contexts, [self.endings[row] for row in rows], self.margins)
 
     def fits(self, block_size: int) -> bool:
         """Whether each context fits the window with its ending. The last token is never an input."""
@@ -50,6 +57,7 @@ class _Task:
     endings: list[list[int]]
     rows: list[int]
     """Where the score of each ending goes."""
+    margins: bool
 
 
 @torch.no_grad()
@@ -62,7 +70,11 @@ def score_requests(
     group: Group,
     progress: Progress | None = None,
 ) -> list[Scores]:
-    """The summed cross entropy of every ending, in nats: its negative log-likelihood.  # (endings,) of each request
+    """The scores of the endings of each request.  # (endings, 2)
+
+    The first column is the summed cross entropy in nats, the negative log-likelihood. The second is the margin: how far
+    the logit of the ending's least certain token is above those of all other tokens, positive where greedy sampling
+    gives the ending; 0 unless the request asks for margins.
 
     Called by every rank; all return the same result. `batch_size`: full sequences per forward pass of a rank; on a GPU,
     as many shorter ones as have that many tokens. `dtype` of matrix products. `progress` is advanced by the endings of
@@ -88,16 +100,16 @@ def score_requests(
         del tasks[:size]
 
     fast = for_inference(model, dtype)
-    nats = torch.zeros(int(first_rows[-1]), dtype=torch.float64)
+    scores = torch.zeros(int(first_rows[-1]), 2, dtype=torch.float64)
     for begin in range(0, len(batches), group.world_size):
         at_once = batches[begin : begin + group.world_size]  # a batch for each rank
         if group.rank < len(at_once):
-            for row, value in _score_batch(fast, at_once[group.rank], batch_size, group.device):
-                nats[row] = value
+            for rows, part in _score_batch(fast, at_once[group.rank], batch_size, group.device):
+                scores[rows] = part
         if progress is not None:
             progress.advance(sum(len(task.rows) for batch in at_once for task in batch))
-    group.sum_(nats)  # each row is nonzero on one rank only, so this sum is exact
-    return np.split(nats.numpy(), first_rows[1:-1]) if requests else []
+    group.sum_(scores)  # each row is nonzero on one rank only, so this sum is exact
+    return np.split(scores.numpy(), first_rows[1:-1]) if requests else []
 
 
 def rows_at_once(batch_size: int, block_size: int, length: int, device: torch.device) -> int:
@@ -110,18 +122,19 @@ def rows_at_once(batch_size: int, block_size: int, length: int, device: torch.de
 def _split(request: Request, first_row: int, block_size: int) -> Iterator[_Task]:
     """The request as one task if its endings share a context and fit the window, else as one task for each ending."""
     if len(request.contexts) == 1 and request.fits(block_size):
-        yield _Task(request.contexts[0], request.endings, list(range(first_row, first_row + len(request.endings))))
+        rows = list(range(first_row, first_row + len(request.endings)))
+        yield _Task(request.contexts[0], request.endings, rows, request.margins)
         return
     for row, (context, ending) in enumerate(request.pairs(), start=first_row):
         text = (context + ending)[-(block_size + 1) :]  # the last token is a target only
         cut = max(1, len(text) - len(ending))
-        yield _Task(text[:cut], [text[cut:]], [row])
+        yield _Task(text[:cut], [text[cut:]], [row], request.margins)
 
 
 def _score_batch(
     model: GPT, tasks: Sequence[_Task], batch_size: int, device: torch.device
-) -> Iterator[tuple[int, float]]:
-    """(row, nats) of every ending with tokens, `rows_at_once` at a time."""
+) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """(rows, scores (n, 2)) of the endings with tokens, `rows_at_once` at a time."""
     shared = min(len(task.context) for task in tasks) - 1
     cache = None
     if shared:
@@ -142,5 +155,10 @@ def _score_batch(
         if cache is not None:
             part = cache.take(torch.tensor(contexts, device=device), cache.length + max(map(len, inputs)))
         hidden, expected, scored = target_hidden(model, list(zip(inputs, targets, strict=True)), device, part)
-        nats = row_sums(token_nats(model, hidden, expected), scored)
-        yield from zip(rows, nats.tolist(), strict=True)
+        scores = torch.zeros(len(rows), 2, dtype=torch.float64, device=device)
+        scores[:, 0] = row_sums(token_nats(model, hidden, expected), scored)
+        if any(task.margins for task in tasks):
+            margins = torch.full(scored.shape, torch.inf, dtype=torch.float64, device=device)
+            margins[scored] = token_margins(model, hidden, expected).double()
+            scores[:, 1] = margins.amin(dim=1)
+        yield list(rows), scores.cpu()

@@ -65,6 +65,16 @@ def token_nats(model: GPT, hidden: Tensor, targets: Tensor) -> Tensor:
     return nats
 
 
+def token_margins(model: GPT, hidden: Tensor, targets: Tensor) -> Tensor:
+    """How far the logit of each target is above all others: hidden (N, C), targets (N,) int64 -> (N,) float32.
+
+    Positive where the target is the most likely token.
+    """
+    logits = model.logits(hidden).float()  # (N, V)
+    own = logits.gather(1, targets[:, None])
+    return (own - logits.scatter(1, targets[:, None], -torch.inf).amax(dim=1, keepdim=True))[:, 0]
+
+
 Tokens = Sequence[int] | npt.NDArray[np.int64]
 
 

@@ -106,7 +106,7 @@ def context(run: Run, title: str, smoothing: float) -> dict[str, Any]:
 
 def versus_chance(share: float, error: float, chance: float) -> str:
     """How an accuracy compares with guessing, in words."""
-    if not error:
+    if not error or not chance:
         return f"chance is {percent(chance, 0)}"
     distance = (share - chance) / error
     if abs(distance) < SIGNIFICANT:

@@ -5,11 +5,11 @@ import json
 import random
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from pipeline.artifacts import SOURCE_FILE, BenchmarkSource, TaskSource
+from pipeline.artifacts import SOURCE_FILE, BenchmarkSource, TaskName, TaskSource
 from pipeline.config import ConfigError, load_yaml, validate
 from pipeline.corpus import benchmark_source
 from pipeline.corpus.benchmark_source import CONTEXT_CHARACTERS, fetch_benchmarks, next_lines
@@ -155,6 +155,38 @@ def test_a_bad_item_is_named_with_its_line(tmp_path: Path, line: str, place: str
     path.write_text(json.dumps(RECORD) + "\n" + line + "\n", encoding="latin-1")
     with pytest.raises(UserError, match=rf"items\.jsonl{place}"):
         read_items(path, "hellaswag")
+
+
+ARC = {"question": "Why?", "choices": {"text": ["a", "b", "c"], "label": ["A", "B", "C"]}, "answerKey": "C"}
+PIQA = {"goal": "Open it", "sol1": "pull", "sol2": "push", "label": 1}
+WINOGRANDE = {"sentence": "Jo saw _ .", "option1": "Bo", "option2": "Al", "answer": "2"}
+
+
+@pytest.mark.parametrize(
+    ("task", "record", "changes", "complaint"),
+    [
+        ("lambada", {"text": "One two three"}, {"text": "One"}, "text "),
+        ("lambada", {"text": "One two three"}, {"text": "One two "}, "text "),
+        ("arc_easy", ARC, {"answerKey": "D"}, r"item .*answerKey \('D'\)"),
+        ("arc_challenge", ARC, {"choices": {"text": ["a", "b"], "label": ["A"]}}, "item .*same length"),
+        ("arc_challenge", ARC, {"choices": {"text": ["a"], "label": ["A"]}}, r"choices\.text "),
+        ("piqa", PIQA, {"label": -1}, r"label \(-1\)"),
+        ("piqa", PIQA, {"sol2": None}, r"sol2 \(None\)"),
+        ("winogrande", WINOGRANDE, {"sentence": "No gap"}, r"sentence \('No gap'\)"),
+        ("winogrande", WINOGRANDE, {"answer": ""}, r"answer \(''\)"),
+    ],
+)
+def test_each_task_has_the_schema_of_its_dataset(
+    tmp_path: Path, task: str, record: dict[str, Any], changes: dict[str, Any], complaint: str
+) -> None:
+    path = tmp_path / "items.jsonl"
+    path.write_text(json.dumps(record | {"id": "of no use"}) + "\n" + json.dumps(record | changes) + "\n")
+    with pytest.raises(UserError, match=rf"items\.jsonl:2: {complaint}"):
+        read_items(path, task)
+
+
+def test_every_task_is_known() -> None:
+    assert set(get_args(TaskName)) == TASKS.keys()
 
 
 def test_a_missing_or_empty_file_is_named(tmp_path: Path) -> None:

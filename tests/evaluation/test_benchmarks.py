@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.hellaswag import score_one_at_a_time
-from pipeline.corpus.benchmarks import TASKS, HellaSwagItem, Item
+from pipeline.corpus.benchmarks import TASKS, HellaSwagItem, Item, LambadaItem
 from pipeline.corpus.tokenizer import save_tokenizer
 from pipeline.distributed import Group
 from pipeline.evaluation import benchmarks, scoring
@@ -129,6 +129,58 @@ def test_trailing_spaces_of_the_context_move_to_the_continuation() -> None:
     assert (text(context), text(continuation)) == ("Go:", "   on")
 
 
+def only_question(task: str, **fields: object) -> Question:
+    (question,) = questions(TASKS[task].schema.model_validate(fields), task)
+    return question
+
+
+def test_lambada_asks_for_the_last_word() -> None:
+    question = only_question("lambada", text="He saw the black  cat")
+    assert text(question.request.contexts[0]) == "He saw the black"
+    assert (texts(question), question.label) == (["  cat"], 0)  # the space that ends the context moves to the word
+
+
+def test_arc_questions_have_any_number_of_answers() -> None:
+    choices = {"text": ["Sun", "the Moon", "Mars"], "label": ["1", "2", "3"]}
+    question = only_question("arc_easy", question="What shines?", choices=choices, answerKey="2")
+    assert text(question.request.contexts[0]) == "Question: What shines?\nAnswer:"
+    assert (texts(question), question.label) == ([" Sun", " the Moon", " Mars"], 1)
+    assert question.lengths == {"acc": [1, 1, 1], "acc_norm": [3, 8, 4]}
+
+
+def test_piqa_question() -> None:
+    question = only_question("piqa", goal="Boil water", sol1="Use a pot.", sol2="Use ice.", label=1)
+    assert text(question.request.contexts[0]) == "Question: Boil water\nAnswer:"
+    assert (texts(question), question.label) == ([" Use a pot.", " Use ice."], 1)
+
+
+def test_winogrande_asks_for_the_same_ending_after_each_word() -> None:
+    question = only_question(
+        "winogrande", sentence="Jo fed Bo, so _ was full .", option1="Jo", option2="Bo", answer="2"
+    )
+    assert [text(context) for context in question.request.contexts] == ["Jo fed Bo, so Jo", "Jo fed Bo, so Bo"]
+    assert (texts(question), question.label) == ([" was full ."] * 2, 1)
+
+
+@torch.no_grad()
+def test_accuracy_and_perplexity_of_last_words() -> None:
+    model = tiny_model(block_size=64, tie_embeddings=False).eval()
+    model.lm_head.weight.zero_()  # all ids equally likely: no word is certain, and each byte costs ln(257)
+    items = [LambadaItem(text=passage) for passage in ("a bc", "a d")]
+    result = score(model, items, task="lambada").metrics("lambada")
+    assert (result.acc, result.chance) == (0, 0)
+    nats = np.array([3, 2]) * math.log(257)
+    assert result.perplexity == pytest.approx(math.exp(nats.mean()), rel=1e-5)
+    assert result.perplexity_stderr == pytest.approx(math.exp(nats.mean()) * nats.std(ddof=1) / math.sqrt(2), rel=1e-5)
+    model = tiny_model(block_size=64).eval()
+    context = torch.tensor([BYTES.encode_ordinary("The cat")])
+    chosen = [int(model.logits(model.hidden(context))[0, -1].argmax())]
+    likely = Question(0, Request(context.tolist(), [chosen], margins=True), {"acc": [1]}, label=0)
+    other = Question(1, Request(context.tolist(), [[(chosen[0] + 1) % 257]], margins=True), {"acc": [1]}, label=0)
+    result = answer(model, [likely, other], batch_size=4, dtype=torch.float32, group=ALONE).metrics("lambada")
+    assert result.acc == 0.5
+
+
 # Scores and answers.
 
 
@@ -147,8 +199,8 @@ def test_scores_match_the_definition_for_truncated_contexts_too(block_size: int)
     requests = [question.request for question in build_questions("hellaswag", many_items(6), BYTES)]
     requests.append(Request([[1, 2], [3], [4] * 9], [[5], [6, 7], [8]]))  # contexts of their own
     scores = score_requests(model, requests, batch_size=4, dtype=torch.float32, group=ALONE)
-    for request, nats in zip(requests, scores, strict=True):
-        assert nats == pytest.approx([ending_nats(model, *pair) for pair in request.pairs()], rel=1e-5)
+    for request, part in zip(requests, scores, strict=True):
+        assert part[:, 0] == pytest.approx([ending_nats(model, *pair) for pair in request.pairs()], rel=1e-5)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -237,16 +289,16 @@ def test_an_ending_without_characters_cannot_win_acc_norm() -> None:
 def test_an_ending_without_tokens_has_no_loss_and_wins_only_if_all_are_empty() -> None:
     """As where a tokenizer joins the whole ending to the context's last token."""
     four_endings: list[list[list[int]]] = [[[], [3, 4], [], [5]], [[], [], [], []]]
-    nats = score_requests(
+    scores = score_requests(
         tiny_model(block_size=64),
         [Request([[1, 2]], four) for four in four_endings],
         batch_size=4,
         dtype=torch.float32,
         group=ALONE,
     )
-    assert (np.array(nats) > 0).tolist() == [[False, True, False, True], [False] * 4]
+    assert (np.array(scores)[:, :, 0] > 0).tolist() == [[False, True, False, True], [False] * 4]
     asked = [choose(four, number) for number, four in enumerate(four_endings)]
-    for first, second in answers_of(nats, asked).values():
+    for first, second in answers_of(scores, asked).values():
         assert first in (1, 3)
         assert second == 0
 
@@ -304,25 +356,36 @@ def test_bfloat16_without_rescoring_changes_answers(monkeypatch: pytest.MonkeyPa
     assert not same_answers(score(model, items).answers, score(model, items, dtype=torch.bfloat16).answers)
 
 
-def test_a_large_error_makes_more_answers_uncertain() -> None:
+def with_margins(nats: Sequence[float]) -> Scores:
+    return np.stack([nats, np.zeros(len(nats))], axis=1)
+
+
+def test_contending_endings_are_rescored_and_a_large_error_makes_more_of_them() -> None:
     asked = [choose([[1], [2], [3], [4]], number) for number in range(3)]
-    scores = [np.array([20.0, 20.0 + gap, 90.0, 90.0]) for gap in (0.9, 3.0, 9.0)]
-    exact = [nats - [0.0, 1.0, 0.0, 0.0] for nats in scores]  # the second ending is off by 1 nat, twice BFLOAT16_ERROR
+    scores = [with_margins([20.0, 20.0 + gap, 90.0, 90.0]) for gap in (0.9, 3.0, 9.0)]
+    exact = [part[:2] - [[0.0, 0.0], [1.0, 0.0]] for part in scores]  # the second is off by twice BFLOAT16_ERROR
     rescored: list[list[int]] = []
 
     def in_float32(requests: Sequence[Request]) -> list[Scores]:
+        assert all(request.endings == [[1], [2]] for request in requests)
         rescored.append([request.contexts[0][0] for request in requests])
         return [exact[number] for number in rescored[-1]]
 
     benchmarks._rescore(scores, asked, in_float32)
     assert rescored == [[0], [1]]
-    assert [nats[1] for nats in scores] == [exact[0][1], exact[1][1], 29.0]
+    assert [part[1, 0] for part in scores] == [exact[0][1, 0], exact[1][1, 0], 29.0]
 
 
 def test_an_ending_that_cannot_win_hides_no_uncertain_answer() -> None:
-    nats = np.array([0.0, 20.0, 20.1, 90.0])
-    assert benchmarks._uncertain(nats, choose([[], [2], [3], [4]]), error=0.5)
-    assert not benchmarks._uncertain(nats, choose([[1], [2], [3], [4]]), error=0.5)
+    scores, errors = with_margins([0.0, 20.0, 20.1, 90.0]), np.full(4, 0.5)
+    assert benchmarks._contenders(scores, choose([[], [2], [3], [4]]), errors) == [1, 2]
+    assert benchmarks._contenders(scores, choose([[1], [2], [3], [4]]), errors) == []
+
+
+def test_a_greedy_answer_is_uncertain_where_another_token_is_about_as_likely() -> None:
+    question = Question(0, Request([[1]], [[2]], margins=True), {"acc": [1]}, label=0)
+    for margin, contenders in ((0.4, [0]), (-0.4, [0]), (0.6, []), (-0.6, [])):
+        assert benchmarks._contenders(np.array([[3.0, margin]]), question, np.array([0.5])) == contenders
 
 
 # Against lm-evaluation-harness itself.
@@ -342,7 +405,7 @@ BRACKETED = [
 @pytest.mark.parametrize("block_size", [128, 24])  # 24: nearly every item is truncated
 def test_answers_match_lm_eval(tmp_path: Path, block_size: int) -> None:
     pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed (docs/evaluation.md says how)")
-    from benchmarks.harness import harness_is_right
+    from benchmarks.harness import harness_values
 
     items = [*many_items(24), *BRACKETED]
     if block_size < 128:  # the harness accepts no ending that is longer than the context
@@ -352,7 +415,7 @@ def test_answers_match_lm_eval(tmp_path: Path, block_size: int) -> None:
     save_tokenizer(BYTES, tmp_path / "tokenizer")
     export_model(model, tmp_path / "tokenizer", tmp_path / "exported")
     result = answer(model, build_questions("hellaswag", items, BYTES), batch_size=8, dtype=torch.float32, group=ALONE)
-    for metric, correct in harness_is_right(tmp_path / "exported", items).items():
+    for metric, correct in harness_values(tmp_path / "exported", "hellaswag", items).items():
         ours: npt.NDArray[np.int64] = (result.answers[metric] == result.labels).astype(int)
         assert np.array_equal(ours, correct), metric
         assert 0 < ours.mean() < 1  # neither all right nor all wrong

@@ -15,6 +15,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from pipeline.artifacts import (
+    BenchmarkMetrics,
     CodeRevision,
     EvaluationMetrics,
     PromptSamples,
@@ -151,6 +152,21 @@ def test_accuracy_during_training_has_the_error_of_its_items(tmp_path: Path, ask
     items = min(asked, evaluated)
     expected = [100 * math.sqrt(share * (1 - share) / (items - 1)) for share in (0.21, 0.32, 0.39)]
     assert [row["y"] - row["low"] for row in bars] == pytest.approx(expected, rel=1e-4)
+
+
+def test_several_benchmarks_each_have_a_section_and_their_own_chance(tmp_path: Path) -> None:
+    record = BenchmarkMetrics(name="PIQA", items=50, truncated=3, chance=0.5, acc=0.6, acc_stderr=0.07)
+    lambada = {"name": "LAMBADA", "chance": 0.0, "perplexity": 12.34, "perplexity_stderr": 0.4}
+    tasks = {"piqa": record, "lambada": record.model_copy(update=lambada)}
+    metrics = EvaluationMetrics(val=fixtures.evaluation_metrics().val, benchmarks=tasks)
+    root = fixtures.write_run(tmp_path, metrics=metrics)
+    chart = accuracy_chart(read_run(root))
+    assert [row["y"] for row in rows(chart, "rule") if "low" in row] == ["PIQA acc", "LAMBADA acc"]
+    assert [(row["y"], row["x"]) for row in rows(chart, "tick")] == [("PIQA acc", 50)]
+    page = report(root)
+    assert "PIQA: 60.0 % ± 7.0 % (acc, 50 items), not significantly different from chance (50 %)." in page
+    assert "50 items. 3 did not fit the context. Perplexity per word: 12.34 ± 0.40.\n" in page
+    assert page.index("### PIQA") < page.index("### LAMBADA")
 
 
 def test_charts_without_data_are_left_out(tmp_path: Path) -> None:
