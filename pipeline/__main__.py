@@ -15,6 +15,7 @@ COMMANDS = {
     "slurm": ("pipeline.cli.slurm:main", "submit training, tokenization or a sweep to a SLURM cluster"),
     "compare": ("pipeline.cli.compare:main", "experiments side by side, with tests of significance"),
     "report": ("pipeline.cli.report:main", "write reports/report.html, which neither Git nor DVC stores"),
+    "evaluate": ("pipeline.cli.evaluate:main", "validation loss and benchmarks of any models, side by side"),
     "generate": ("pipeline.cli.generate:main", "sample text from a model"),
     "import": ("pipeline.cli.convert:import_main", "make a model directory from GPT-2's or Hugging Face weights"),
     "export": ("pipeline.cli.convert:export_main", "write a model as a Hugging Face directory"),

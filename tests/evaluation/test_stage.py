@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from pipeline.artifacts import EvaluationMetrics
+from pipeline.cli.evaluate import main as compare_models
 from pipeline.config import read_sections
-from pipeline.corpus.benchmarks import TASKS
+from pipeline.corpus.benchmarks import TASKS, LambadaItem
 from pipeline.corpus.tokenizer import save_tokenizer
 from pipeline.log import UserError
 from pipeline.model.gpt import GPT
@@ -24,6 +25,12 @@ from stages.train import validation_probe
 from tests.evaluation.small import ALONE, BYTES, documents, many_items, tiny_model, write_benchmarks, write_val_split
 
 ROOT = Path(__file__).parents[2]
+OTHER_BYTES = type(BYTES)(
+    "other",
+    pat_str=r"\S+|\s+",
+    mergeable_ranks={bytes([byte]): 255 - byte for byte in range(256)},
+    special_tokens={"<|endoftext|>": 256},
+)
 
 
 @pytest.fixture
@@ -84,9 +91,7 @@ def test_two_processes_write_the_same_metrics_as_one() -> None:
 
 def test_a_model_with_another_tokenizer_is_refused_and_old_metrics_stay(workspace: Path) -> None:
     before = evaluated()
-    ranks = {bytes([byte]): 255 - byte for byte in range(256)}
-    other = type(BYTES)("other", pat_str=r"\S+|\s+", mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 256})
-    save_tokenizer(other, workspace / "other")
+    save_tokenizer(OTHER_BYTES, workspace / "other")
     save_model(workspace / "data/model", tiny_model(), workspace / "other")
     with pytest.raises(UserError, match=r"data/model: its tokenizer other \(257 ids"):
         evaluate.main()
@@ -131,3 +136,35 @@ def test_probes_on_all_data_measure_the_same_as_the_stage() -> None:
     result = written.benchmarks["next_lines"]
     accuracies = {f"next_lines/{metric}": result.value(metric)[0] for metric in result.metrics}
     assert {name: measured[name] for name in benchmark_columns(Path("data/benchmarks"))} == accuracies
+
+
+def test_the_command_compares_models_by_item(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written = evaluated()
+    save_model(workspace / "models/other", tiny_model(block_size=64, n_layer=1), workspace / "data/shards/tokenizer")
+    write_benchmarks(workspace / "items", next_lines=many_items(13), lambada=[LambadaItem(text="A big man")])
+    capsys.readouterr()
+    compare_models(["data/model", "other", "--directory", "items"])
+    out, err = capsys.readouterr()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines() if line.startswith("| ")]
+    assert rows[0] == ["", "data/model", "other", "Chance"]
+    assert rows[2][:2] == ["Validation loss (nats per token)", f"{written.val.loss:.4f}"]
+    value, error = written.benchmarks["next_lines"].value("acc")
+    assert rows[4][:2] == ["Next lines acc, 13 items", f"{100 * value:.2f} % ± {100 * error:.2f} %"]
+    assert [row[0] for row in rows[7:9]] == ["LAMBADA acc, 1 items", "LAMBADA perplexity, 1 items"]
+    of_other = float(rows[4][2].split()[0])
+    assert float(rows[11][2].split()[0]) == pytest.approx(of_other - 100 * value, abs=0.02)
+    assert "validation loss" not in err
+    compare_models(["other", "--shards", "none", "--tasks", "lambada", "--directory", "items"])
+    assert "Validation loss" not in capsys.readouterr().out
+    with pytest.raises(UserError, match="nothing: neither a model directory nor a name in models/"):
+        compare_models(["nothing"])
+
+
+def test_the_command_gives_no_loss_on_shards_of_another_tokenizer(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_val_split(workspace / "others", documents(), OTHER_BYTES)
+    compare_models(["data/model", "--shards", "others"])
+    out, err = capsys.readouterr()
+    assert "Validation loss" not in out
+    assert "data/model: no validation loss: its tokenizer bytes is not that of others (other)" in err
