@@ -28,7 +28,7 @@ from pipeline.huggingface.convert import (
     CONFIG,
     HUB_ID,
     INDEX,
-    PICKLE,
+    PICKLES,
     WEIGHTS,
     config_from,
     download,
@@ -98,9 +98,9 @@ def _weights_file(directory: Path) -> Path:
     for name in (WEIGHTS, INDEX):
         if (directory / name).is_file():
             return directory / name
-    if (directory / PICKLE).is_file():
+    if pickles := sorted(directory.glob(PICKLES)):
         raise UserError(
-            f"{directory / PICKLE} is a pickle, which can run any code: convert it to {WEIGHTS} with transformers' "
+            f"{pickles[0]} is a pickle, which can run any code: convert it to {WEIGHTS} with transformers' "
             "AutoModelForCausalLM.from_pretrained(DIRECTORY).save_pretrained(NEW_DIRECTORY)"
         )
     raise FileNotFoundError(f"{directory / WEIGHTS} not found")
@@ -116,8 +116,8 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         files = {name: str(file) for name, file in values["weight_map"].items()}
     weights: dict[str, Tensor] = {}
     for file in sorted(set(files.values())):
-        if file != Path(file).name or not (path.parent / file).is_file():
-            raise UserError(f"{path}: {file!r} must be a file in the same directory")
+        if file != Path(file).name or not file.endswith(".safetensors") or not (path.parent / file).is_file():
+            raise UserError(f"{path}: {file!r} must be a .safetensors file in the same directory")
         tensors = _read_weights(path.parent / file)
         for name in (name for name in files if files[name] == file):
             if name not in tensors:

@@ -136,7 +136,7 @@ def test_the_small_recipes_are_nanogpt_s(project: Path) -> None:
     values = recipes.apply_recipe("shakespeare-char").values
     model, train = values["model"], values["train"]
     assert (model["n_layer"], model["n_head"], model["n_embd"], model["block_size"]) == (6, 6, 384, 256)
-    assert (model["dropout"], model["bias"], model["position"], model["mlp"]) == (0.2, False, "learned", "gelu_tanh")
+    assert (model["dropout"], model["bias"], model["position"], model["mlp"]) == (0.2, False, "learned", "gelu")
     assert (train["max_lr"], train["min_lr_ratio"], train["warmup_steps"]) == (1e-3, 0.1, 100)
     assert (train["betas"], train["weight_decay"], train["schedule"]) == ([0.9, 0.99], 0.1, "cosine")
     assert (train["total_batch_size"], train["max_steps"]) == (64 * 256, 5000)

@@ -118,10 +118,9 @@ def text_vocabulary(tokenizer: TokenizerParams, shards: Path) -> tuple[int, int 
         manifest = Manifest.read(shards / MANIFEST_FILE)
     except (FileNotFoundError, UserError):
         return expected, None
-    # The name of a bpe tokenizer ends in its size, which is below vocab_size if the text has too few pairs to merge.
     if stored:
         same = manifest.tokenizer_sha256 == fingerprint(stored)
-    else:
+    else:  # the name of a bpe tokenizer ends in its size, below vocab_size if the text has too few pairs to merge
         same = manifest.tokenizer_name.partition("-")[0] == tokenizer.encoding and manifest.vocab_size <= expected
     if not same:
         return expected, None

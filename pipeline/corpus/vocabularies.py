@@ -137,7 +137,7 @@ def _older_files(vocab: Path) -> dict[str, Any]:
     with parsing(vocab):
         tokens = {END_OF_TEXT: vocabulary[END_OF_TEXT]}
     with parsing(added):
-        tokens |= read_json(added) if added.is_file() else {}
+        tokens |= dict(read_json(added).items()) if added.is_file() else {}
     return {
         "added_tokens": [{"content": token, "id": id} for token, id in tokens.items()],
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False},

@@ -18,7 +18,7 @@ from pipeline.model.gpt import EPSILON
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 INDEX = "model.safetensors.index.json"  # of weights in several files
-PICKLE = "pytorch_model.bin"
+PICKLES = "pytorch_model*.bin"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}")  # repository@revision
 
 # activation_function -> model.mlp. Export writes the first name of each.

@@ -89,9 +89,10 @@ def test_weights_in_several_files_are_read(tmp_path: Path) -> None:
     [
         (lambda path, index, _: path.write_text("{}"), "weight_map"),
         (lambda path, index, _: path.write_text('{"weight_map": []}'), "weight_map"),
-        (lambda path, index, shard: shard.unlink(), "model-00001.*must be a file in the same directory"),
+        (lambda path, index, shard: shard.unlink(), "model-00001.*must be a .safetensors file in the same directory"),
         (lambda path, index, shard: shard.write_bytes(b"damaged"), "model-00001.*damaged"),
         (lambda path, index, _: path.write_text(index.replace("model-00001", "../model-00001")), r"'\.\./model-00001"),
+        (lambda path, index, _: path.write_text(f'{{"weight_map": {{"a": "{path.name}"}}}}'), "index.json' must be a"),
         (lambda path, index, _: path.write_text(index.replace("wte", "xyz")), "model-00001.*no tensor transformer.xyz"),
         (lambda path, index, _: path.write_text('{"weight_map": {}}'), "index.json does not match its config"),
     ],
