@@ -1,4 +1,4 @@
-"""The logger of the pipeline, which prints on rank 0 only, and how a program ends on an error.
+"""The logger of the pipeline, which prints on rank 0 only, how a program ends on an error, and how its threads wait.
 
 from pipeline.log import logger
 logger.info("%d documents", count)
@@ -79,6 +79,12 @@ def _excepthook(kind: type[BaseException], error: BaseException, traceback: Trac
 
 
 sys.excepthook = _excepthook
+
+# Here because every program imports this module before torch, which loads OpenMP. Threads that wait for each other spin
+# before they sleep, by libgomp's default for milliseconds, on cores that other programs may need. Measurements:
+# docs/troubleshooting.md.
+if not os.environ.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}:
+    os.environ["GOMP_SPINCOUNT"] = "10000"
 
 
 @contextmanager

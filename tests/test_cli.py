@@ -153,3 +153,21 @@ def test_a_wrong_rank_is_named(
     with pytest.raises(SystemExit), cli_errors("train"), distributed.start(timeout_s=60):
         logger.info("started")
     assert f"{name} ({value})" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("own", "policy"),
+    [({}, "10000 None"), ({"GOMP_SPINCOUNT": "7"}, "7 None"), ({"OMP_WAIT_POLICY": "active"}, "None active")],
+)
+def test_threads_spin_less_unless_the_user_says_otherwise(own: dict[str, str], policy: str) -> None:
+    """Before torch, which reads the variables, is imported."""
+    program = (
+        "import os, sys, stages, pipeline.__main__; assert 'torch' not in sys.modules; "
+        "print(os.environ.get('GOMP_SPINCOUNT'), os.environ.get('OMP_WAIT_POLICY'))"
+    )
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    environment = {name: value for name, value in os.environ.items() if name not in names} | own
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == policy

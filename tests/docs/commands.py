@@ -22,7 +22,15 @@ from pipeline.recipes import apply_recipe, flags
 
 ROOT = Path(__file__).parents[2]
 # Set in front of a command: the variables of `python -m pipeline launch`, and those of the libraries.
-VARIABLES = {"NPROC_PER_NODE", "NNODES", "NODE_RANK", "RDZV_ENDPOINT", "MAX_RESTARTS", "OMP_WAIT_POLICY"}
+VARIABLES = {
+    "NPROC_PER_NODE",
+    "NNODES",
+    "NODE_RANK",
+    "RDZV_ENDPOINT",
+    "MAX_RESTARTS",
+    "OMP_WAIT_POLICY",
+    "GOMP_SPINCOUNT",
+}
 OTHER_PROGRAMS = {"git", "pip", "rsync", "cd", "ln", ".", "wandb"}
 
 
