@@ -21,6 +21,7 @@ from pipeline.artifacts import MANIFEST_FILE, BenchmarkMetrics
 from pipeline.cli.arguments import positive_int
 from pipeline.cli.generate import load
 from pipeline.comparison.statistics import ALPHA, holm, t_test
+from pipeline.config import MODELS
 from pipeline.corpus.benchmarks import TASKS, Item, items_file, read_items, subset
 from pipeline.corpus.shards import TokenStream, open_split
 from pipeline.corpus.tokenizer import fingerprint
@@ -29,7 +30,7 @@ from pipeline.evaluation.benchmarks import BenchmarkResult, answer, build_questi
 from pipeline.evaluation.val_loss import ValLoss, validation_loss
 from pipeline.formatting import DASH, exact, fixed, percent, significant
 from pipeline.log import UserError, logger
-from pipeline.model_directory import MODELS, weights_directory
+from pipeline.model_directory import weights_directory
 from pipeline.progress import Progress
 from pipeline.reporting.figures import GPT2_HELLASWAG
 
@@ -164,7 +165,7 @@ def differences_table(evaluated: Sequence[Evaluated]) -> str:
         result = "significant" if p < ALPHA else "not significant"
         rows.append([label, name, f"{difference} ± {percent(test.error, 2)}", f"{p:.2g}", result])
     header = ["", "Model", f"Difference from {first.name}", f"p (Holm, {len(tests)} tests)", "Result"]
-    return md.table(header, rows, numbers_from=2)
+    return md.table(header, rows, numbers=range(2, 4))
 
 
 def _by_item(result: BenchmarkResult, metric: str) -> dict[str, float]:

@@ -150,28 +150,31 @@ class Column:
 def runs_table(experiments: Sequence[Experiment], kept: bool, times: bool) -> Table:
     """A row for each experiment, of which the runs come first: metrics, cost, size, then the settings that differ."""
     runs, keys = runs_of(experiments), short_keys(differing_keys(experiments))
-    columns = _columns(runs, times)
+    columns, dashes = _columns(runs, times), [DASH] * (len(experiments) - len(runs))
     header = ["Run", *(column.heading for column in columns), *map(md.code, keys.values())]
-    cells = [column.cells(runs) for column in columns]
-    wandb = [_wandb(run, kept) or DASH for run in runs]
-    rows = []
-    for row, experiment in enumerate(experiments):
-        notes = ["committed"] if experiment.committed else [experiment.state] if experiment.state != "done" else []
-        notes = notes or [f"same model as {md.code(run.name)}" for run in runs[:row] if _same_model(run, runs[row])][:1]
-        name = Markup(f"{md.code(experiment.name)} ({notes[0]})") if notes else md.code(experiment.name)
-        numbers = [column[row] if row < len(runs) else DASH for column in cells]
-        settings = [md.setting(experiment.params.get(key, ABSENT)) for key in keys]
-        rows.append([name, *numbers, *settings, *(wandb[row : row + 1] or [DASH])])
-    if set(wandb) <= {DASH}:
-        rows = [row[:-1] for row in rows]
-    else:
+    cells: list[list[str]] = [[_name(experiment, runs) for experiment in experiments]]
+    cells += [[*column.cells(runs), *dashes] for column in columns]
+    cells += [[md.setting(experiment.params.get(key, ABSENT)) for experiment in experiments] for key in keys]
+    if any(wandb := [_wandb(run, kept) for run in runs]):
         header.append(Markup("W&B"))
-    return Table(header, rows, range(1, 1 + len(columns)))
+        cells.append([*(cell or DASH for cell in wandb), *dashes])
+    return Table(header, [list(row) for row in zip(*cells, strict=True)], range(1, 1 + len(columns)))
 
 
-def _same_model(a: Run, b: Run) -> bool:
-    """Whether the runs differ in settings that training does not depend on, so that it ran once for both."""
-    return a.summary == b.summary and a.metric_params == b.metric_params
+def _name(experiment: Experiment, runs: Sequence[Run]) -> Markup:
+    """The name with what sets the experiment apart: committed, unfinished, or trained once together with a run before.
+
+    Runs share their training if they differ in settings that it does not depend on, such as those of sampling.
+    """
+    note = Markup("committed" if experiment.committed else experiment.state)
+    if isinstance(experiment, Run) and not experiment.committed:
+        before = runs[: runs.index(experiment)]
+        same = (run for run in before if run.metric_params == experiment.metric_params)
+        shared = next((run.name for run in same if run.summary == experiment.summary), None)
+        if shared is None:
+            return md.code(experiment.name)
+        note = Markup(f"same model as {md.code(shared)}")
+    return Markup(f"{md.code(experiment.name)} ({note})")
 
 
 def _columns(runs: Sequence[Run], times: bool) -> list[Column]:

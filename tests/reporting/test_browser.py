@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from pipeline.charts.pages import DARK, LIGHT
+from pipeline.comparison.page import write_comparison
 from pipeline.reporting.report import write_report
+from tests.comparison.builders import run
 
 from . import fixtures
 
@@ -78,7 +80,7 @@ def test_every_chart_is_drawn_and_shows_values_under_the_mouse(page: Path) -> No
     """
     (charts, tooltip), console = browse(page, hover)
     assert console == []
-    assert charts == 4
+    assert charts == 3
     assert re.fullmatch(r"series(training|validation.*)tokens[\d.]+[kM]loss\d\.\d+", tooltip)
 
 
@@ -92,8 +94,26 @@ def test_the_colours_are_those_of_the_readers_scheme(page: Path, dark: bool, the
     assert background == theme["background"]
 
 
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of ten runs with long names, of which one is short."""
+    runs = [
+        run(
+            f"position=rope,norm=rmsnorm,mlp=swiglu,max_lr={n / 1e3},warmup_steps=30",
+            3.5 + n / 10,
+            curves=fixtures.curves(60 if n else 6),
+            train__max_lr=n / 1e3,
+        )
+        for n in range(10)
+    ]
+    folder = tmp_path_factory.mktemp("comparison")
+    return write_comparison(folder, runs, "Ten runs", 0.9, html=True).with_suffix(".html")
+
+
 @pytest.mark.parametrize("width", [1100, 420])
-def test_nothing_overlaps_or_is_cut_off(page: Path, width: int) -> None:
+@pytest.mark.parametrize("pages", ["page", "comparison"])
+def test_nothing_overlaps_or_is_cut_off(pages: str, width: int, request: pytest.FixtureRequest) -> None:
+    page: Path = request.getfixturevalue(pages)
     overlaps = """
         const pairs = [];
         for (const chart of document.querySelectorAll(".chart")) {
@@ -109,12 +129,15 @@ def test_nothing_overlaps_or_is_cut_off(page: Path, width: int) -> None:
                 pairs.push([text, other]);
           }
         }
-        return [pairs, document.documentElement.scrollWidth];
+        const headings = [...document.querySelectorAll("th")].map(cell => cell.getBoundingClientRect().height);
+        return [pairs, document.documentElement.scrollWidth, Math.max(...headings)];
     """
-    (pairs, scroll_width), console = browse(page, overlaps, style=f"body {{ width: {width}px !important; }}")
+    style = f"body {{ width: {width}px !important; }}"
+    (pairs, scroll_width, highest), console = browse(page, overlaps, style=style)
     assert console == []
     assert pairs == []
     assert scroll_width <= 1200
+    assert highest < 100, "a heading is not broken into letters"
 
 
 def test_the_coloured_text_can_be_copied_as_it_is(page: Path) -> None:

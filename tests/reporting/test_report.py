@@ -154,19 +154,17 @@ def test_accuracy_during_training_has_the_error_of_its_items(tmp_path: Path, ask
     assert [row["y"] - row["low"] for row in bars] == pytest.approx(expected, rel=1e-4)
 
 
-def test_several_benchmarks_each_have_a_section_and_their_own_chance(tmp_path: Path) -> None:
+def test_benchmarks_have_their_own_chance_and_metrics(tmp_path: Path) -> None:
     record = BenchmarkMetrics(name="PIQA", items=50, truncated=3, chance=0.5, acc=0.6, acc_stderr=0.07)
     lambada = {"name": "LAMBADA", "chance": 0.0, "perplexity": 12.34, "perplexity_stderr": 0.4}
     tasks = {"piqa": record, "lambada": record.model_copy(update=lambada)}
     metrics = EvaluationMetrics(val=fixtures.evaluation_metrics().val, benchmarks=tasks)
-    root = fixtures.write_run(tmp_path, metrics=metrics)
-    chart = accuracy_chart(read_run(root))
-    assert [row["y"] for row in rows(chart, "rule") if "low" in row] == ["PIQA acc", "LAMBADA acc"]
-    assert [(row["y"], row["x"]) for row in rows(chart, "tick")] == [("PIQA acc", 50)]
-    page = report(root)
-    assert "PIQA: 60.0 % ± 7.0 % (acc, 50 items), not significantly different from chance (50 %)." in page
-    assert "50 items. 3 did not fit the context. Perplexity per word: 12.34 ± 0.40.\n" in page
-    assert page.index("### PIQA") < page.index("### LAMBADA")
+    page = report(fixtures.write_run(tmp_path, metrics=metrics))
+    assert "| PIQA `acc` | **60.0 %** ± 7.0 %, not significantly different from chance (50 %) |\n" in page
+    assert "| LAMBADA `acc` | **60.0 %** ± 7.0 % |\n" in page
+    assert "| PIQA | 50 | `acc` | 60.00 % ± 7.00 % | 50 % |\n| LAMBADA | 50 | `acc` | 60.00 % ± 7.00 % |  |\n" in page
+    assert "\n|  |  | `perplexity` | 12.34 ± 0.40 | |\n" in page
+    assert "3 items of PIQA did not fit the context." in page
 
 
 def test_charts_without_data_are_left_out(tmp_path: Path) -> None:
@@ -324,7 +322,7 @@ def test_a_report_of_the_shortest_run_by_hand_without_items_and_surprisal(tmp_pa
     page = report(root)
     assert page.startswith("# A model\n")
     assert "None" not in page
-    assert page.count("\n## ") == 7
+    assert page.count("\n## ") == 6
     assert [len(rows(loss_chart(read_run(root), 0.9), mark)) > 0 for mark in ("line", "point")] == [True, True]
 
 
