@@ -159,10 +159,10 @@ def differences_table(evaluated: Sequence[Evaluated]) -> str:
     rows = []
     for label, name, difference, test in tests:
         if test is None:  # no item is answered differently
-            rows.append([label, name, difference, DASH, "not significant"])
+            rows.append([label, name, difference, DASH, "not statistically significant"])
             continue
         p = next(corrected)
-        result = "significant" if p < ALPHA else "not significant"
+        result = "statistically significant" if p < ALPHA else "not statistically significant"
         rows.append([label, name, f"{difference} ± {percent(test.error, 2)}", f"{p:.2g}", result])
     header = ["", "Model", f"Difference from {first.name}", f"p (Holm, {len(tests)} tests)", "Result"]
     return md.table(header, rows, numbers=range(2, 4))
