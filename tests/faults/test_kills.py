@@ -4,6 +4,8 @@ import shutil
 import time
 from typing import Any
 
+import pytest
+
 from tests.faults.conftest import Begin
 from tests.faults.small import corrupted_copy, same
 
@@ -27,6 +29,7 @@ def test_a_killed_run_ends_with_the_weights_optimizer_and_curves_of_one_never_ki
     assert [row["step"] for row in run.curve()] == [str(step) for step in range(25)]
 
 
+@pytest.mark.slow
 def test_a_longer_run_continues_a_finished_one_as_if_it_were_one_run(begin: Begin) -> None:
     """Killed on the way, too. A run of another length does not, with runtime.resume: never."""
     constant = {"schedule": "constant", "hellaswag_interval": 8}

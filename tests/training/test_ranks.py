@@ -62,7 +62,8 @@ def test_several_ranks_train_as_one_does(shards: Path, tmp_path: Path, world: in
 
 def stop_early(group: Group, shards: Path, state: Path, sharding: str) -> None:
     """Ranks stop after the same step; rank 0 has the best weights, also when the finished run is started again."""
-    losses, seen = {0: 9.0, 2: 5.0, 4: 6.0, 6: 6.0}, {}
+    losses = {0: 9.0, 2: 5.0, 4: 6.0, 6: 6.0}
+    seen: dict[int, dict[str, torch.Tensor]] = {}
 
     def validation(model: GPT, step: int) -> Row:
         seen[step] = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -173,7 +173,7 @@ VAL_LOSSES = {0: 9.0, 2: 5.0, 4: 3.0, 6: 3.5, 8: float("nan"), 10: 3.0, 12: 2.0}
 
 
 def test_the_best_weights_are_kept_and_survive_a_kill(shards: Path, tmp_path: Path) -> None:
-    seen = {}
+    seen: dict[int, dict[str, torch.Tensor]] = {}
 
     def validation(model: GPT, step: int) -> Row:
         seen[step] = {name: tensor.clone() for name, tensor in model.state_dict().items()}
