@@ -32,7 +32,7 @@ def test_a_killed_run_ends_with_the_weights_optimizer_and_curves_of_one_never_ki
 @pytest.mark.slow
 def test_a_longer_run_continues_a_finished_one_as_if_it_were_one_run(begin: Begin) -> None:
     """Killed on the way, too. A run of another length does not, with runtime.resume: never."""
-    constant = {"schedule": "constant", "hellaswag_interval": 8}
+    constant = {"schedule": "constant", "benchmark_interval": 8}
     run, at_once = begin(train={**constant, "max_steps": 16}), begin("at once", train=constant)
     run.train()
     run.set(train=constant)

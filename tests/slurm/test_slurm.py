@@ -25,7 +25,7 @@ def test_training_on_two_nodes_is_requeued_after_a_signal_and_equals_two_ranks_o
         **{
             "train.max_steps": 300,
             "train.eval_interval": 0,
-            "train.hellaswag_interval": 0,
+            "train.benchmark_interval": 0,
             "train.sample_interval": 0,
             "runtime.checkpoint_interval": 20,
         }
