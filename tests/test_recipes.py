@@ -114,6 +114,8 @@ def test_a_gpt2_recipe_is_complete_whatever_becomes_the_default(project: Path, n
         "benchmark_interval": 250 if large else 500,
         "benchmark_items": 10_042,
         "sample_interval": 250,
+        "keep": "last",
+        "patience": None,
     }
     assert values["data"] == {
         "source": "hub",

@@ -31,7 +31,7 @@ VARIABLES = {
     "OMP_WAIT_POLICY",
     "GOMP_SPINCOUNT",
 }
-OTHER_PROGRAMS = {"git", "pip", "rsync", "cd", "ln", ".", "wandb"}
+OTHER_PROGRAMS = {"git", "pip", "rsync", "cd", "ln", "cp", "tail", "ssh", ".", "wandb", "squeue", "scancel"}
 
 
 class Command(NamedTuple):
