@@ -27,13 +27,11 @@ from pydantic import Field, ValidationError, field_validator
 from pipeline import git
 from pipeline.artifacts import SOURCE_FILE
 from pipeline.cli.arguments import positive_int
-from pipeline.cli.plan import SUMMARY
-from pipeline.cli.sweep import find_entry, last_speed, summary, trials, unused_name
+from pipeline.cli.sweep import find_entry, summary, trials, unused_name
 from pipeline.config import PARAMS_FILE, ConfigError, Section, load_yaml, read_sections
 from pipeline.corpus.params import TokenizerParams
 from pipeline.files import RUNS, write_text
 from pipeline.log import UserError, logger
-from pipeline.recipes import NO_RESULT_SECTIONS
 from pipeline.sweep import CODE, LOG_LINES, Entry, ExperimentQueue, Trial
 
 MACHINE, SCRIPTS = Path("slurm.yaml"), Path("recipes/slurm")
@@ -155,8 +153,10 @@ def tokenize(parts: int, dry_run: bool) -> None:
 
 def sweep(settings: Sequence[str], jobs: int | None, dry_run: bool) -> None:
     """Submits the experiments that are neither done nor in the queue, as an array of at most `jobs` jobs at a time."""
-    queue, states = ExperimentQueue(), in_queue("sweep")
-    entries = queue.entries()
+    states = in_queue("sweep")
+    submitted = {path.name: entry for path in EXPERIMENTS.glob("*/") if (entry := submitted_entry(path, states))}
+    queue = ExperimentQueue()
+    entries = queue.entries()  # last: an experiment that ends meanwhile is done, not missing
     workspace = git.commit_workspace(Path.cwd())
     if workspace is None:
         raise UserError("Git cannot make a commit: set user.name and user.email")
@@ -166,15 +166,20 @@ def sweep(settings: Sequence[str], jobs: int | None, dry_run: bool) -> None:
         directory = EXPERIMENTS / experiment_key(trial, workspace)
         entry = find_entry(trial, entries)
         if entry is None or entry.state == "failed":
-            entry = submitted(directory, states) or entry
+            entry = submitted.get(directory.name, entry)
         if entry is None or entry.state == "failed":
             to_run.append((trial, directory))
+        if entry is not None and entry.state == "failed" and directory.name in submitted:
+            log = LOGS / f"sweep-{entry.rev}.out"
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+            tail = textwrap.indent("\n".join(lines[-LOG_LINES:]), "  | ")
+            logger.info("%s failed; full log: %s\n%s", entry.name, log, tail)
         plan.append((trial, entry))
-    logger.info("%s", summary(plan, queue.baseline, {}, last_speed(SUMMARY)))
+    logger.info("%s", summary(plan, queue.baseline, {}, None))
     if not to_run:
         return
     if not dry_run:
-        used = {entry.name for entry in entries} | {path.read_text() for path in EXPERIMENTS.glob("*/name")}
+        used = {entry.name for entry in (*entries, *submitted.values())}
         for trial, directory in to_run:
             if not (directory / "name").exists():
                 write_text(directory / "name", name := unused_name(trial.name, used))
@@ -190,23 +195,19 @@ def sweep(settings: Sequence[str], jobs: int | None, dry_run: bool) -> None:
 
 
 def experiment_key(trial: Trial, workspace: str) -> str:
-    """12 hexadecimal digits of a hash of all that the results of an experiment depend on, as `find_entry` has it."""
-    params = {name: section for name, section in trial.params.items() if name not in NO_RESULT_SECTIONS}
+    """12 hexadecimal digits of a hash of the params and the code of an experiment."""
     code = git.object_ids(Path.cwd(), workspace, CODE)
-    return hashlib.sha256(json.dumps([params, code], sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps([trial.params, code], sort_keys=True).encode()).hexdigest()[:12]
 
 
-def submitted(directory: Path, states: dict[str, str]) -> Entry | None:
-    """An experiment that was submitted and whose result is not in the repository; prints the log of one that failed."""
-    if not (directory / "job").exists():
+def submitted_entry(directory: Path, states: dict[str, str]) -> Entry | None:
+    """An experiment that was submitted: its name, job and state. None if it has ended well and is being removed."""
+    try:
+        name, number = (directory / "name").read_text(), (directory / "job").read_text()
+    except FileNotFoundError:
         return None
-    name, number = (directory / "name").read_text(), (directory / "job").read_text()
-    if state := states.get(number):
-        return Entry(name, number, "queued" if state == "PENDING" else "running")
-    log = LOGS / f"sweep-{number}.out"
-    tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:] if log.exists() else []
-    logger.info("%s failed; full log: %s\n%s", name, log, textwrap.indent("\n".join(tail), "  | "))
-    return Entry(name, number, "failed")
+    state = states.get(number)
+    return Entry(name, number, "failed" if state is None else "queued" if state == "PENDING" else "running")
 
 
 def main(arguments: list[str]) -> None:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs one experiment of a sweep per task of a job array: `python -m pipeline slurm sweep`. The arguments are the keys of
-# the experiments, directories in .runs/sweep that the command has written.
+# Runs one experiment of a sweep per task of a job array: `python -m pipeline slurm sweep`. The arguments are names of
+# directories in .runs/sweep, in which the command has written what to run.
 #
 # It runs in a clone, whose result is then pushed to the repository: DVC's own copies (`dvc exp run --temp`, `--queue`)
 # share locks that contain process ids, which mean nothing on another node.

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Trains on all nodes of the allocation, then runs the remaining stages on one of them: `python -m pipeline slurm train`.
-# The first node runs DVC, which starts its part of the training; the other nodes join it.
+# Trains on all nodes of the job, then runs the remaining stages on one of them: `python -m pipeline slurm train`. The
+# first node runs DVC, which starts training there; the other nodes join it.
 set -uo pipefail
 # torchrun numbers machines by name and DVC must run on the first of them. SLURM sorts node9 before node10.
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | LC_ALL=C sort | head -n 1)

@@ -40,7 +40,7 @@ class Cluster:
         lines = self.run(project, "squeue", "--noheader", "--array", "--format=%i %T").splitlines()
         return dict(line.split() for line in lines)  # type: ignore[misc]
 
-    def wait(self, project: Project, condition: Callable[[], bool], timeout_s: float = 90) -> None:
+    def wait(self, project: Project, condition: Callable[[], bool], timeout_s: float = 240) -> None:
         """Until a condition holds; fails with the jobs' logs if it takes too long."""
         deadline = time.monotonic() + timeout_s
         while not condition():
@@ -49,7 +49,7 @@ class Cluster:
             assert time.monotonic() < deadline, f"waited too long; {self.states(project)}\n{printed}"
             time.sleep(0.1)
 
-    def wait_for_end(self, project: Project, timeout_s: float = 90) -> None:
+    def wait_for_end(self, project: Project, timeout_s: float = 240) -> None:
         self.wait(project, lambda: not self.states(project), timeout_s)
 
 
