@@ -61,8 +61,9 @@ def shared_checkpoints(state: Path, train: TrainParams) -> list[Path]:
         if other == state or not length.isdecimal():
             continue
         params = train.model_copy(update={"max_steps": int(length)})
-        for checkpoint in checkpoint_directories(other / "checkpoints"):
-            steps = range(1, step_of(checkpoint) + 1)
-            if len(steps) < train.max_steps and all(learning_rate(s, train) == learning_rate(s, params) for s in steps):
-                found.append(checkpoint)
+        steps = range(1, min(params.max_steps, train.max_steps - 1) + 1)
+        same = next((s - 1 for s in steps if learning_rate(s, train) != learning_rate(s, params)), len(steps))
+        if train.loss_decides and params.max_steps % train.eval_interval:
+            same = min(same, params.max_steps - 1)  # the other run has measured a loss at its end, this one does not
+        found += [path for path in checkpoint_directories(other / "checkpoints") if step_of(path) <= same]
     return sorted(found, key=step_of, reverse=True)

@@ -83,9 +83,14 @@ class TrainParams(Section):
     """Early stopping: the number of validation losses in a row, none lower than the lowest before, after which training
     stops. null: never."""
 
+    @property
+    def loss_decides(self) -> bool:
+        """Whether the weights of data/model depend on the validation losses during training."""
+        return self.keep == "best" or self.patience is not None
+
     @model_validator(mode="after")
     def _rules(self) -> Self:
-        if self.eval_interval == 0 and (self.keep == "best" or self.patience):
+        if self.eval_interval == 0 and self.loss_decides:
             raise ValueError("train.eval_interval (0) must be at least 1 with train.keep: best, or train.patience")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"train.betas ({list(self.betas)}) must each be at least 0 and below 1")

@@ -53,3 +53,15 @@ def test_a_damaged_checkpoint_or_one_of_other_code_is_not_continued(shards: Path
     assert not state.exists()
     continue_another_run(state, longer.store, longer.train, same_code=False)
     assert [path.name for path in longer.store.directory.iterdir()] == ["step_00000010"]
+
+
+@pytest.mark.parametrize(("eval_interval", "shared"), [(4, [12, 10]), (5, [10])])
+def test_a_loss_that_only_the_shorter_run_measured_does_not_count(
+    shards: Path, tmp_path: Path, eval_interval: int, shared: list[int]
+) -> None:
+    for step in (10, 12):
+        (tmp_path / f"train-abc-12/checkpoints/step_{step:08d}").mkdir(parents=True)
+    train = run_of(shards, tmp_path, 20, "constant").train
+    for decides in ({"keep": "best"}, {"patience": 9}):
+        longer = train.model_copy(update={**decides, "eval_interval": eval_interval})
+        assert [step_of(checkpoint) for checkpoint in shared_checkpoints(tmp_path / "train-abc-20", longer)] == shared
