@@ -294,7 +294,7 @@ class Trainer:
             use_deterministic_algorithms(self.runtime.deterministic, self._warn_only)
             val_loss = rows[-1].get("val/loss")
             if val_loss is not None and self.metrics.is_best(rows[-1]["step"], val_loss) and self.train.keep == "best":
-                rows[-1]["event"] = "best"
+                rows[-1]["event"] = f"{rows[-1].get('event', '')} best".strip()
                 weights = gather(self.model.state_dict(), self.group)
                 if self.group.is_main:
                     self.best_weights = {name: weight.to("cpu", copy=True) for name, weight in weights.items()}
