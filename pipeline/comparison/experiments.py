@@ -28,12 +28,11 @@ SAMPLES, CURVES = "reports/sample/samples.json", "reports/train/curves.csv"
 MIN_REVISION_LENGTH = 7
 """Characters of a revision that can be given in place of an experiment's name."""
 
-NO_METRIC_KEYS = (
-    *("report.", "tracking.", "sample."),
-    *("train.eval_interval", "train.eval_tokens", "train.sample_interval"),
-    *("train.hellaswag_", "train.benchmark_"),
-)
+NO_METRIC_KEYS = ("report.", "tracking.", "sample.", "train.sample_interval", "train.hellaswag_", "train.benchmark_")
 """How the keys of settings begin that no compared metric depends on: pages, tracking, sampling, probes."""
+
+VALIDATION_KEYS = ("train.eval_interval", "train.eval_tokens")
+"""No compared metric depends on these either, unless train.keep or train.patience makes the loss decide."""
 
 Show = Callable[[str, str], str | None]
 """(revision, path) -> text of the file at that revision; None if there is none."""
@@ -66,7 +65,9 @@ class Experiment:
     @property
     def metric_params(self) -> dict[str, Any]:
         """The settings that a compared metric may depend on."""
-        return {key: value for key, value in self.params.items() if not key.startswith(NO_METRIC_KEYS)}
+        loss_decides = self.params.get("train.keep") == "best" or self.params.get("train.patience") is not None
+        ignored = NO_METRIC_KEYS if loss_decides else NO_METRIC_KEYS + VALIDATION_KEYS
+        return {key: value for key, value in self.params.items() if not key.startswith(ignored)}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -220,6 +221,5 @@ def runs_of(experiments: Sequence[Experiment]) -> list[Run]:
 
 def differing_keys(experiments: Sequence[Experiment]) -> list[str]:
     """The settings in which the experiments differ, as dotted keys in the order of params.yaml."""
-    params = [experiment.metric_params for experiment in experiments]
-    keys = dict.fromkeys(key for values in params for key in values)
-    return [key for key in keys if len({repr(values.get(key, ABSENT)) for values in params}) > 1]
+    keys = dict.fromkeys(key for experiment in experiments for key in experiment.metric_params)
+    return [key for key in keys if len({repr(experiment.params.get(key, ABSENT)) for experiment in experiments}) > 1]

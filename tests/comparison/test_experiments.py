@@ -12,6 +12,7 @@ from pipeline.comparison.experiments import (
     SUMMARY,
     Experiment,
     Run,
+    differing_keys,
     find,
     parse_exp_show,
     with_distinct_names,
@@ -155,3 +156,14 @@ def test_an_ambiguous_or_unknown_name_is_an_error() -> None:
 def test_of_a_failed_experiment_and_its_rerun_the_rerun_is_meant() -> None:
     done = run("rope", base="new")
     assert find("rope", [unfinished("rope", "failed"), done], None) is done
+
+
+def test_the_validation_during_training_counts_only_where_it_decides() -> None:
+    def keys(*settings: Mapping[str, Any]) -> list[str]:
+        return differing_keys([run("a", **each) for each in settings])
+
+    often, rarely = {"train__eval_interval": 10}, {"train__eval_interval": 20}
+    assert keys(often, rarely) == []
+    assert keys({**often, "train__keep": "best"}, {**rarely, "train__keep": "best"}) == ["train.eval_interval"]
+    assert keys({**often, "train__patience": 2}, {**rarely, "train__patience": 2}) == ["train.eval_interval"]
+    assert keys({**often, "train__keep": "best"}, {**often, "train__keep": "last"}) == ["train.keep"]
