@@ -233,7 +233,8 @@ def initial_weights(init_from: str) -> Path:
     """The entry of `models/` that `model.init_from` names. Raises UserError if there is none."""
     path = MODELS / init_from
     if not path.exists():
-        entries = sorted(p.name for p in MODELS.glob("[!.]*") if p.suffix not in (".md", ".dvc"))
+        no_weights = ("README.md", "bpe", "bytes")
+        entries = sorted(p.name for p in MODELS.glob("[!.]*") if p.suffix != ".dvc" and p.name not in no_weights)
         raise UserError(
             f"model.init_from ({init_from}): {path} not found; models/ holds {', '.join(entries) or 'nothing'}"
         )
