@@ -32,7 +32,7 @@ from pipeline.formatting import DASH, exact, fixed, percent, significant
 from pipeline.log import UserError, logger
 from pipeline.model_directory import weights_directory
 from pipeline.progress import Progress
-from pipeline.reporting.figures import GPT2_HELLASWAG
+from pipeline.reporting.figures import GPT2_HELLASWAG, GPT2_ITEMS
 
 BATCH_SIZE = 16  # full sequences per forward pass
 
@@ -129,7 +129,7 @@ def results_table(evaluated: Sequence[Evaluated]) -> str:
                 *(_value(r, metric) for r in records),
                 chance,
             ]
-            if task == "hellaswag" and first.items == TASKS[task].hub_items:
+            if task == "hellaswag" and first.items == GPT2_ITEMS:
                 references = list(GPT2_HELLASWAG[metric])
                 row += [percent(value, 2) for value in GPT2_HELLASWAG[metric].values()]
             rows.append(row)

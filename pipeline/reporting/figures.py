@@ -32,9 +32,11 @@ GPT2_HELLASWAG = {
     "acc_norm": {"GPT-2 124M": 0.3114, "GPT-2 1558M": 0.5089},
     "acc_norm_token": {"GPT-2 124M": 0.2955, "GPT-2 1558M": 0.4893},
 }
-"""Metric -> OpenAI's weights on HellaSwag's 10,042 validation items. From the head of
+"""Metric -> OpenAI's weights on HellaSwag's GPT2_ITEMS validation items. From the head of
 https://github.com/karpathy/build-nanogpt/blob/master/hellaswag.py, which cites the first two metrics from
 lm-evaluation-harness."""
+
+GPT2_ITEMS = 10_042
 
 
 def run_charts(run: Run, smoothing: float) -> list[Chart]:
@@ -127,7 +129,7 @@ def accuracy_curve(run: Run) -> Chart | None:
     frame = frame.assign(y=100 * share, low=100 * share - error, high=100 * share + error, series=metric)
     x, y = _tokens(frame), Axis(f"{benchmark.name}, {metric} (%), {exact(items)} items")
     labels = [(100 * benchmark.chance, "chance")]
-    if task == "hellaswag":
+    if task == "hellaswag" and items == GPT2_ITEMS:
         labels += [(100 * value, model) for model, value in GPT2_HELLASWAG[metric].items()]
     layers = [
         specs.rules(labels, y, "y"),

@@ -16,7 +16,7 @@ from pipeline.charts import pages
 from pipeline.charts.specs import curve
 from pipeline.files import write_text
 from pipeline.formatting import DASH, exact, fixed, percent, power_of_ten, significant
-from pipeline.reporting.figures import GPT2_HELLASWAG, loss_limit, run_charts
+from pipeline.reporting.figures import GPT2_HELLASWAG, GPT2_ITEMS, loss_limit, run_charts
 from pipeline.reporting.run import Run, commands, commit_link, differences, read_run, uncommitted
 
 TEMPLATE = Path(__file__).with_name("report.md.jinja")
@@ -71,6 +71,7 @@ def context(run: Run, title: str, smoothing: float) -> dict[str, Any]:
     """What the template uses besides the records in `run`."""
     loss = curve(run.curves, "train/loss")["y"].tolist()
     tokens = run.samples.surprisal.tokens
+    hellaswag = run.metrics.benchmarks.get("hellaswag")
     inputs, others = uncommitted(run)
     shown = np.linspace(0, len(run.training_samples) - 1, min(len(run.training_samples), MAX_TRAINING_SAMPLES))
     return {
@@ -83,7 +84,7 @@ def context(run: Run, title: str, smoothing: float) -> dict[str, Any]:
         "benchmarks": run.metrics.benchmarks,
         "versus_chance": versus_chance,
         "rules": RULES,
-        "gpt2_hellaswag": GPT2_HELLASWAG,
+        "gpt2_hellaswag": GPT2_HELLASWAG if hellaswag and hellaswag.items == GPT2_ITEMS else None,
         "loss_points": len(loss),
         "cut_off": loss[0] if loss_limit(run, smoothing) is not None else None,
         "has_validation_curve": not curve(run.curves, "val/loss").empty,

@@ -138,6 +138,8 @@ def test_benchmarks_have_errors_and_hellaswag_has_gpt2(tmp_path: Path) -> None:
     assert "| HellaSwag `acc_norm` | **30.2 %** ± 0.5 %, 11 standard errors above chance (25 %) |\n" in page
     assert "\n|  |  | `acc_norm` | 34.25 % ± 2.38 % | 25 % |  |  |\n" in page
     assert "\n|  |  | `acc_norm` | 30.21 % ± 0.46 % | 25 % | 31.14 % | 50.89 % |\n" in page
+    some = report(fixtures.write_run(tmp_path / "some", metrics=fixtures.evaluation_metrics("hellaswag", items=400)))
+    assert "\n|  |  | `acc_norm` | 30.21 % ± 0.46 % | 25 % |\n" in some  # GPT-2's accuracies are those on all items
     none = report(fixtures.write_run(tmp_path / "none", metrics=EvaluationMetrics(val=ours.val)))
     assert "Benchmarks" not in none
 
