@@ -3,9 +3,9 @@
     python -m pipeline evaluate data/model
     python -m pipeline evaluate data/model gpt2 path/to/hf --tasks hellaswag lambada --directory items > table.md
 
-A model is a model directory, a Hugging Face GPT-2 (then the tokenizer is GPT-2's), or a name in models/. The accuracies
-of several models are compared with the first one's by a paired t-test over the items. The validation loss is left out
-where a model's tokenizer is not that of the shards. Standard output has only the tables.
+A model is a model directory, a Hugging Face GPT-2 (with GPT-2's tokenizer, unless the directory has another), or a name
+in models/. The accuracies of several models are compared with the first one's by a paired t-test over the items. The
+validation loss is left out where a model's tokenizer is not that of the shards. Standard output has only the tables.
 """
 
 import argparse
@@ -155,16 +155,17 @@ def differences_table(evaluated: Sequence[Evaluated]) -> str:
                 a, b = (_by_item(result, metric) for result in (other.results[task], base))
                 difference = f"{100 * (sum(a.values()) - sum(b.values())) / len(a):+.2f} %"
                 tests.append((f"{TASKS[task].name} {metric}", other.name, difference, t_test(a, b)))
-    corrected = iter(holm([test.p for *_, test in tests if test]))
+    corrected = holm([test.p for *_, test in tests if test])
+    left = iter(corrected)
     rows = []
     for label, name, difference, test in tests:
         if test is None:  # no item is answered differently
             rows.append([label, name, difference, DASH, "not statistically significant"])
             continue
-        p = next(corrected)
+        p = next(left)
         result = "statistically significant" if p < ALPHA else "not statistically significant"
         rows.append([label, name, f"{difference} ± {percent(test.error, 2)}", f"{p:.2g}", result])
-    header = ["", "Model", f"Difference from {first.name}", f"p (Holm, {len(tests)} tests)", "Result"]
+    header = ["", "Model", f"Difference from {first.name}", f"p (Holm, {len(corrected)} tests)", "Result"]
     return md.table(header, rows, numbers=range(2, 4))
 
 
