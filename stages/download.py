@@ -15,7 +15,7 @@ from pipeline.config import load_yaml, read_sections
 from pipeline.corpus.benchmark_source import fetch_benchmarks
 from pipeline.corpus.params import BenchmarkParams, DataParams
 from pipeline.corpus.sources import fetch
-from pipeline.files import main_root, run_directory, sha256_of
+from pipeline.files import main_root, remove_directory, run_directory, sha256_of
 from pipeline.log import UserError, cli_errors, logger
 
 RAW = Path("data/raw")
@@ -24,17 +24,18 @@ BENCHMARKS = Path("data/benchmarks")
 
 def main() -> None:
     data, benchmarks = read_sections(DataParams, BenchmarkParams)
+    work = run_directory(f"download-{hashlib.sha256(data.model_dump_json().encode()).hexdigest()[:12]}")
     if only_benchmarks_changed(data, benchmarks):
         logger.info("%s: kept, only the section benchmarks of params.yaml has changed", RAW)
     else:
-        fingerprint = hashlib.sha256(data.model_dump_json().encode()).hexdigest()[:12]
-        corpus = fetch(data, main_root(), RAW, run_directory(f"download-{fingerprint}"))
+        corpus = fetch(data, main_root(), RAW, work)
         for split in corpus.splits:
             documents, megabytes = corpus.documents(split), corpus.utf8_bytes(split) / 1e6
             logger.info("%s: %s: %s documents, %s MB", RAW, split, f"{documents:,}", f"{megabytes:,.1f}")
     source = fetch_benchmarks(benchmarks, main_root(), RAW, BENCHMARKS)
     for task, part in source.tasks.items():
         logger.info("%s: %s: %s items from %s", BENCHMARKS, task, f"{part.items:,}", part.origin)
+    remove_directory(work)  # not before: a mistake in `benchmarks` must not cost the download
 
 
 def only_benchmarks_changed(data: DataParams, benchmarks: BenchmarkParams) -> bool:

@@ -43,8 +43,8 @@ class _Part(Record):
 def fetch(params: DataParams, root: Path, out: Path, work: Path, part_bytes: int = PART_BYTES) -> RawCorpus:
     """Writes the source's documents to `out` (data/raw, see pipeline.corpus.documents), which is replaced as a whole.
 
-    `root`: the repository's root, to which globs are relative. `work`: holds the parts until the download is
-    complete; it may hold those of an earlier run. Raises UserError or OSError that names the cause.
+    `root`: the repository's root, to which globs are relative. `work`: holds the parts, for the caller to remove; it
+    may hold those of an earlier run. Raises UserError or OSError that names the cause.
     """
     stream = None
     if params.source == "hub":
@@ -66,7 +66,6 @@ def fetch(params: DataParams, root: Path, out: Path, work: Path, part_bytes: int
                         link_or_copy(work / f"{number:06d}" / file.file, directory / file.file)
             corpus = RawCorpus(format_version=RawCorpus.version, origin=origin, splits=splits)
             corpus.write(directory / SOURCE_FILE)
-        remove_directory(work)
     return corpus
 
 

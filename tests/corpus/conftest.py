@@ -11,6 +11,7 @@ from pipeline.corpus import sources
 from pipeline.corpus.documents import Document, read_texts, write_documents
 from pipeline.corpus.params import DataParams, TokenizerParams
 from pipeline.corpus.shakespeare import scenes_by_play
+from pipeline.files import remove_directory
 
 DOCUMENTS = [
     "To be, or not to be, that is the question:\n",
@@ -48,7 +49,9 @@ def data_params(**changes: Any) -> DataParams:
 
 def fetch(root: Path, part_bytes: int = 10**9, **changes: Any) -> RawCorpus:
     """Downloads into `<root>/raw`."""
-    return sources.fetch(data_params(**changes), root, root / "raw", root / "work", part_bytes)
+    corpus = sources.fetch(data_params(**changes), root, root / "raw", root / "work", part_bytes)
+    remove_directory(root / "work")
+    return corpus
 
 
 def texts_of(raw: Path, split: SplitName = "train") -> list[str]:

@@ -233,7 +233,6 @@ def test_an_interrupted_download_resumes_after_its_last_intact_part(
     fetch(tmp_path, files=["a.jsonl"], val_every=7, part_bytes=100)
     assert numbers[0] == first
     assert {path.name: path.read_bytes() for path in (tmp_path / "raw").rglob("*.parquet")} == expected
-    assert not (tmp_path / "work").exists()
 
 
 @pytest.mark.parametrize("source", ["files", "hub"])

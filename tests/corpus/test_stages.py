@@ -93,3 +93,14 @@ def test_an_error_of_the_user_is_one_line(tmp_path: Path, stage: str, changes: d
     assert error in failed.stderr
     assert "Traceback" not in failed.stderr
     assert not (tmp_path / "data").exists()
+
+
+def test_a_mistake_in_benchmarks_does_not_cost_the_download(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    (tmp_path / "a.txt").write_text(" ".join(map(str, range(5000))))
+    set_params(tmp_path, **{"data.source": "files", "data.files": ["a.txt"], "data.val_every": 2})
+    set_params(tmp_path, **{"benchmarks.tasks": ["piqa"], "benchmarks.directory": "nowhere"})
+    assert "benchmarks.directory (nowhere)" in run(tmp_path, "stages.download").stderr
+    set_params(tmp_path, **{"benchmarks.tasks": ["next_lines"]})
+    assert "resuming after 1 documents" in run(tmp_path, "stages.download").stdout
+    assert not list((tmp_path / ".runs").glob("*/"))
