@@ -272,7 +272,7 @@ class RunSummary(TrainMetrics):
 
 
 class TrainingSample(Record):
-    """What the model wrote at one step of its training."""
+    """A sample drawn at one step of training."""
 
     step: int
     """Optimizer steps done."""
@@ -338,7 +338,7 @@ class BenchmarkMetrics(Record):
 
     @property
     def main(self) -> str:
-        """The metric that stands for the benchmark."""
+        """The main metric of the benchmark."""
         return "acc_norm" if "acc_norm" in self.metrics else "acc"
 
     def value(self, metric: str) -> tuple[float, float]:

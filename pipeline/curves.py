@@ -1,4 +1,4 @@
-"""What training leaves while it runs: curves.csv, one row per step, and samples.json, in reports/train.
+"""What training writes while it runs: curves.csv, one row per step, and samples.json, in reports/train.
 
 The columns of curves.csv are the metrics' names; a cell is empty where nothing was measured. DVC and pandas read the
 file as it is.
@@ -119,7 +119,7 @@ class SampleLog:
             self._write()
 
     def flush(self) -> None:
-        """Does nothing: every sample is written at once."""
+        """Does nothing: samples are written immediately."""
 
     def _write(self) -> None:
         for path in (self.path, self.published):

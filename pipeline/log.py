@@ -1,4 +1,4 @@
-"""The logger of the pipeline, which prints on rank 0 only, how a program ends on an error, and how its threads wait.
+"""The logger, which prints on rank 0 only; how programs end on errors; how OpenMP threads wait.
 
 from pipeline.log import logger
 logger.info("%d documents", count)

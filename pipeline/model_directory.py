@@ -121,7 +121,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         tensors = _read_weights(path.parent / file)
         for name in (name for name in files if files[name] == file):
             if name not in tensors:
-                raise UserError(f"{path.parent / file}: no tensor {name}, which {INDEX} places there")
+                raise UserError(f"{path.parent / file}: no tensor {name}, which {INDEX} lists there")
             weights[name] = tensors[name]
     return weights
 

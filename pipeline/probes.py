@@ -1,4 +1,4 @@
-"""What training measures in its loop besides the validation loss: accuracy on a benchmark, samples.
+"""Probes of the training loop besides the validation loss: benchmark accuracy and samples.
 
 Probes only read the model, and leave its mode and the random state as they were. So the train stage does not list this
 module, or what it imports, among its deps; a test compares the weights with and without them.

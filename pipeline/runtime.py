@@ -86,9 +86,9 @@ class RuntimeParams(Section):
     memory, about a third more computation."""
 
     resume: Literal["auto", "same-code", "never"]
-    """Whether to resume from a checkpoint of the same params, data and initial weights, or of a shorter run that shares
-    its steps. auto: yes, with a warning if the code has changed since. same-code: start over if it has. never:
-    always start over. Starting over keeps the old state in `.runs/old-train-<key>/`."""
+    """Whether to resume from a checkpoint of the same params, data and initial weights, or continue a shorter run.
+    auto: yes, with a warning if the code has changed since. same-code: start over if it has. never: always start over.
+    Starting over keeps the old state in `.runs/old-train-<key>/`."""
 
     checkpoint_interval: int | None = Field(ge=1)
     """Optimizer steps between checkpoints; null: about ten minutes."""

@@ -47,7 +47,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast experiments run, by a training run on this machine."""
+    """How fast experiments run, measured by a training run on this machine."""
 
     flops_per_sec: float
     overhead: float

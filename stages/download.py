@@ -1,7 +1,7 @@
-"""Stage 1: downloads the documents and the benchmarks' items.
+"""Downloads the documents and the benchmark items.
 
 Reads the sections data and benchmarks of params.yaml. Writes data/raw/ (pipeline.corpus.documents) and data/benchmarks/
-(pipeline.corpus.benchmarks). An interrupted download resumes where it stopped. Where only the section benchmarks has
+(pipeline.corpus.benchmarks). An interrupted download resumes where it stopped. If only the section benchmarks has
 changed, data/raw is kept.
 
     python -m stages.download

@@ -2,7 +2,7 @@
 
 Reads  reports/train/, reports/evaluate/metrics.json, reports/sample/samples.json; dvc.lock and Git, for the provenance
        and the changes since the committed run
-Writes reports/report.md, reports/figures/*.svg; reports/report.html, no output of DVC's, so that a clone lacks nothing
+Writes reports/report.md, reports/figures/*.svg, and reports/report.html, which is not an output of DVC (dvc.yaml)
 Logs   to the training's W&B run: the results of the later stages, and these files
 Run by `dvc repro`, or alone: python -m stages.report
 """

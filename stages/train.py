@@ -1,9 +1,9 @@
 """Trains the model: `python -m pipeline launch stages.train`, on every visible GPU or on the CPU's cores.
 
 Reads data/shards and, for a probe, data/benchmarks. Writes data/model (weights, config, tokenizer) and, in
-reports/train, curves.csv (one row per step), samples.json (what the model wrote on the way), metrics.json (tokens,
-FLOPs and speed) and summary.json (all that the report says about the run). Unfinished runs are kept in .runs/ and
-resumed by the same command.
+reports/train, curves.csv (one row per step), samples.json (samples drawn during training), metrics.json (tokens, FLOPs
+and speed) and summary.json (what the report says about the run). Unfinished runs are kept in .runs/ and resumed by the
+same command.
 """
 
 import platform
@@ -152,7 +152,7 @@ def validation_probe(
 ) -> Callable[[GPT, int], Row]:
     """Measures the loss on the first train.eval_tokens of the validation split.
 
-    Here and not in pipeline.probes, which is no dep of the stage: train.keep and train.patience depend on it.
+    Not in pipeline.probes, which is not a dep of the stage: train.keep and train.patience depend on this loss.
     """
     val, dtype = open_split(SHARDS, "val"), autocast_dtype(runtime.dtype, group.device)
 

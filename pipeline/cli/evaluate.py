@@ -5,7 +5,7 @@
 
 A model is a model directory, a Hugging Face GPT-2 (with GPT-2's tokenizer, unless the directory has another), or a name
 in models/. The accuracies of several models are compared with the first one's by a paired t-test over the items. The
-validation loss is left out where a model's tokenizer is not that of the shards. Standard output has only the tables.
+validation loss is left out for a model whose tokenizer is not that of the shards. Standard output has only the tables.
 """
 
 import argparse
@@ -52,14 +52,24 @@ def main(arguments: list[str]) -> None:
     """Evaluates each model, then prints the tables."""
     parser = argparse.ArgumentParser(prog="python -m pipeline evaluate", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("models", nargs="+", help="model directories, or names in models/")
-    parser.add_argument("--shards", type=Path, default=Path("data/shards"), help="for the loss (data/shards)")
+    parser.add_argument("models", nargs="+", help="model directories or names in models/")
     parser.add_argument(
-        "--directory", type=Path, default=Path("data/benchmarks"), help="of TASK.jsonl (data/benchmarks)"
+        "--shards", type=Path, default=Path("data/shards"), help="shards for the validation loss (default: data/shards)"
     )
-    parser.add_argument("--tasks", nargs="*", choices=TASKS, help="(default: all that the directory has)")
-    parser.add_argument("--items", type=positive_int, help="of each task, a fixed random subset (default: all)")
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="float32", help="(float32)")
+    parser.add_argument(
+        "--directory",
+        type=Path,
+        default=Path("data/benchmarks"),
+        help="directory with the items, TASK.jsonl (default: data/benchmarks)",
+    )
+    parser.add_argument("--tasks", nargs="*", choices=TASKS, help="benchmarks (default: all in the directory)")
+    parser.add_argument("--items", type=positive_int, help="size of a fixed random subset of each task (default: all)")
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16"),
+        default="float32",
+        help="data type of matrix products (default: float32)",
+    )
     options = parser.parse_args(arguments)
 
     with redirect_stdout(sys.stderr):  # log lines are not part of the tables

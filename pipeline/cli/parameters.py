@@ -55,7 +55,7 @@ def _rerun(section: str, stages: Mapping[str, Any]) -> str:
     ]
     if not rerun:
         return "No stage depends on this section: a change reruns nothing."
-    return f"A change reruns {md.listing([md.code(name) for name in rerun])} and the stages after."
+    return f"A change reruns {md.listing([md.code(name) for name in rerun])} and the later stages whose inputs change."
 
 
 def accepted(schema: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
-"""Writes reports/report.html: in a fresh clone, or after `dvc exp apply` has replaced the other files of the report.
+"""Writes reports/report.html, the interactive report, and no other file.
 
-The report stage writes it too, but DVC does not track it and Git ignores it. No other file changes.
+The report stage writes it too, but neither Git nor DVC stores it: run this in a fresh clone or after `dvc exp apply`.
 """
 
 import argparse

@@ -1,12 +1,12 @@
-"""Submits training, tokenization and sweeps to SLURM. Run it where sbatch is, in the root of the repository:
+"""Submits training, tokenization and sweeps to SLURM. Run it on a login node, in the root of the repository:
 
-    python -m pipeline slurm tokenize --parts 16    # a job for each part, then one that writes the shards
-    python -m pipeline slurm train                  # dvc repro, training on all nodes of a job
-    python -m pipeline slurm sweep model.position=rope,alibi train.seed=1,2,3    # a job for each experiment
+    python -m pipeline slurm tokenize --parts 16    # one job per part, then one that writes the shards
+    python -m pipeline slurm train                  # dvc repro, with training on all nodes of one job
+    python -m pipeline slurm sweep model.position=rope,alibi train.seed=1,2,3    # one job per experiment
 
-The same command again submits only what is neither done nor in SLURM's queue, so it also shows the state of its jobs.
---dry-run prints the calls of sbatch instead. The scripts are in recipes/slurm/; partition, account, time and further
-options of sbatch come from slurm.yaml, of which recipes/slurm/slurm.yaml is an example.
+Repeating a command submits only what is neither done nor queued, and shows the state of its jobs. --dry-run prints the
+sbatch commands instead. Partition, account, time and other options of sbatch are in slurm.yaml: copy
+recipes/slurm/slurm.yaml to the root of the repository and edit it. The job scripts are beside it.
 """
 
 import argparse
@@ -104,7 +104,7 @@ def run(*words: str) -> str:
 
 def in_queue(job: str) -> dict[str, str]:
     """This repository's jobs of a kind in SLURM's queue: id (`12`, in an array `12_3`) -> state, as squeue has it."""
-    if shutil.which("squeue") is None:  # sbatch, too, is missed below; --dry-run works without SLURM
+    if shutil.which("squeue") is None:  # submit() reports that SLURM is missing; --dry-run works without
         return {}
     printed = run("squeue", "--me", "--noheader", "--array", f"--name={job}", "--format=%i|%T|%Z")
     jobs = [line.split("|", 2) for line in printed.splitlines()]
@@ -217,10 +217,10 @@ def main(arguments: list[str]) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--dry-run", action="store_true", help="only print what would be submitted")
-    commands.add_parser("train", parents=[common], help="dvc repro, training on all nodes of a job")
-    tokenizing = commands.add_parser("tokenize", parents=[common], help="tokenization in parts, a job for each")
+    commands.add_parser("train", parents=[common], help="dvc repro, with training on all nodes of one job")
+    tokenizing = commands.add_parser("tokenize", parents=[common], help="tokenization, one job per part")
     tokenizing.add_argument("--parts", type=positive_int, required=True, help="number of parts")
-    sweeping = commands.add_parser("sweep", parents=[common], help="combinations of settings, a job for each")
+    sweeping = commands.add_parser("sweep", parents=[common], help="combinations of settings, one job per experiment")
     sweeping.add_argument("settings", nargs="+", metavar="KEY=VALUE,VALUE", help="as for python -m pipeline sweep")
     sweeping.add_argument("--jobs", type=positive_int, help="experiments at a time (default: as many as SLURM starts)")
     options = parser.parse_args(arguments)

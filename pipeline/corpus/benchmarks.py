@@ -1,4 +1,4 @@
-"""Benchmark items on disk: what a model is asked, and the true answer.
+"""Benchmark items on disk: questions with their true answers.
 
 data/benchmarks/ contains <task>.jsonl for each task, in the task's public schema (the columns of its dataset on the
 Hugging Face hub), and source.json, which lists the tasks and where their items come from
@@ -57,7 +57,7 @@ class HellaSwagItem(Item):
 
 
 class LambadaItem(Item):
-    """A passage whose last word is to be found. https://arxiv.org/abs/1606.06031"""
+    """A passage whose last word is to be predicted. https://arxiv.org/abs/1606.06031"""
 
     text: str = Field(pattern=r"\S\s* \S+$")
 
@@ -105,7 +105,7 @@ class WinograndeItem(Item):
 
 @dataclass(frozen=True)
 class Task:
-    """A benchmark: what its items and its numbers are called, and where the hub has it."""
+    """A benchmark: its name, item schema, metrics, and dataset on the Hugging Face hub."""
 
     name: str
     schema: type[Item]
@@ -136,7 +136,7 @@ TASKS = {
 
 
 def items_file(directory: Path, task: str) -> Path:
-    """Where the items of a task are."""
+    """The file with the items of a task."""
     return directory / f"{task}.jsonl"
 
 

@@ -39,9 +39,9 @@ class DataParams(Section):
     """The column of hub datasets and parquet files, or the field of .jsonl files, that holds the text."""
 
     val_every: int | None = Field(ge=2)
-    """Every n-th document (with source `shakespeare`: play), starting with the first, is for validation; of fewer than
-    n documents, such as a single file, the last n-th of each one's text. null: the first shard of tokens is the
-    validation split, but never more than a tenth of the tokens."""
+    """Every n-th document (with source `shakespeare`: play), starting with the first, is for validation. With fewer
+    than n documents, such as a single file, it is the last n-th of each one's text. null: the first shard of tokens is
+    the validation split, but never more than a tenth of the tokens."""
 
     max_documents: int | None = Field(ge=1)
     """Take only this many documents from the start of the source; null: all."""
@@ -57,7 +57,7 @@ class DataParams(Section):
 
 
 class BenchmarkParams(Section):
-    """What the model is tested on, beside the validation loss."""
+    """What the model is evaluated on, besides the validation loss."""
 
     section: ClassVar[str] = "benchmarks"
 
@@ -66,8 +66,8 @@ class BenchmarkParams(Section):
     reported as HellaSwag. The first task is also measured during training. []: none."""
 
     directory: str | None
-    """A directory, relative to the repository's root, with a file of each task, such as hellaswag.jsonl, in the schema
-    of the task's dataset on the Hugging Face hub; null: the hub."""
+    """A directory, relative to the repository root, with a file <task>.jsonl for each task, in the schema of the task's
+    dataset on the Hugging Face hub; null: download from the hub."""
 
     items: int | None = Field(ge=1, le=10**6)
     """At most this many items of each task, a fixed random subset; null: all (of next_lines: as many as the validation
@@ -81,10 +81,10 @@ class BenchmarkParams(Section):
         return tasks
 
     def cross_validate(self, sections: Mapping[str, Section]) -> Iterator[str]:
-        """Items must not contain training text, so next_lines needs whole validation documents."""
+        """Items must not contain training text, so next_lines needs validation documents."""
         if "next_lines" in self.tasks and getattr(sections["data"], "val_every", 1) is None:
             yield (
-                "benchmarks.tasks (next_lines) needs whole validation documents: set data.val_every (null) to a "
+                "benchmarks.tasks (next_lines) needs validation documents: set data.val_every (null) to a "
                 "number, or leave next_lines out"
             )
 

@@ -1,8 +1,8 @@
 """tokenizer.json, the format of Hugging Face's tokenizers library, read and written with the same ids.
 
 tiktoken stores the tokens of a byte-pair encoding by rank, tokenizers stores the pairs that were merged. The pair of a
-token is recovered by applying the merges of lower rank to its bytes. If a file's pairs are those, in the order of ids,
-both libraries merge alike: two neighbors that make up a token are what the merges of lower rank leave of its bytes.
+token is recovered by applying the merges of lower rank to its bytes. If a file lists the same pairs, in the order of
+ids, both libraries give the same ids.
 """
 
 from collections.abc import Iterator

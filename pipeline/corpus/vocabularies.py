@@ -99,7 +99,7 @@ def stored_tokenizer(encoding: str) -> tiktoken.Encoding:
     if tokenizer is None:
         raise UserError(
             f"tokenizer.encoding ({encoding}): must be bpe, gpt2 or bytes, or name a directory in {MODELS}/ with a "
-            f"tokenizer; {path} {'has none' if path.is_dir() else 'is no directory'}"
+            f"tokenizer; {path} {'has none' if path.is_dir() else 'is not a directory'}"
         )
     return tokenizer
 

@@ -6,11 +6,10 @@ A task turns an item into questions: endings to score after a context, and by wh
     arc, piqa       "Question: Why?\nAnswer:"   " So."   " Not so."
     winogrande      "Jo saw that Bo" or "Jo saw that Jim"   " slept."   one ending after two contexts
 
-All are asked without examples (zero-shot), by the rules of EleutherAI's lm-evaluation-harness: context and ending are
-tokenized as one text, and the answer is the ending with the highest log-likelihood (acc), or the highest per character
-(acc_norm).
+All are zero-shot and follow the rules of EleutherAI's lm-evaluation-harness: context and ending are tokenized as one
+text, and the answer is the ending with the highest log-likelihood (acc), or the highest per character (acc_norm).
 
-HellaSwag (and next_lines) is asked under two protocols, whose numbers are not comparable with each other:
+HellaSwag (and next_lines) is scored under two protocols, whose numbers are not comparable with each other:
 
 `acc`, `acc_norm`  lm-evaluation-harness (tasks/hellaswag, version 1.0): the activity label first, ctx_b capitalized,
                    WikiHow's brackets removed.

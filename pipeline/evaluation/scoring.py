@@ -91,7 +91,7 @@ def score_requests(
         for request, row in zip(requests, first_rows.tolist(), strict=False)
         for task in _split(request, row, model.config.block_size)
     ]
-    # The longest contexts first: if memory does not suffice, that shows at once.
+    # The longest contexts first, so that running out of memory shows at once.
     tasks.sort(key=lambda task: (-len(task.context), sum(map(len, task.endings)), task.rows))
     batches: list[list[_Task]] = []
     while tasks:

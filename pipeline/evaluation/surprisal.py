@@ -93,7 +93,7 @@ def target_hidden(
     """One forward pass over rows of (inputs, targets): hidden (N, C) where a target is predicted, the targets (N,), and
     where they are in the padded rows, (B, T) bool.
 
-    `cache`: keys and values of what is before.
+    `cache`: keys and values of the tokens before.
     """
     width = max(len(inputs) for inputs, _ in rows)
     idx = torch.zeros(len(rows), width, dtype=torch.int64)  # padded on the right: causal attention never looks there

@@ -38,7 +38,7 @@ def publish(params: TrackingParams) -> None:
     if summary.wandb.mode == "disabled":
         return
     if not local_files(summary.wandb.id):
-        logger.info("W&B: run %s has no files in wandb/, so it is another machine's: not logged", summary.wandb.id)
+        logger.info("W&B: nothing logged: another machine trained run %s (no files in wandb/)", summary.wandb.id)
         return
     chosen = params.mode != "auto" or "WANDB_MODE" in os.environ
     mode = resolved_mode(params) if chosen else summary.wandb.mode

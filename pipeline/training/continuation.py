@@ -1,7 +1,7 @@
 """Continues a shorter run: its checkpoint and curves become the beginning of a longer one.
 
-Two runs that differ in train.max_steps only are the same, bit for bit, as long as their learning rates are equal: with
-a constant schedule always, with wsd until the decay of the shorter one begins, with cosine and linear during warmup.
+Two runs that differ only in train.max_steps are bit-identical as long as their learning rates are equal: with a
+constant schedule always, with wsd until the decay of the shorter one begins, with cosine and linear during warmup.
 """
 
 import shutil
@@ -25,7 +25,7 @@ RECORDS = ("curves.csv", "samples.json")
 
 
 def continue_another_run(state: Path, store: CheckpointStore, train: TrainParams, same_code: bool) -> None:
-    """Gives a new run the newest checkpoint that another run shares with it, and that run's curves; if there is one.
+    """Copies the newest checkpoint that another run shares with this new run, if there is one, and that run's curves.
 
     `state`: the new run's directory, `train-<hash>-<max_steps>`. `same_code`: only a checkpoint of the present code.
     """
@@ -47,9 +47,7 @@ def continue_another_run(state: Path, store: CheckpointStore, train: TrainParams
             logger.warning("cannot continue the run in %s from %s: %s", other, checkpoint.name, error)
             continue
         steps = other.name.rpartition("-")[2]
-        logger.info(
-            "continuing the run of %s steps in %s, which is the same up to step %d", steps, other, manifest.step
-        )
+        logger.info("continuing the %s-step run in %s from step %d", steps, other, manifest.step)
         return
 
 

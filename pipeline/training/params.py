@@ -70,7 +70,7 @@ class TrainParams(Section):
     """Steps between evaluations on the first task of benchmarks.tasks. 0: off."""
 
     benchmark_items: int = Field(ge=1)
-    """Number of its items, a fixed subset, that training evaluates."""
+    """Number of its items that training evaluates, a fixed subset."""
 
     sample_interval: int = Field(ge=0)
     """Steps between text samples. 0: off."""
@@ -80,8 +80,7 @@ class TrainParams(Section):
     on train.eval_tokens, measured every train.eval_interval steps."""
 
     patience: int | None = Field(ge=1)
-    """Early stopping: the number of validation losses in a row, none lower than the lowest before, after which training
-    stops. null: never."""
+    """Early stopping: training stops after this many validation losses in a row without a new lowest. null: never."""
 
     @property
     def loss_decides(self) -> bool:
@@ -91,7 +90,7 @@ class TrainParams(Section):
     @model_validator(mode="after")
     def _rules(self) -> Self:
         if self.eval_interval == 0 and self.loss_decides:
-            raise ValueError("train.eval_interval (0) must be at least 1 with train.keep: best, or train.patience")
+            raise ValueError("train.eval_interval (0) must be at least 1 with train.keep: best or train.patience")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"train.betas ({list(self.betas)}) must each be at least 0 and below 1")
         return self

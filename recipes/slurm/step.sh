@@ -2,12 +2,12 @@
 # Runs a command of DVC as a job step on one node: step.sh NODE COMMAND ...
 #
 # Before the time limit (--signal=TERM@...), and on preemption, SLURM sends SIGTERM to every process of the job's steps.
-# Training saves a checkpoint and stops. DVC ignores the signal, because it would end before training, and ends when its
-# stage has failed. The job is then requeued, and continues from the checkpoint.
+# Training saves a checkpoint and stops. DVC must not end before training does, so it ignores the signal here and ends
+# when its stage has failed. The job is then requeued, and continues from the checkpoint.
 set -uo pipefail
 node=$1
 shift
-# One task of an array may have the id of the array, which would mean all of its tasks.
+# A task of an array can have the id of the array, which would mean all tasks, so it is named by its index.
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}
 
