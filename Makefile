@@ -1,5 +1,5 @@
 # make repro   sets up and runs the pipeline: download, tokenize, train, evaluate, sample, report
-# make test    sets up and passes the tests
+# make test    sets up and runs the tests
 # make check   formatter, linter and type checker
 # make lock    pins the newest versions that requirements.in and requirements-dev.in allow
 
