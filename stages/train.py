@@ -43,7 +43,7 @@ from pipeline.run_state import code_hashes, finish, remove_recorded, run_key
 from pipeline.runtime import RuntimeParams, cores
 from pipeline.tracking.params import TrackingParams
 from pipeline.tracking.wandb_run import WandbRun, training_run
-from pipeline.training.checkpoint import CHECKPOINT_FORMAT, CheckpointStore
+from pipeline.training.checkpoint import CHECKPOINT_FORMAT, CheckpointStore, checkpoint_directories
 from pipeline.training.continuation import continue_another_run
 from pipeline.training.metrics import Logger, Row
 from pipeline.training.optim import decay_start
@@ -88,7 +88,7 @@ def main() -> None:
             forced = remove_recorded(state)
             if state.exists() and starts_over(runtime, store):
                 logger.info("starting over; the earlier state is kept in %s", set_aside(state, "old-"))
-            elif not (forced or runtime.resume == "never" or store.directory.exists()):
+            elif not (forced or runtime.resume == "never" or checkpoint_directories(store.directory)):
                 continue_another_run(state, store, train, same_code=runtime.resume == "same-code")
             curves = Curves(state / "curves.csv", CURVES, extra_columns=benchmark_columns(BENCHMARKS))
             samples = SampleLog(state / "samples.json", SAMPLES)

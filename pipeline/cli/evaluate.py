@@ -149,6 +149,8 @@ def results_table(evaluated: Sequence[Evaluated]) -> str:
 
 
 def _value(record: BenchmarkMetrics, metric: str) -> str:
+    if metric not in record.metrics:  # a perplexity too large for a float
+        return DASH
     value, error = record.value(metric)
     if metric == "perplexity":
         return f"{significant(value, 4)} ± {significant(error, 2)}"

@@ -28,7 +28,7 @@ SAMPLES, CURVES = "reports/sample/samples.json", "reports/train/curves.csv"
 MIN_REVISION_LENGTH = 7
 """Characters of a revision that can be given in place of an experiment's name."""
 
-NO_METRIC_KEYS = ("report.", "tracking.", "sample.", "train.sample_interval", "train.hellaswag_", "train.benchmark_")
+NO_METRIC_KEYS = ("report.", "tracking.", "sample.", "train.sample_interval", "train.benchmark_")
 """How the keys of settings begin that no compared metric depends on: pages, tracking, sampling, probes."""
 
 VALIDATION_KEYS = ("train.eval_interval", "train.eval_tokens")
