@@ -37,11 +37,11 @@ class Progress:
                 total=total,
                 initial=start,
                 desc=label,
-                unit=unit,
+                unit=f" {unit}",
                 unit_scale=True,
                 dynamic_ncols=True,
                 leave=True,
-                bar_format=None if unit else "{desc}: {percentage:3.0f}%|{bar}|{postfix}",
+                bar_format=None if unit else "{desc}: {percentage:3.0f}%{postfix} |{bar}|",
             )
 
     def advance(self, count: int = 1, **values: str) -> None:

@@ -46,4 +46,4 @@ def main(arguments: list[str]) -> None:
         kept=options.into is not None,
         times=not options.no_time,
     )
-    logger.info("compared %d experiments: %s", len(experiments), page)
+    logger.info("compared %d experiment%s: %s", len(experiments), "s" * (len(experiments) != 1), page)

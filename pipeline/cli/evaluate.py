@@ -109,9 +109,10 @@ def evaluate(
             "group": group,
         }
         loss = None
-        if stream is not None and fingerprint(tokenizer) != stream.manifest.tokenizer_sha256:
-            shards = f"{stream.directory} ({stream.manifest.tokenizer_name})"
-            logger.info("%s: no validation loss: its tokenizer %s is not that of %s", name, tokenizer.name, shards)
+        if stream is not None and (own := fingerprint(tokenizer)) != (theirs := stream.manifest.tokenizer_sha256):
+            shards = f"{stream.directory} ({stream.manifest.tokenizer_name}, {theirs[:12]})"
+            used = f"{tokenizer.name} ({own[:12]})"
+            logger.info("%s: no validation loss: its tokenizer %s is not that of %s", name, used, shards)
         elif stream is not None:
             with Progress(f"{name}: validation loss", total=len(stream) - 1, unit="tok") as progress:
                 loss = validation_loss(model, stream, tokenizer, tokens=None, stride=None, progress=progress, **common)

@@ -75,6 +75,7 @@ def page_context(experiments: Sequence[Experiment], kept: bool = False, times: b
     runs = sorted(runs_of(experiments), key=metric.of)
     unfinished = [experiment for experiment in experiments if not isinstance(experiment, Run)]
     groups = configurations(experiments, metric)
+    repeated = [group for group in groups if group.mean(metric).n > 1]
     hardware = [run.summary.hardware for run in runs]
     return {
         "metric": metric,
@@ -84,7 +85,7 @@ def page_context(experiments: Sequence[Experiment], kept: bool = False, times: b
         "unfinished": unfinished,
         "states": Counter(experiment.state for experiment in unfinished),
         "configurations": groups,
-        "best": next((group for group in groups if group.mean(metric).n > 1), None),
+        "best": repeated[0] if len(repeated) > 1 else None,
         "repeated": any(len(group.seeds) > 1 for group in groups),
         "by_configuration": _by_configuration(groups),
         "commits": list(dict.fromkeys(run.base[:10] for run in runs)),
