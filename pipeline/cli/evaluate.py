@@ -136,7 +136,7 @@ def results_table(evaluated: Sequence[Evaluated]) -> str:
         for metric in records[0].metrics:
             chance = percent(first.chance, 0) if metric in first.answers and first.chance else DASH
             row = [
-                f"{TASKS[task].name} {metric}, {exact(first.items)} items",
+                f"{TASKS[task].name} " + md.code(metric) + f", {exact(first.items)} items",
                 *(_value(r, metric) for r in records),
                 chance,
             ]
@@ -167,7 +167,7 @@ def differences_table(evaluated: Sequence[Evaluated]) -> str:
             for other in others:
                 a, b = (_by_item(result, metric) for result in (other.results[task], base))
                 difference = f"{100 * (sum(a.values()) - sum(b.values())) / len(a):+.2f} %"
-                tests.append((f"{TASKS[task].name} {metric}", other.name, difference, t_test(a, b)))
+                tests.append((f"{TASKS[task].name} " + md.code(metric), other.name, difference, t_test(a, b)))
     corrected = holm([test.p for *_, test in tests if test])
     left = iter(corrected)
     rows = []
