@@ -83,7 +83,7 @@ def test_a_clone_has_nothing_to_run_and_never_logs_to_the_author_s_w_and_b_run(
     assert clone.git("status", "--porcelain") == ""
     clone.dvc("exp", "apply", "retitled")
     assert stages_run(clone.dvc("repro")) == []
-    assert "W&B: run" in clone.dvc("repro", "-f", "-s", "report")
+    assert "W&B: nothing logged" in clone.dvc("repro", "-f", "-s", "report")
     assert not (clone.path / "wandb").exists()
 
 
