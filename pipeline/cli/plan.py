@@ -18,8 +18,6 @@ from pipeline.artifacts import MANIFEST_FILE, Manifest, RunSummary
 from pipeline.cli.arguments import positive_float, positive_int
 from pipeline.config import read_sections
 from pipeline.corpus.params import BenchmarkParams, TokenizerParams
-from pipeline.corpus.tokenizer import fingerprint
-from pipeline.corpus.vocabularies import stored_tokenizer
 from pipeline.formatting import format_bytes, format_duration, significant
 from pipeline.log import UserError, logger
 from pipeline.model.accounting import GPU_PEAKS, Memory, describe, flops_per_token, memory, parameters
@@ -112,14 +110,21 @@ def make_plan(
 def text_vocabulary(tokenizer: TokenizerParams, shards: Path) -> tuple[int, int | None]:
     """Ids of the tokenizer, and tokens of the training split if there are shards of this tokenizer."""
     sizes = {"bpe": tokenizer.vocab_size, "gpt2": GPT2_VOCAB_SIZE, "bytes": 257}
-    stored = None if tokenizer.encoding in sizes else stored_tokenizer(tokenizer.encoding)
-    expected = stored.n_vocab if stored else sizes[tokenizer.encoding]
+    sha256 = None
+    if tokenizer.encoding in sizes:
+        expected = sizes[tokenizer.encoding]
+    else:
+        from pipeline.corpus.tokenizer import fingerprint
+        from pipeline.corpus.vocabularies import stored_tokenizer
+
+        stored = stored_tokenizer(tokenizer.encoding)
+        expected, sha256 = stored.n_vocab, fingerprint(stored)
     try:
         manifest = Manifest.read(shards / MANIFEST_FILE)
     except (FileNotFoundError, UserError):
         return expected, None
-    if stored:
-        same = manifest.tokenizer_sha256 == fingerprint(stored)
+    if sha256:
+        same = manifest.tokenizer_sha256 == sha256
     else:  # the name of a bpe tokenizer ends in its size, below vocab_size if the text has too few pairs to merge
         same = manifest.tokenizer_name.partition("-")[0] == tokenizer.encoding and manifest.vocab_size <= expected
     if not same:

@@ -28,7 +28,7 @@ BYTE_OF = {character: byte for byte, character in enumerate(BYTE_CHARACTERS)}
 
 
 def token_bytes(token: str) -> bytes:
-    """The bytes that a token of GPT-2's files stands for. Raises KeyError for a character that stands for no byte."""
+    """The bytes of a token as GPT-2's files write it. Raises KeyError for a character that is not in BYTE_OF."""
     return bytes(BYTE_OF[character] for character in token)
 
 

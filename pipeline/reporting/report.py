@@ -13,7 +13,7 @@ from markupsafe import Markup
 from pipeline import markdown as md
 from pipeline.artifacts import TrackedRun
 from pipeline.charts import pages
-from pipeline.charts.specs import curve
+from pipeline.charts.specs import Chart, curve
 from pipeline.files import write_text
 from pipeline.formatting import DASH, exact, fixed, percent, power_of_ten, significant
 from pipeline.reporting.figures import GPT2_HELLASWAG, GPT2_ITEMS, loss_limit, run_charts
@@ -54,17 +54,20 @@ def write_report(root: Path, title: str, smoothing: float) -> Path:
     pictures = {chart.name: pages.picture(chart, "figures") for chart in charts}
     values = context(run, title, smoothing)
     write_text(root / "reports/report.md", md.render(TEMPLATE, {**values, "html": False, "charts": pictures}))
-    write_html(root, title, smoothing)
+    _write_html(root, charts, values)
     return Path("reports/report.md")
 
 
 def write_html(root: Path, title: str, smoothing: float) -> None:
     """Writes reports/report.html alone."""
     run = read_run(root)
-    charts = run_charts(run, smoothing)
+    _write_html(root, run_charts(run, smoothing), context(run, title, smoothing))
+
+
+def _write_html(root: Path, charts: list[Chart], values: dict[str, Any]) -> None:
     figures = {chart.name: pages.html_figure(chart) for chart in charts}
-    body = md.render(TEMPLATE, {**context(run, title, smoothing), "html": True, "charts": figures})
-    write_text(root / "reports/report.html", pages.html_page(title, body, charts, SURPRISAL_STYLE))
+    body = md.render(TEMPLATE, {**values, "html": True, "charts": figures})
+    write_text(root / "reports/report.html", pages.html_page(values["title"], body, charts, SURPRISAL_STYLE))
 
 
 def context(run: Run, title: str, smoothing: float) -> dict[str, Any]:
