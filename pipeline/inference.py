@@ -62,7 +62,7 @@ def for_inference(model: GPT, dtype: torch.dtype) -> GPT:
     """
     shared: dict[int, Tensor] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     fast = copy.deepcopy(model, shared)
-    if dtype != torch.float32:
+    if dtype != torch.float32 and not model.config.logit_softcap:
         fast.lm_head = _centered_head(model)
     for module in list(fast.modules()):
         for name, child in list(module.named_children()):

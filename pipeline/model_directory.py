@@ -36,7 +36,7 @@ from pipeline.huggingface.convert import (
     weights_from,
 )
 from pipeline.log import UserError, logger
-from pipeline.model.config import GPTConfig, ModelParams
+from pipeline.model.config import OFF, GPTConfig, ModelParams
 from pipeline.model.gpt import GPT
 
 MODEL_FILES = (WEIGHTS, CONFIG, TOKENIZER_DIRECTORY, "encoding")  # encoding/: the tokenizer in format version 1
@@ -88,6 +88,7 @@ def load_model(directory: Path, device: str | torch.device = "cpu") -> GPT:
     else:
         if isinstance(values, dict) and isinstance(values.get("config"), dict):
             values["config"].pop("attention", None)  # was a key of the model until it moved to runtime
+            values["config"] = {**OFF, **values["config"]}
         with parsing(path):
             config = ModelFile.parse(json.dumps(values), str(path)).config
     return _build(config, weights, source).to(device)

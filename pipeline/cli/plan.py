@@ -166,10 +166,11 @@ def model_rows(config: GPTConfig) -> Iterator[Row]:
         ("attention", counts.attention_per_block),
         ("MLP", counts.mlp_per_block),
         ("norms", counts.norms_per_block),
+        *([("skips", counts.skips_per_block)] if counts.skips_per_block else []),
     ):
         count = counts.blocks * per_block
         yield label, f"{count:,}", f"{counts.blocks} x {per_block:,}, {share(count)}"
-    yield "final norm", f"{counts.final_norm:,}", ""
+    yield "norms outside", f"{counts.outer_norms:,}", "of the embeddings, final" if config.embedding_norm else "final"
     yield "head", f"{counts.head:,}", "tied to the token embedding" if config.tie_embeddings else share(counts.head)
     yield "parameters", f"{counts.total:,}", f"{counts.without_embeddings:,} without embeddings"
 

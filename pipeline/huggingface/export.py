@@ -21,7 +21,7 @@ from pipeline.corpus.tokenizer_json import tokenizer_config, tokenizer_json
 from pipeline.files import atomic_directory, check_replaceable, write_json
 from pipeline.huggingface.convert import ACTIVATIONS, CONFIG, FIXED, TRANSPOSED, WEIGHTS
 from pipeline.log import UserError
-from pipeline.model.config import GPTConfig
+from pipeline.model.config import OFF, GPTConfig
 from pipeline.model.gpt import GPT
 
 # The choices that GPT-2's architecture in transformers has.
@@ -29,7 +29,7 @@ EXPRESSIBLE: dict[str, tuple[object, ...]] = {
     "position": ("learned",),
     "norm": ("layernorm",),
     "norm_placement": ("pre",),
-    "qk_norm": (False,),
+    **{key: (value,) for key, value in OFF.items() if not key.startswith("rope_")},  # position says it all
     "mlp": tuple(dict.fromkeys(ACTIVATIONS.values())),
 }
 

@@ -45,22 +45,25 @@ class Parameters:
     attention_per_block: int
     mlp_per_block: int
     norms_per_block: int
+    skips_per_block: int
+    """Weights of the embeddings and of the first block's values."""
     blocks: int
     """Number of blocks."""
-    final_norm: int
+    outer_norms: int
+    """After the embeddings and after the blocks."""
     head: int
     """0 if tied to the token embedding."""
 
     @property
     def per_block(self) -> int:
         """Parameters of one block."""
-        return self.attention_per_block + self.mlp_per_block + self.norms_per_block
+        return self.attention_per_block + self.mlp_per_block + self.norms_per_block + self.skips_per_block
 
     @property
     def total(self) -> int:
         """All parameters; a tied matrix counts once."""
         return (
-            self.token_embedding + self.position_embedding + self.blocks * self.per_block + self.final_norm + self.head
+            self.token_embedding + self.position_embedding + self.blocks * self.per_block + self.outer_norms + self.head
         )
 
     @property
@@ -83,16 +86,17 @@ def parameters(config: GPTConfig) -> Parameters:
     C, D, F, V = config.n_embd, config.head_size, config.mlp_width, config.vocab_size
     qkv, fc = C + 2 * config.kv_heads * D, F * (2 if config.gated else 1)
     b = int(config.bias)
-    norm_bias = b if config.norm == "layernorm" else 0  # RMSNorm has none
-    qk_norm = 2 * D * (1 + norm_bias) if config.qk_norm else 0
+    per_dimension = {"layernorm": 1 + b, "rmsnorm": 1, "rmsnorm_gainless": 0}[config.norm]
+    pre_norm = config.norm_placement == "pre"
     return Parameters(
         token_embedding=V * C,
         position_embedding=config.block_size * C if config.position == "learned" else 0,
         attention_per_block=(C + b) * qkv + (C + b) * C,
         mlp_per_block=(C + b) * fc + (F + b) * C,
-        norms_per_block=2 * C * (1 + norm_bias) + qk_norm,
+        norms_per_block=per_dimension * (2 * C + (2 * D if config.qk_norm else 0)),
+        skips_per_block=2 * config.embedding_skip + config.value_residual,
         blocks=config.n_layer,
-        final_norm=C * (1 + norm_bias) if config.norm_placement == "pre" else 0,
+        outer_norms=per_dimension * C * (pre_norm + config.embedding_norm),
         head=0 if config.tie_embeddings else V * C,
     )
 
@@ -136,7 +140,7 @@ def memory(
     shards: int = 1,
     accumulates: bool = False,
 ) -> Memory:
-    """Memory of training with micro-batches of `sequences` full sequences; `optimizer`: adamw or muon.
+    """Memory of training with micro-batches of `sequences` full sequences; `optimizer`: as train.optimizer.
 
     `recompute`: with activation checkpointing. `shards`: ranks that share the model (FSDP); 1: each rank holds all of
     it. With FSDP a rank gathers two blocks at a time (the current one and the next) and everything outside the blocks.
@@ -144,7 +148,7 @@ def memory(
     """
     counts = parameters(config)
     # AdamW keeps two moments of each parameter, Muon one of the hidden matrices.
-    states = 2 * counts.total - (hidden_matrices(config) if optimizer == "muon" else 0)
+    states = 2 * counts.total - (hidden_matrices(config) if optimizer != "adamw" else 0)
     copied = counts.multiplied - (counts.blocks - 1) * counts.per_block if recompute else counts.multiplied
     gathered = counts.total - max(counts.blocks - 2, 0) * counts.per_block if shards > 1 else 0
     return Memory(

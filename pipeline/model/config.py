@@ -7,7 +7,7 @@ GPTConfig      Architecture + vocabulary sizes, which the tokenizer decides: all
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -22,6 +22,18 @@ GPT2_SIZES = {
     "gpt2-xl": (48, 25, 1600),
 }
 GPT2_VOCAB_SIZE = 50257
+
+# Choices that GPT-2 does without, and model directories from before they existed.
+OFF: dict[str, Any] = {
+    "rope_base": 10000.0,
+    "rope_share": 1.0,
+    "embedding_norm": False,
+    "qk_norm": False,
+    "attention_scale": None,
+    "value_residual": False,
+    "embedding_skip": False,
+    "logit_softcap": 0.0,
+}
 
 
 class Architecture(Section):
@@ -53,15 +65,34 @@ class Architecture(Section):
     """Position scheme: a learned table (GPT-2), a fixed table of sines (arXiv 1706.03762), rotary embedding of queries
     and keys (RoPE, arXiv 2104.09864), or a distance penalty on attention scores (ALiBi, arXiv 2108.12409)."""
 
-    norm: Literal["layernorm", "rmsnorm"]
-    """LayerNorm (GPT-2) or RMSNorm (arXiv 1910.07467: no mean, no bias)."""
+    rope_base: float = Field(gt=1, le=1e9)
+    """RoPE's slowest pair turns by about 1 / rope_base radians per token: 10000 in the paper."""
+
+    rope_share: float = Field(gt=0, le=1)
+    """Share of each head's dimensions that RoPE rotates; the others do not depend on position."""
+
+    norm: Literal["layernorm", "rmsnorm", "rmsnorm_gainless"]
+    """LayerNorm (GPT-2), RMSNorm (arXiv 1910.07467: no mean, no bias), or RMSNorm without a learned gain."""
 
     norm_placement: Literal["pre", "post"]
     """pre: norm on the input of each sublayer, and a final norm (GPT-2). post: norm after each residual addition
     (GPT-1)."""
 
+    embedding_norm: bool
+    """A norm after the embeddings, so that the first block reads a unit-sized input whatever the embeddings' scale."""
+
     qk_norm: bool
     """Normalizes the queries and keys of each head (arXiv 2302.05442), with the norm of model.norm."""
+
+    attention_scale: float | None = Field(gt=0, le=100)
+    """Factor of the attention scores; null: 1/sqrt(head size). With QK-norm a larger one allows sharper attention."""
+
+    value_residual: bool
+    """Mixes the values of the first block into those of every later one, with a learned weight per block
+    (arXiv 2410.17897)."""
+
+    embedding_skip: bool
+    """Each block starts from a learned mix of its input and the embeddings (github.com/KellerJordan/modded-nanogpt)."""
 
     mlp: Literal["gelu_tanh", "gelu", "relu", "relu_squared", "swiglu", "geglu"]
     """Activation of the MLP: tanh GELU (GPT-2), erf GELU, ReLU, ReLU² (arXiv 2109.08668), or the gated SwiGLU and
@@ -74,9 +105,12 @@ class Architecture(Section):
     tie_embeddings: bool
     """The output head shares its matrix with the token embedding (GPT-2)."""
 
+    logit_softcap: float = Field(ge=0, le=1e4)
+    """Bounds the logits z smoothly: logit_softcap * tanh(z / logit_softcap) (Gemma 2, arXiv 2408.00118). 0: off."""
+
     init: Literal["scaled", "normal", "zero"]
     """Initial weights are normal with standard deviation 0.02. The two projections into the residual stream of each
-    block have 0.02/sqrt(2 n_layer) (scaled, GPT-2), 0.02 as well (normal), or are zero (zero)."""
+    block have 0.02/sqrt(2 n_layer) (scaled, GPT-2), 0.02 as well (normal), or are zero, like an untied head (zero)."""
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
@@ -88,6 +122,10 @@ class Architecture(Section):
             raise ValueError(
                 f"model.n_embd / n_head ({self.head_size}) must be even for position rope, which rotates pairs"
             )
+        if self.position == "rope" and self.rotated_pairs == 0:
+            raise ValueError(f"model.rope_share ({self.rope_share}) must leave a pair of a head's dimensions to rotate")
+        if self.value_residual and self.n_layer == 1:
+            raise ValueError("model.value_residual (true): needs at least 2 blocks, not model.n_layer 1")
         if self.position == "sinusoidal" and self.n_embd % 2:
             raise ValueError(f"model.n_embd ({self.n_embd}) must be even for position sinusoidal")
         return self
@@ -101,6 +139,11 @@ class Architecture(Section):
     def head_size(self) -> int:
         """Width of one head."""
         return self.n_embd // self.n_head
+
+    @property
+    def rotated_pairs(self) -> int:
+        """Pairs of a head's dimensions that RoPE rotates."""
+        return round(self.rope_share * self.head_size / 2)
 
     @property
     def mlp_width(self) -> int:
@@ -210,7 +253,7 @@ def gpt2_architecture(name: str) -> Architecture:
         position="learned",
         norm="layernorm",
         norm_placement="pre",
-        qk_norm=False,
+        **OFF,
         mlp="gelu_tanh",
         mlp_expansion=4.0,
         tie_embeddings=True,

@@ -12,6 +12,7 @@ width of the MLP, V vocabulary, S keys (T, or more with a cache).
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,7 @@ from pipeline.model.positions import POSITIONS, Rotation, rotate
 
 EPSILON = 1e-5  # GPT-2's layer_norm_epsilon; RMSNorm uses it too
 IGNORE_INDEX = -1  # targets with this value do not count in the loss
+VECTORS = {"weight": 1.0, "bias": 0.0, "x_scale": 1.0, "x0_scale": 0.0, "value_mix": 0.5}  # initial values
 EAGER_KEYS = 256  # python -m benchmarks.model --block-size N --only attention, on two cores
 
 
@@ -32,14 +34,14 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) -> the same, in the dtype of the gain: float32 under autocast, as nn.LayerNorm."""
-        return super().forward(x.type_as(self.weight))
+        return super().forward(x if self.weight is None else x.type_as(self.weight))
 
 
 def build_norm(config: GPTConfig, width: int) -> nn.Module:
     """The norm that `config.norm` names, over the last dimension."""
-    if config.norm == "rmsnorm":
-        return RMSNorm(width, eps=EPSILON)
-    return nn.LayerNorm(width, eps=EPSILON, bias=config.bias)
+    if config.norm == "layernorm":
+        return nn.LayerNorm(width, eps=EPSILON, bias=config.bias)
+    return RMSNorm(width, eps=EPSILON, elementwise_affine=config.norm == "rmsnorm")
 
 
 # The attention mask is the same in every layer. With T queries, the last T of S keys, it is one of:
@@ -77,6 +79,8 @@ def fastest(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float
     return attend(q, k, v, mask, dropout)
 
 
+FirstValues = tuple[Tensor, Tensor]  # the values (B, K, T, D) of the first block, and their weight in another block
+
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
 ATTENTION: dict[str, Attention] = {"auto": fastest, "sdpa": sdpa, "eager": eager}
 
@@ -90,6 +94,7 @@ class CausalSelfAttention(nn.Module):
         # queries, keys and values in one matrix product
         self.c_attn = nn.Linear(config.n_embd, config.n_embd + 2 * self.kv_heads * self.head_size, bias=config.bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.scale = config.attention_scale
         self.qk_norm = config.qk_norm
         if self.qk_norm:
             self.q_norm = build_norm(config, self.head_size)
@@ -98,23 +103,39 @@ class CausalSelfAttention(nn.Module):
         self.dropout = config.dropout  # of the attention weights
         self.resid_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, mask: Tensor | None, rotation: Rotation | None, cache: LayerCache | None) -> Tensor:
-        """x (B, T, C) -> (B, T, C). `rotation`: RoPE's cosines and sines, None for other position schemes."""
+    def forward(
+        self,
+        x: Tensor,
+        first: FirstValues | None,
+        mask: Tensor | None,
+        rotation: Rotation | None,
+        cache: LayerCache | None,
+    ) -> tuple[Tensor, Tensor]:
+        """x (B, T, C) -> (B, T, C), and the values (B, K, T, D).
+
+        `first`: to mix into the values; `rotation`: RoPE's cosines and sines, None for other position schemes.
+        """
         B, T, C = x.size()
         kv_width = self.kv_heads * self.head_size
         q, k, v = self.c_attn(x).split((C, kv_width, kv_width), dim=-1)
         q = q.view(B, T, self.n_head, self.head_size).transpose(1, 2)  # (B, H, T, D)
         k = k.view(B, T, self.kv_heads, self.head_size).transpose(1, 2)  # (B, K, T, D)
         v = v.view(B, T, self.kv_heads, self.head_size).transpose(1, 2)  # (B, K, T, D)
+        values = v
+        if first is not None:
+            first_values, weight = first
+            v = (1 - weight) * v + weight * first_values
         if self.qk_norm:
             q, k = self.q_norm(q).type_as(v), self.k_norm(k).type_as(v)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
+        if self.scale is not None:
+            q = q * (self.scale * math.sqrt(self.head_size))  # the kernels divide by sqrt(D)
         if cache is not None:
             k, v = cache.append(k, v)  # (B, K, S, D): those of earlier tokens too
         y = self.attend(q, k, v, mask, self.dropout if self.training else 0.0)  # (B, H, T, D)
         y = y.transpose(1, 2).reshape(B, T, C)  # concatenates the heads
-        return self.resid_dropout(self.c_proj(y))
+        return self.resid_dropout(self.c_proj(y)), values
 
 
 def relu_squared(x: Tensor) -> Tensor:
@@ -167,22 +188,24 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.activation_checkpointing = False  # set by the trainer: it does not change the function
 
-    def forward(self, x: Tensor, mask: Tensor | None, rotation: Rotation | None, cache: LayerCache | None) -> Tensor:
-        """(B, T, C) -> (B, T, C)."""
+    def forward(self, x: Tensor, *attention_inputs: Any) -> tuple[Tensor, Tensor]:
+        """(B, T, C) -> the same, and the values of the attention, whose other inputs follow x."""
         if self.activation_checkpointing and self.training:
             # Keeps only the inputs. The backward pass computes the rest again, with the same dropout masks.
-            return checkpoint(self.compute, x, mask, rotation, cache, use_reentrant=False)
-        return self.compute(x, mask, rotation, cache)
+            return checkpoint(self.compute, x, *attention_inputs, use_reentrant=False)
+        return self.compute(x, *attention_inputs)
 
-    def compute(self, x: Tensor, mask: Tensor | None, rotation: Rotation | None, cache: LayerCache | None) -> Tensor:
-        """(B, T, C) -> (B, T, C)."""
+    def compute(self, x: Tensor, *attention_inputs: Any) -> tuple[Tensor, Tensor]:
+        """As `forward`."""
         if self.pre_norm:  # GPT-2
-            x = x + self.attn(self.ln_1(x), mask, rotation, cache)
+            y, values = self.attn(self.ln_1(x), *attention_inputs)
+            x = x + y
             x = x + self.mlp(self.ln_2(x))
         else:  # GPT-1 and the first Transformer (arXiv 1706.03762)
-            x = self.ln_1(x + self.attn(x, mask, rotation, cache))
+            y, values = self.attn(x, *attention_inputs)
+            x = self.ln_1(x + y)
             x = self.ln_2(x + self.mlp(x))
-        return x
+        return x, values
 
 
 class Transformer(nn.Module):
@@ -192,7 +215,14 @@ class Transformer(nn.Module):
         super().__init__()
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = POSITIONS[config.position](config)
+        self.embedding_norm = build_norm(config, config.n_embd) if config.embedding_norm else nn.Identity()
         self.drop = nn.Dropout(config.dropout)
+        self.embedding_skip, self.value_residual = config.embedding_skip, config.value_residual
+        if self.embedding_skip:  # each block's input: x_scale * x + x0_scale * embeddings
+            self.x_scale = nn.Parameter(torch.empty(config.n_layer))
+            self.x0_scale = nn.Parameter(torch.empty(config.n_layer))
+        if self.value_residual:  # weights of the first block's values in each block; the first does not use its own
+            self.value_mix = nn.Parameter(torch.empty(config.n_layer))
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         # with post-norm, the last block already ends in a norm
         self.ln_f = build_norm(config, config.n_embd) if config.norm_placement == "pre" else nn.Identity()
@@ -205,11 +235,17 @@ class Transformer(nn.Module):
         else:
             positions, mask = cache.place(idx)
             S = cache.length + T
-        x = self.drop(self.wpe.embed(self.wte(idx), positions))  # (B, T, C)
+        x = x0 = self.drop(self.embedding_norm(self.wpe.embed(self.wte(idx), positions)))  # (B, T, C)
         rotation = self.wpe.rotation(positions)
         mask = self.wpe.scores_mask(mask, T, S)
+        first: Tensor | None = None  # the values of the first block
         for i, block in enumerate(self.h):
-            x = block(x, mask, rotation, None if cache is None else cache.layers[i])
+            if self.embedding_skip:
+                x = self.x_scale[i] * x + self.x0_scale[i] * x0
+            mixed_in = None if first is None else (first, self.value_mix[i])
+            x, values = block(x, mixed_in, mask, rotation, None if cache is None else cache.layers[i])
+            if self.value_residual and i == 0:
+                first = values
         return self.ln_f(x)
 
 
@@ -235,7 +271,8 @@ class GPT(nn.Module):
         if targets is None:
             return self.logits(x[:, -1:])
         logits = self.lm_head(x)[..., : self.config.text_vocab_size]  # a view without padding: no copy to mask it
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE_INDEX)
+        logits = self.softcap(logits.flatten(0, 1).float())
+        return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORE_INDEX)
 
     def hidden(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
         """Token ids idx (B, T) int64 -> (B, T, C), after the final norm.
@@ -251,10 +288,15 @@ class GPT(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., C) -> (..., V). -inf, that is probability zero, for the padding of the vocabulary."""
-        logits = self.lm_head(hidden)
+        logits = self.softcap(self.lm_head(hidden))
         if self.config.vocab_size > self.config.text_vocab_size:
             logits[..., self.config.text_vocab_size :] = -torch.inf
         return logits
+
+    def softcap(self, logits: Tensor) -> Tensor:
+        """The logits, bounded where `config.logit_softcap` says so; the same shape."""
+        cap = self.config.logit_softcap
+        return cap * torch.tanh(logits / cap) if cap else logits
 
     def new_cache(self, batch: int, slots: int, padding: Tensor | None = None) -> KVCache:
         """An empty cache for `batch` rows of at most `slots` tokens; `padding` (batch,): see `kv_cache.py`."""
@@ -271,8 +313,10 @@ class GPT(nn.Module):
         scaled = 0.02 / (2 * self.config.n_layer) ** 0.5
         residual_std = {"scaled": scaled, "normal": 0.02, "zero": 0.0}[self.config.init]
         for name, parameter in self.named_parameters():
-            if parameter.dim() == 1:  # biases, and the gains of norms
-                parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+            if parameter.dim() == 1:
+                parameter.fill_(VECTORS[name.rpartition(".")[2]])
+            elif self.config.init == "zero" and name == "lm_head.weight":
+                parameter.zero_()
             else:
                 parameter.normal_(0.0, residual_std if name.endswith("c_proj.weight") else 0.02)
 

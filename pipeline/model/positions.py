@@ -7,6 +7,7 @@ A scheme overrides one of three hooks: it adds to the token embeddings (learned,
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.model.config import GPTConfig
@@ -78,7 +79,9 @@ class Rotary(Positions):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        angles = position_angles(config.block_size, config.head_size)  # (block_size, D / 2)
+        pairs = config.rotated_pairs
+        angles = position_angles(config.block_size, 2 * pairs, config.rope_base)  # (block_size, pairs)
+        angles = F.pad(angles, (0, config.head_size // 2 - pairs))  # (block_size, D / 2): angle 0 rotates nothing
         self.register_buffer("cosine", angles.cos(), persistent=False)
         self.register_buffer("sine", angles.sin(), persistent=False)
 
@@ -116,9 +119,9 @@ POSITIONS: dict[str, type[Positions]] = {
 }
 
 
-def position_angles(positions: int, width: int) -> Tensor:
-    """Position times frequency 10000^(-2i/width) -> (positions, width / 2) float32, computed in float64."""
-    frequencies = 10000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+def position_angles(positions: int, width: int, base: float = 10000.0) -> Tensor:
+    """Position times frequency base^(-2i/width) -> (positions, width / 2) float32, computed in float64."""
+    frequencies = base ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
     return torch.outer(torch.arange(positions, dtype=torch.float64), frequencies).float()
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pipeline.distributed import Group
 from pipeline.model.config import GPTConfig
 from pipeline.model.gpt import GPT
-from pipeline.training.muon import Muon
+from pipeline.training.muon import MOMENTUM, START_MOMENTUM, Muon
 from pipeline.training.params import TrainParams
 
 
@@ -39,6 +39,12 @@ def _lr_ratio(done: int, train: TrainParams) -> float:
     return train.min_lr_ratio + (1 - train.min_lr_ratio) * remaining
 
 
+def momentum(step: int, train: TrainParams) -> float:
+    """Muon's momentum in optimizer step `step`, counted from 1: rises linearly over momentum_warmup_steps."""
+    warmed_up = min(step / train.momentum_warmup_steps, 1.0) if train.momentum_warmup_steps else 1.0
+    return MOMENTUM if warmed_up == 1.0 else START_MOMENTUM + (MOMENTUM - START_MOMENTUM) * warmed_up
+
+
 def decay_start(train: TrainParams) -> int:
     """The steps that wsd takes before its decay."""
     return max(train.warmup_steps, train.max_steps - round(train.decay_fraction * train.max_steps))
@@ -49,30 +55,44 @@ class Optimizer:
 
     def __init__(self, model: GPT, train: TrainParams, group: Group) -> None:
         """Weight decay applies to tensors with two or more dimensions, as in GPT-2's trainers."""
+        self._train = train
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        hidden = _hidden_matrices(parameters, model.config) if train.optimizer == "muon" else {}
-        rest = [p for p in parameters.values() if p not in hidden]
-        groups = [
-            {"params": [p for p in rest if p.dim() >= 2], "weight_decay": train.weight_decay},
-            {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
-        ]
-        groups = [group for group in groups if group["params"]]
-        fused = group.device.type in ("cpu", "cuda")
-        self._adamw = torch.optim.AdamW(groups, lr=0.0, betas=train.betas, eps=train.eps, fused=fused)
-        self._muon = Muon(hidden, train.weight_decay, group) if hidden else None
+        hidden = _hidden_matrices(parameters, model.config)
+        muon = {} if train.optimizer == "adamw" else hidden
+        groups: dict[tuple[float, bool], list[nn.Parameter]] = {}  # by peak learning rate and decay
+        for name, p in parameters.items():
+            if p in muon:
+                continue
+            peak = train.max_lr if p in hidden else _peak_lr(name, p, train)
+            groups.setdefault((peak, p.dim() >= 2), []).append(p)
+        self._adamw = torch.optim.AdamW(
+            [
+                {"params": members, "lr_ratio": peak / train.max_lr, "weight_decay": train.weight_decay * decays}
+                for (peak, decays), members in groups.items()
+            ],
+            lr=0.0,
+            betas=train.betas,
+            eps=train.eps,
+            fused=group.device.type in ("cpu", "cuda"),
+        )
+        variant = {"by_row": train.optimizer == "normuon", "cautious": train.cautious_decay}
+        self._muon = Muon(muon, train.weight_decay, group, **variant) if muon else None
         self._all: list[torch.optim.Optimizer] = [self._adamw, *([self._muon] if self._muon else [])]
         self.parameters = list(parameters.values())
         self.skips_on_host = group.device.type != "cuda"
         """Whether `step` waits for `skip`; on CUDA the device undoes the update instead."""
 
-    def step(self, lr: float, skip: Tensor) -> None:
-        """One update at learning rate `lr`; none, with weights and moments untouched, where `skip` is set.
+    def step(self, step: int, skip: Tensor) -> None:
+        """The update of `step`, counted from 1; none, with weights and moments untouched, where `skip` is set.
 
         `skip`: bool scalar on the device, the same on every rank. On CUDA the host does not wait for it.
         """
-        for optimizer in self._all:
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+        lr = learning_rate(step, self._train)
+        for group in self._adamw.param_groups:
+            group["lr"] = lr * group["lr_ratio"]
+        if self._muon:
+            (group,) = self._muon.param_groups
+            group["lr"], group["momentum"] = lr, momentum(step, self._train)
         if self.skips_on_host:
             if not skip.item():
                 for optimizer in self._all:
@@ -108,8 +128,17 @@ class Optimizer:
         adamw, *muon = self.indexed_parameters()
         return [
             {index: {"step": step, "exp_avg": p, "exp_avg_sq": p} for index, p in enumerate(adamw)},
-            *({index: {"momentum_buffer": p} for index, p in enumerate(parameters)} for parameters in muon),
+            *({n: self._muon.initial_state(p) for n, p in enumerate(matrices)} for matrices in muon if self._muon),
         ]
+
+
+def _peak_lr(name: str, parameter: nn.Parameter, train: TrainParams) -> float:
+    """The learning rate after warmup of a parameter outside the hidden matrices."""
+    if parameter.dim() < 2:
+        own = train.vector_lr
+    else:
+        own = train.head_lr if name == "lm_head.weight" else train.embedding_lr
+    return train.max_lr if own is None else own
 
 
 def _hidden_matrices(parameters: Mapping[str, nn.Parameter], config: GPTConfig) -> dict[nn.Parameter, tuple[int, ...]]:

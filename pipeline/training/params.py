@@ -26,11 +26,24 @@ class TrainParams(Section):
     max_steps: int = Field(ge=1, le=10**9)
     """Number of optimizer steps."""
 
-    optimizer: Literal["adamw", "muon"]
-    """adamw; or muon for the matrices inside the blocks and adamw for embeddings, head, norms and biases."""
+    optimizer: Literal["adamw", "muon", "normuon"]
+    """adamw; or, for the matrices inside the blocks, muon or normuon (arXiv 2510.05491: Muon with an adaptive rate for
+    each row), and adamw for embeddings, head and vectors."""
 
     max_lr: float = Field(gt=0, le=100)
     """Learning rate after warmup. Muon's updates are scaled to the RMS of AdamW's, so that both use the same rate."""
+
+    embedding_lr: float | None = Field(gt=0, le=100)
+    """max_lr of token and position embeddings, and so of a tied head; null: max_lr. The schedule is the same."""
+
+    head_lr: float | None = Field(gt=0, le=100)
+    """max_lr of an untied head; null: max_lr."""
+
+    vector_lr: float | None = Field(gt=0, le=100)
+    """max_lr of biases, gains of norms and other vectors; null: max_lr."""
+
+    momentum_warmup_steps: int = Field(ge=0)
+    """Steps over which Muon's momentum rises from 0.85 to 0.95; 0: 0.95 from the start."""
 
     betas: Annotated[tuple[float, float], Strict(False)]
     """AdamW's decay rates of the first and second moment, each in [0, 1)."""
@@ -40,6 +53,9 @@ class TrainParams(Section):
 
     weight_decay: float = Field(ge=0, le=1000)
     """Decoupled weight decay, applied to matrices only: not to biases, norms and other vectors."""
+
+    cautious_decay: bool
+    """Muon decays a weight only where its update shrinks it too (arXiv 2510.12402)."""
 
     grad_clip: float = Field(ge=0, le=10**6)
     """Gradients with a larger global norm are scaled down to it. 0: off."""

@@ -163,7 +163,7 @@ class Trainer:
                 # Clip and update. All ranks now have the same losses and norm, so they make the same decision.
                 grad_norm = nn.utils.clip_grad_norm_(optimizer.parameters, train.grad_clip or float("inf"))
                 grad_norm = full_tensor(grad_norm)
-                optimizer.step(lr, skip=~(losses.isfinite().all() & grad_norm.isfinite()))
+                optimizer.step(step, skip=~(losses.isfinite().all() & grad_norm.isfinite()))
                 optimizer.zero_grad()
                 metrics.add(step, lr, losses, grad_norm)
 

@@ -86,7 +86,7 @@ def expected(values: dict[str, Any]) -> dict[str, int]:
         "parameters.position_embedding": counts.position_embedding,
         "parameters.attention": counts.blocks * counts.attention_per_block,
         "parameters.mlp": counts.blocks * counts.mlp_per_block,
-        "parameters.norms": counts.blocks * counts.norms_per_block + counts.final_norm,
+        "parameters.norms": counts.blocks * counts.norms_per_block + counts.outer_norms,
         "parameters.head": counts.head,
         "flops_per_token": flops,
         "flops.matrices": flops - scores,

@@ -42,6 +42,17 @@ def test_rope_angles() -> None:
     assert angles[1000, 31].item() == pytest.approx(1000 * 10000 ** (-62 / 64), rel=1e-6)
 
 
+def test_rope_rotates_a_share_of_the_dimensions() -> None:
+    rope = Rotary(TINY.changed(position="rope", n_head=1, rope_base=100.0, rope_share=0.25))  # 4 of 16 pairs
+    x = torch.ones(1, 1, 16, 32)
+    rotated = rotate(x, rope.rotation(torch.arange(16)))[0, 0]  # (T, D)
+    fixed = [*range(4, 16), *range(20, 32)]
+    assert torch.equal(rotated[:, fixed], torch.ones(16, 24))
+    for pair in range(4):
+        angle = 3 * 100 ** (-pair / 4)
+        assert rotated[3, pair].item() == pytest.approx(math.cos(angle) - math.sin(angle), abs=1e-6)
+
+
 def test_alibi_slopes_for_powers_of_two() -> None:
     """Section 3 gives 1/2 ... 1/256 for 8 heads and 2^-0.5, 2^-1 ... 2^-8 for 16."""
     assert alibi_slopes(8) == [2.0**-i for i in range(1, 9)]

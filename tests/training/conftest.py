@@ -14,7 +14,7 @@ from pipeline.corpus.shards import TokenStream, open_split
 from pipeline.corpus.tokenizer import bytes_tokenizer, fingerprint, save_tokenizer
 from pipeline.distributed import Group
 from pipeline.files import sha256_of
-from pipeline.model.config import GPTConfig
+from pipeline.model.config import OFF, GPTConfig
 from pipeline.model.gpt import GPT
 from pipeline.runtime import RuntimeParams
 from pipeline.training import trainer as trainer_module
@@ -32,9 +32,14 @@ TRAIN = {
     "max_steps": 12,
     "optimizer": "adamw",
     "max_lr": 3e-3,
+    "embedding_lr": None,
+    "head_lr": None,
+    "vector_lr": None,
+    "momentum_warmup_steps": 0,
     "betas": (0.9, 0.95),
     "eps": 1e-8,
     "weight_decay": 0.1,
+    "cautious_decay": False,
     "grad_clip": 1.0,
     "max_skipped_steps": 2,
     "schedule": "cosine",
@@ -75,7 +80,7 @@ CONFIG = {
     "position": "learned",
     "norm": "layernorm",
     "norm_placement": "pre",
-    "qk_norm": False,
+    **OFF,
     "mlp": "gelu_tanh",
     "mlp_expansion": 4.0,
     "tie_embeddings": True,

@@ -22,9 +22,11 @@ def matrices(*shapes: tuple[int, int], seed: int = 0) -> list[nn.Parameter]:
     return parameters
 
 
-def stepped(parameters: list[nn.Parameter], rows: list[tuple[int, ...]], group: Group = ONE_RANK) -> list[Tensor]:
+def stepped(
+    parameters: list[nn.Parameter], rows: list[tuple[int, ...]], group: Group = ONE_RANK, **variant: bool
+) -> list[Tensor]:
     """The matrices after two steps."""
-    muon = Muon(dict(zip(parameters, rows, strict=True)), 0.1, group)
+    muon = Muon(dict(zip(parameters, rows, strict=True)), 0.1, group, **variant)
     muon.param_groups[0]["lr"] = 0.1
     muon.step()
     muon.step()
@@ -73,16 +75,52 @@ def test_orthogonalising_moves_all_singular_values_towards_1() -> None:
     assert ((singular > 0.6) & (singular < 1.3)).all()
 
 
+def test_normuon_divides_rows_by_their_running_mean_square_and_keeps_the_norm() -> None:
+    (p,) = matrices((24, 16))
+    muon = Muon({p: (16, 8)}, 0.0, ONE_RANK, by_row=True)
+    muon.param_groups[0].update(lr=0.1, momentum=0.5)
+    buffer, mean_square = torch.zeros(24, 16), torch.zeros(24, 1)
+    for step in range(3):
+        p.grad = torch.randn_like(p)
+        buffer = (buffer + p.grad) / 2
+        expected = p.detach().clone()
+        direction = ((p.grad + buffer) / 2).bfloat16()
+        for part in (slice(0, 16), slice(16, 24)):
+            orthogonal = newton_schulz(direction[None, part])[0].float()
+            mean_square[part] = 0.95 * mean_square[part] + 0.05 * orthogonal.square().mean(1, keepdim=True)
+            scaled = orthogonal / mean_square[part].sqrt()
+            expected[part] -= 0.1 * 0.2 * 16**0.5 * scaled * orthogonal.norm() / scaled.norm()
+        muon.step()
+        torch.testing.assert_close(p.detach(), expected, rtol=0, atol=1e-5, msg=f"step {step}")
+
+
+def test_cautious_decay_spares_weights_that_the_update_does_not_shrink() -> None:
+    (p,), (start,) = matrices((16, 16)), matrices((16, 16))
+    (undecayed,) = stepped_once(start, weight_decay=0.0)
+    (cautious,) = stepped_once(p, weight_decay=0.5, cautious=True)
+    before = matrices((16, 16))[0].detach()
+    shrinks = (before - undecayed) * before > 0  # the update is subtracted
+    assert 0.2 < shrinks.float().mean() < 0.8
+    torch.testing.assert_close(cautious, undecayed - 0.1 * 0.5 * before * shrinks)
+
+
+def stepped_once(p: nn.Parameter, weight_decay: float, **variant: bool) -> list[Tensor]:
+    muon = Muon({p: (p.size(0),)}, weight_decay, ONE_RANK, **variant)
+    muon.param_groups[0]["lr"] = 0.1
+    muon.step()
+    return [p.detach()]
+
+
 def test_a_skipped_step_changes_nothing_although_the_gradient_is_nan() -> None:
     (p,) = matrices((16, 16))
-    muon = Muon({p: (16,)}, 0.1, ONE_RANK)
+    muon = Muon({p: (16,)}, 0.1, ONE_RANK, by_row=True, cautious=True)
     muon.param_groups[0]["lr"] = 0.1
     muon.step(skip=torch.tensor(False))
-    weights, momentum = p.detach().clone(), muon.state[p]["momentum_buffer"].clone()
+    weights, state = p.detach().clone(), {name: tensor.clone() for name, tensor in muon.state[p].items()}
     p.grad = torch.full_like(p, torch.nan)
     muon.step(skip=torch.tensor(True))
     assert torch.equal(p, weights)
-    assert torch.equal(muon.state[p]["momentum_buffer"], momentum)
+    assert all(torch.equal(muon.state[p][name], tensor) for name, tensor in state.items())
 
 
 def step_and_compare(group: Group) -> None:

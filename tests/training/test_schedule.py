@@ -3,10 +3,13 @@
 import math
 
 import pytest
+import torch
 
-from pipeline.training.optim import learning_rate
+from pipeline.model.gpt import GPT
+from pipeline.training.optim import Optimizer, learning_rate, momentum
 from pipeline.training.params import TrainParams
-from tests.training.conftest import TRAIN
+from tests.model.configs import TINY
+from tests.training.conftest import ONE_RANK, TRAIN
 
 
 def lr(done: int, schedule: str = "cosine", **changes: float) -> float:
@@ -58,6 +61,28 @@ def test_constant_never_falls() -> None:
 def test_a_run_shorter_than_its_warmup_ends_during_it() -> None:
     for schedule in ("constant", "cosine", "linear", "wsd"):
         assert [lr(done, schedule, max_steps=3, warmup_steps=4) for done in range(3)] == [0.25, 0.5, 0.75]
+
+
+def test_the_momentum_rises_linearly_over_its_warmup() -> None:
+    train = TrainParams.model_validate({**TRAIN, "momentum_warmup_steps": 10})
+    assert [momentum(step, train) for step in (5, 10, 11)] == [pytest.approx(0.9), 0.95, 0.95]
+    assert momentum(1, TrainParams.model_validate(TRAIN)) == 0.95
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_each_group_of_parameters_has_its_own_peak(tied: bool) -> None:
+    """The first step of AdamW moves each weight by its learning rate, here half the peak: warmup takes two steps."""
+    rates = {"max_lr": 0.008, "embedding_lr": 0.02, "head_lr": 0.002, "vector_lr": 0.04}
+    train = TrainParams.model_validate({**TRAIN, **rates, "weight_decay": 0.0, "warmup_steps": 2})
+    model = GPT(TINY.changed(tie_embeddings=tied))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    Optimizer(model, train, ONE_RANK).step(1, skip=torch.tensor(False))
+    for name, p in model.named_parameters():
+        kind = "vector_lr" if p.dim() == 1 else "embedding_lr" if ".w" in name[:14] else "max_lr"
+        kind = "head_lr" if name.startswith("lm_head") else kind
+        torch.testing.assert_close(before[name] - p.detach(), torch.full_like(p, rates[kind] / 2), rtol=1e-3, atol=1e-6)
 
 
 def test_no_warmup_starts_at_the_maximum() -> None:

@@ -67,6 +67,14 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], float]] = {
     ),
     "bfloat16": ({"dtype": "bfloat16"}, {"config": NO_BIAS}, 5e-4),
     "muon": ({"micro_batch_size": 2}, {"train": {"optimizer": "muon"}, "config": NO_BIAS}, 1e-3),
+    "normuon, skips": (
+        {"activation_checkpointing": True},
+        {
+            "train": {"optimizer": "normuon", "cautious_decay": True, "momentum_warmup_steps": 4, "head_lr": 1e-2},
+            "config": {**NO_BIAS, "embedding_skip": True, "value_residual": True, "tie_embeddings": False},
+        },
+        1e-3,
+    ),
 }
 
 

@@ -247,7 +247,7 @@ def test_too_many_skipped_steps_stop_the_run(shards: Path, tmp_path: Path) -> No
     assert diverging.metrics.stats.skipped_steps > 3
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "normuon"])
 def test_a_non_finite_loss_skips_the_update_whether_host_or_device_decides(
     shards: Path, tmp_path: Path, optimizer: str
 ) -> None:
@@ -299,7 +299,7 @@ def test_one_batch_can_be_memorised(tmp_path: Path) -> None:
     assert log.rows[-1]["train/loss"] < 0.1
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "normuon"])
 def test_each_optimizer_learns(shards: Path, tmp_path: Path, optimizer: str) -> None:
     log = MemoryLogger()
     trainer(shards, tmp_path, log, train={"optimizer": optimizer, "max_steps": 40}).run()
