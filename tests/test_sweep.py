@@ -19,6 +19,7 @@ from pipeline.cli import sweep as cli
 from pipeline.cli.sweep import enqueue, find_entry, summary, trials, unused_name
 from pipeline.config import load_yaml
 from pipeline.formatting import format_duration
+from pipeline.ladder import Ladder, read_ladder
 from pipeline.log import UserError
 from pipeline.progress import Progress
 from pipeline.sweep import (
@@ -143,7 +144,7 @@ def test_runs_of_a_sweep_are_one_group(project: Path) -> None:
 def test_all_mistakes_are_listed_before_anything_is_queued(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "ExperimentQueue", None)
     with pytest.raises(UserError) as error:
-        cli.sweep(["model.position=rope,rpoe", "model.n_head=4,3", "train.sed=1"], 1, dry_run=False)
+        cli.main(["model.position=rope,rpoe", "model.n_head=4,3", "train.sed=1"])
     lines = str(error.value).splitlines()[1:]
     assert {(line.split()[0].rstrip(":"), line.rpartition("(in ")[2]) for line in lines} == {
         ("model.position", "2 of 4 combinations)"),
@@ -156,6 +157,92 @@ def test_all_mistakes_are_listed_before_anything_is_queued(project: Path, monkey
 def test_an_invalid_setting_is_refused(project: Path, setting: str) -> None:
     with pytest.raises(UserError, match=r"position|new"):
         trials_of(setting)
+
+
+STEPS = """
+adamw: {train.optimizer: adamw, train.max_lr: 2.0e-3}
+muon: {train.optimizer: muon, train.max_lr: 6.0e-3}
+rope: {model: {position: rope}}
+faster: {train.max_lr: 8.0e-3}
+"""
+
+
+def steps(text: str = STEPS) -> Ladder:
+    Path("steps.yaml").write_text(text)
+    return read_ladder(Path("steps.yaml"))
+
+
+def ladder_trials(ladder: Ladder, *settings: str, leave_one_out: bool = False) -> dict[str, tuple[str, float, str]]:
+    """Name to (optimizer, max_lr, position)."""
+    found = trials(settings, load_yaml(Path("params.yaml")), ladder, leave_one_out)
+    return {
+        trial.name: (
+            trial.params["train"]["optimizer"],
+            trial.params["train"]["max_lr"],
+            trial.params["model"]["position"],
+        )
+        for trial in found
+    }
+
+
+def test_each_step_of_a_ladder_includes_those_before_it(project: Path) -> None:
+    assert ladder_trials(steps()) == {
+        "adamw": ("adamw", 2e-3, "learned"),
+        "muon": ("muon", 6e-3, "learned"),
+        "rope": ("muon", 6e-3, "rope"),
+        "faster": ("muon", 8e-3, "rope"),
+    }
+
+
+def test_leaving_out_one_step_keeps_the_others(project: Path) -> None:
+    assert ladder_trials(steps(), leave_one_out=True) == {
+        "full": ("muon", 8e-3, "rope"),
+        "without-muon": ("adamw", 8e-3, "rope"),
+        "without-rope": ("muon", 8e-3, "learned"),
+        "without-faster": ("muon", 6e-3, "rope"),
+    }
+    replaced = steps(STEPS.replace("rope: {model", "tuned: {train.max_lr: 7.0e-3}\nrope: {model"))
+    assert "without-tuned" not in ladder_trials(replaced, leave_one_out=True), "a later step sets its only key"
+
+
+def test_settings_are_crossed_with_the_steps_and_name_what_varies(project: Path) -> None:
+    found = trials(("train.seed=1,2", "train.max_steps=99"), load_yaml(Path("params.yaml")), steps())
+    assert [trial.name for trial in found][:3] == ["adamw,seed=1", "adamw,seed=2", "muon,seed=1"]
+    assert found[0].full_name == "adamw,seed=1,max_steps=99"
+    assert {trial.params["train"]["max_steps"] for trial in found} == {99}
+    assert {trial.params["tracking"]["group"] for trial in found} == {"steps"}
+    for trial in found:
+        shutil.copy("params.yaml", "by_dvc.yaml")
+        apply_overrides("by_dvc.yaml", to_path_overrides(list(trial.overrides))["params.yaml"])
+        assert load_yaml(Path("by_dvc.yaml")) == trial.params
+
+
+def test_a_configuration_of_both_modes_is_one_experiment(project: Path) -> None:
+    params, ladder = load_yaml(Path("params.yaml")), steps()
+    cumulative, left_out = trials([], params, ladder), trials([], params, ladder, leave_one_out=True)
+    entry = Entry("faster", commit(cumulative[-1].params), "done")
+    assert [trial.name for trial in left_out if find_entry(trial, [entry])] == ["full"]
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("- model.position", "mapping"),
+        ("only: {model.position: rope}", "1 step"),
+        ("a: {}\nb: model.position=rope", "b .*model.position=rope"),
+        ("a: {}\n'b/c': {model.position: rope}", "b/c"),
+        ("a: {}\nb: {model.position: learned}", "b .* a"),  # as in params.yaml
+        ("a: {}\nb: {model.position: rpoe}", "model.position .*rpoe.*1 of 2"),
+        ("a: {}\nb: {train.seed: 2}", "train.seed .*steps.yaml"),
+    ],
+)
+def test_a_mistake_in_a_ladder_is_named_before_anything_is_queued(
+    project: Path, monkeypatch: pytest.MonkeyPatch, text: str, names: str
+) -> None:
+    monkeypatch.setattr(cli, "ExperimentQueue", None)
+    Path("steps.yaml").write_text(text)
+    with pytest.raises(UserError, match=names):
+        cli.main(["--ladder", "steps.yaml", *(["train.seed=1,2"] if "seed" in text else [])])
 
 
 def test_an_experiment_is_found_by_settings_and_code(project: Path) -> None:

@@ -27,8 +27,8 @@ from pydantic import Field, ValidationError, field_validator
 from pipeline import git
 from pipeline.artifacts import SOURCE_FILE
 from pipeline.cli.arguments import positive_int
-from pipeline.cli.sweep import find_entry, summary, trials, unused_name
-from pipeline.config import PARAMS_FILE, ConfigError, Section, load_yaml, read_sections
+from pipeline.cli.sweep import add_settings, find_entry, read_trials, summary, unused_name
+from pipeline.config import ConfigError, Section, load_yaml, read_sections
 from pipeline.corpus.params import TokenizerParams
 from pipeline.files import RUNS, write_text
 from pipeline.log import UserError, logger
@@ -151,7 +151,7 @@ def tokenize(parts: int, dry_run: bool) -> None:
     submit("tokenize", after, ["--wrap", "dvc repro tokenize"], dry_run)
 
 
-def sweep(settings: Sequence[str], jobs: int | None, dry_run: bool) -> None:
+def sweep(wanted: Sequence[Trial], jobs: int | None, dry_run: bool) -> None:
     """Submits the experiments that are neither done nor in the queue, as an array of at most `jobs` jobs at a time."""
     states = in_queue("sweep")
     submitted = {path.name: entry for path in EXPERIMENTS.glob("*/") if (entry := submitted_entry(path, states))}
@@ -162,7 +162,7 @@ def sweep(settings: Sequence[str], jobs: int | None, dry_run: bool) -> None:
         raise UserError("Git cannot make a commit: set user.name and user.email")
     plan: list[tuple[Trial, Entry | None]] = []
     to_run: list[tuple[Trial, Path]] = []
-    for trial in trials(settings, load_yaml(PARAMS_FILE)):
+    for trial in wanted:
         directory = EXPERIMENTS / experiment_key(trial, workspace)
         entry = find_entry(trial, entries)
         if entry is None or entry.state == "failed":
@@ -221,7 +221,7 @@ def main(arguments: list[str]) -> None:
     tokenizing = commands.add_parser("tokenize", parents=[common], help="tokenization, one job per part")
     tokenizing.add_argument("--parts", type=positive_int, required=True, help="number of parts")
     sweeping = commands.add_parser("sweep", parents=[common], help="combinations of settings, one job per experiment")
-    sweeping.add_argument("settings", nargs="+", metavar="KEY=VALUE,VALUE", help="as for python -m pipeline sweep")
+    add_settings(sweeping)
     sweeping.add_argument("--jobs", type=positive_int, help="experiments at a time (default: as many as SLURM starts)")
     options = parser.parse_args(arguments)
     # sbatch hands the environment on, and the scripts start `dvc` and `python` by name.
@@ -231,4 +231,4 @@ def main(arguments: list[str]) -> None:
     elif options.command == "tokenize":
         tokenize(options.parts, options.dry_run)
     else:
-        sweep(options.settings, options.jobs, options.dry_run)
+        sweep(read_trials(sweeping, options)[0], options.jobs, options.dry_run)

@@ -2,10 +2,15 @@
 
     python -m pipeline sweep model.position=learned,rope,alibi train.seed=1,2,3 --dry-run   # the list and its cost
     python -m pipeline sweep model.position=learned,rope,alibi train.seed=1,2,3
+    python -m pipeline sweep --ladder steps.yaml train.seed=1,2,3           # the steps in a file, one after another
+    python -m pipeline sweep --leave-one-out steps.yaml train.seed=1,2,3    # all of them, and all but one
 
 All values are validated before anything is queued. Experiments are named by the settings that vary and run in the
 background by DVC's queue, so Ctrl-C ends only the progress display. The same command continues a sweep: it skips what
 was done from this commit with the same settings and code, and reruns what failed.
+
+A file of steps is described in pipeline/ladder.py. Its experiments are named by step (`rope,seed=2`), and the settings
+on the command line are crossed with its configurations.
 
 Reads params.yaml, Git and DVC's queue; data/shards and reports/train/summary.json for the cost. Exits with 1 if an
 experiment failed. Needs no torch.
@@ -16,10 +21,12 @@ import copy
 import json
 import os
 import re
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -29,9 +36,10 @@ from pipeline.cli.arguments import positive_int
 from pipeline.cli.plan import SHARDS, SUMMARY, flops_per_sec, last_run, make_plan, text_vocabulary
 from pipeline.config import PARAMS_FILE, ConfigError, load_yaml, validate
 from pipeline.corpus.params import TokenizerParams
-from pipeline.dvc_lock import short_keys
+from pipeline.dvc_lock import flat, short_keys
 from pipeline.formatting import format_duration, hydra_value
 from pipeline.git import params_at
+from pipeline.ladder import Ladder, read_ladder
 from pipeline.log import UserError, logger
 from pipeline.model.config import ModelParams
 from pipeline.recipes import NO_RESULT_SECTIONS
@@ -43,36 +51,57 @@ from pipeline.training.params import TrainParams
 GROUP = "tracking.group"
 
 
-def trials(settings: Sequence[str], params: Mapping[str, Any]) -> list[Trial]:
-    """Every combination of `settings` over `params`, in the order given.
+def trials(
+    settings: Sequence[str], params: Mapping[str, Any], ladder: Ladder | None = None, leave_one_out: bool = False
+) -> list[Trial]:
+    """Every combination of `settings` over `params`, in the order given; for each configuration of a ladder.
 
     Raises UserError that lists each mistake with the number of combinations that have it.
     """
     combined = combinations(settings)
-    varied = _varied(combined)
+    keys = [key for key in combined[0] if key != GROUP]
+    varied = [key for key in keys if len({combination[key][1] for combination in combined}) > 1]
+    if ladder is None:
+        varied = varied or keys
+        group, steps = ",".join(short_keys(varied).values()), {"": dict[str, Any]()}
+    else:
+        group, steps = ladder.path.stem, _steps(ladder, leave_one_out, params)
+        if repeated := sorted(ladder.keys & combined[0].keys()):
+            raise UserError(f"{repeated[0]} is set by a step of {ladder.path}: it cannot be set here too")
     valid, mistakes = list[Trial](), Counter[str]()
-    for combination in combined:
-        if GROUP not in combination:
-            group = ",".join(short_keys(varied).values())
-            combination = {**combination, GROUP: (group, f"{GROUP}={hydra_value(group)}")}
-        values = copy.deepcopy(dict(params))
-        for dotted, (value, _) in combination.items():
-            section, _, key = dotted.partition(".")
-            values.setdefault(section, {})[key] = value
-        try:
-            flops = _training_flops(values)
-        except ConfigError as error:
-            mistakes.update(str(error).splitlines()[1:])
-            continue
-        overrides = tuple(override for _, override in combination.values())
-        name = unused_name(_name(combination, varied), {trial.name for trial in valid})
-        valid.append(
-            Trial(name, overrides, values, flops, _name(combination, [key for key in combination if key != GROUP]))
-        )
+    for step, of_step in steps.items():
+        for combination in combined:
+            chosen = {key: (value, f"{key}={hydra_value(value)}") for key, value in of_step.items()} | combination
+            chosen.setdefault(GROUP, (group, f"{GROUP}={hydra_value(group)}"))
+            values = copy.deepcopy(dict(params))
+            for dotted, (value, _) in chosen.items():
+                section, _, key = dotted.partition(".")
+                values.setdefault(section, {})[key] = value
+            try:
+                flops = _training_flops(values)
+            except ConfigError as error:
+                mistakes.update(str(error).splitlines()[1:])
+                continue
+            overrides = tuple(override for _, override in chosen.values())
+            name = unused_name(_name(step, combination, varied), {trial.name for trial in valid})
+            valid.append(Trial(name, overrides, values, flops, _name(step, combination, keys)))
     if mistakes:
-        lines = [f"{line} (in {number} of {len(combined)} combinations)" for line, number in mistakes.items()]
+        total = len(steps) * len(combined)
+        lines = [f"{line} (in {number} of {total} combinations)" for line, number in mistakes.items()]
         raise UserError("nothing was queued:\n" + "\n".join(lines))
     return valid
+
+
+def _steps(ladder: Ladder, leave_one_out: bool, params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The settings of each configuration. Raises UserError if two are the same configuration over `params`."""
+    steps = ladder.leave_one_out() if leave_one_out else ladder.cumulative()
+    before: dict[str, dict[str, Any]] = {}
+    for step, settings in steps.items():
+        after = flat(params) | settings
+        if same := next((other for other, values in before.items() if values == after), None):
+            raise UserError(f"{ladder.path}: {step} has the same settings as {same}")
+        before[step] = after
+    return steps
 
 
 def _training_flops(values: Mapping[str, Any]) -> int:
@@ -83,28 +112,27 @@ def _training_flops(values: Mapping[str, Any]) -> int:
     return make_plan(model, train, RuntimeParams(**values["runtime"]), vocabulary, train_tokens, ranks=1).flops
 
 
-def _varied(combined: Sequence[Mapping[str, tuple[Any, str]]]) -> list[str]:
-    """The keys that have several values; all keys if there is only one combination."""
-    keys = [key for key in combined[0] if key != GROUP]
-    return [key for key in keys if len({combination[key][1] for combination in combined}) > 1] or keys
-
-
-def _name(combination: Mapping[str, tuple[Any, str]], keys: Sequence[str]) -> str:
-    """The settings of these keys as a valid Git ref name: `position=rope,seed=2`."""
+def _name(step: str, combination: Mapping[str, tuple[Any, str]], keys: Sequence[str]) -> str:
+    """A step and the settings of these keys as a valid Git ref name: `position=rope,seed=2`, `muon,seed=1`."""
     words = [f"{short}={combination[key][1].partition('=')[2]}" for key, short in short_keys(keys).items()]
-    return re.sub(r"(?:[^\w.=,+-]|\.{2,})+", "-", ",".join(words))[:LONGEST_NAME].strip("-.,")
+    return re.sub(r"(?:[^\w.=,+-]|\.{2,})+", "-", ",".join(filter(None, [step, *words])))[:LONGEST_NAME].strip("-.,")
 
 
 def find_entry(trial: Trial, entries: Sequence[Entry]) -> Entry | None:
     """The experiment with the trial's settings and the working tree's code; a failed one only if there is no other."""
     wanted = _result_params(trial.params)
-    same = [entry for entry in entries if _result_params(params_at(entry.rev)) == wanted and same_code(entry.rev)]
+    same = [entry for entry in entries if _result_params_at(entry.rev) == wanted and same_code(entry.rev)]
     return min(same, key=lambda entry: entry.state == "failed", default=None)
 
 
 def _result_params(params: Mapping[str, Any]) -> dict[str, Any]:
     """The params that results depend on."""
     return {name: section for name, section in params.items() if name not in NO_RESULT_SECTIONS}
+
+
+@cache  # parsing takes longer than Git, and every trial is compared with every experiment
+def _result_params_at(rev: str) -> dict[str, Any]:
+    return _result_params(params_at(rev))
 
 
 def enqueue(queue: ExperimentQueue, plan: Sequence[tuple[Trial, Entry | None]]) -> dict[str, Trial]:
@@ -170,9 +198,8 @@ def last_speed(summary: Path) -> Speed | None:
     return Speed(speed, max(run.wall_time_s - run.train_time_s, 0.0)) if run and speed else None
 
 
-def sweep(settings: Sequence[str], workers: int, dry_run: bool) -> None:
-    """Raises UserError for invalid settings, and at the end if an experiment has failed."""
-    wanted = trials(settings, load_yaml(PARAMS_FILE))
+def sweep(wanted: Sequence[Trial], workers: int, dry_run: bool, ladder: Ladder | None = None) -> None:
+    """Runs what is neither done nor queued. Raises UserError at the end if an experiment has failed."""
     queue = ExperimentQueue()
     entries = queue.entries()
     plan = [(trial, find_entry(trial, entries)) for trial in wanted]
@@ -193,17 +220,36 @@ def sweep(settings: Sequence[str], workers: int, dry_run: bool) -> None:
     names = [entry.name for _, entry in plan if entry is not None and entry.state == "done"]
     names += [trial.name for trial in running.values()]
     others = {entry.name for entry in queue.entries()} - set(names)  # if there are none, compare's default is enough
-    logger.info("compare them: %s", " ".join(["python -m pipeline compare", *(names if others else [])]))
+    selection = ["--ladder", str(ladder.path)] if ladder else names if others else []
+    logger.info("compare them: %s", shlex.join(["python", "-m", "pipeline", "compare", *selection]))
     if failed:
         raise UserError(f"{len(failed)} of {len(plan)} failed: {' '.join(failed)}; the same command reruns them")
 
 
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments that say what to run."""
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE,VALUE", help="as for dvc exp run -S")
+    of_file = parser.add_mutually_exclusive_group()
+    of_file.add_argument("--ladder", type=Path, metavar="FILE", help="the steps in FILE, each with those before it")
+    of_file.add_argument("--leave-one-out", type=Path, metavar="FILE", help="all steps in FILE, and all but each one")
+
+
+def read_trials(parser: argparse.ArgumentParser, options: argparse.Namespace) -> tuple[list[Trial], Ladder | None]:
+    """What the arguments say to run, and the ladder that it is of. Raises UserError that lists all mistakes."""
+    path = options.ladder or options.leave_one_out
+    if not (options.settings or path):
+        parser.error("give KEY=VALUE,VALUE, --ladder FILE or --leave-one-out FILE")
+    ladder = read_ladder(path) if path else None
+    return trials(options.settings, load_yaml(PARAMS_FILE), ladder, options.leave_one_out is not None), ladder
+
+
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m pipeline sweep", description="Runs combinations of settings.")
-    parser.add_argument("settings", nargs="+", metavar="KEY=VALUE,VALUE", help="as for dvc exp run -S")
+    add_settings(parser)
     parser.add_argument("--jobs", type=positive_int, default=1, help="experiments at a time (default: 1)")
     parser.add_argument("--dry-run", action="store_true", help="only print what would run and its cost")
     options = parser.parse_args(arguments)
     # DVC's workers start `dvc`, and the stages `python`, by name.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    sweep(options.settings, options.jobs, options.dry_run)
+    wanted, ladder = read_trials(parser, options)
+    sweep(wanted, options.jobs, options.dry_run, ladder)
