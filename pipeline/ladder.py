@@ -17,8 +17,8 @@ from typing import Any
 from pipeline.config import ConfigError, load_yaml
 from pipeline.dvc_lock import flat
 
-FULL = "full"
-"""The name of the configuration with all steps, as the reference of those with one left out."""
+FULL, WITHOUT = "full", "without-"
+"""Names: of the configuration with all steps; before the name of the step that a configuration leaves out."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class Ladder:
     def leave_one_out(self) -> dict[str, dict[str, Any]]:
         """`full`: the settings with all steps; `without-NAME`: with all but one, which is not the first.
 
-        A step whose settings later steps all replace is not left out: that would change nothing.
+        A step is not left out if later steps set all its keys: that would change nothing.
         """
         full = self._merged(self.steps)
         names = list(self.steps)[1:]
-        without = {f"without-{name}": self._merged(other for other in self.steps if other != name) for name in names}
+        without = {f"{WITHOUT}{name}": self._merged(other for other in self.steps if other != name) for name in names}
         return {FULL: full, **{name: settings for name, settings in without.items() if settings != full}}
 
     def _merged(self, names: Iterable[str]) -> dict[str, Any]:

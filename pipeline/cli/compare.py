@@ -5,6 +5,7 @@
     python -m pipeline compare -A                                # of all commits
     python -m pipeline compare --into docs/experiments/depth     # a page for other clones too
     python -m pipeline compare --no-time                         # for runs that shared a machine
+    python -m pipeline compare --ladder steps.yaml               # what each step of a `sweep --ladder` is worth
 
 Reads `dvc exp show --json`, and from Git what each experiment left in reports/. Writes reports/compare.md and
 reports/compare/*.svg; with --html also reports/compare.html, with interactive charts.
@@ -15,8 +16,10 @@ from pathlib import Path
 
 from pipeline.cli.arguments import positive_int
 from pipeline.comparison.experiments import read_experiments
+from pipeline.comparison.ladder import ladder_experiments
 from pipeline.comparison.page import write_comparison
 from pipeline.config import read_sections
+from pipeline.ladder import read_ladder
 from pipeline.log import logger
 from pipeline.reporting.params import ReportParams
 
@@ -31,12 +34,18 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--html", action="store_true", help="also write an HTML page with interactive charts")
     parser.add_argument("--into", type=Path, help="folder for a page that other clones can use (default: reports)")
     parser.add_argument("--no-time", action="store_true", help="leave out training times")
+    parser.add_argument(
+        "--ladder", type=Path, metavar="FILE", help="only the experiments of sweep --ladder and --leave-one-out FILE"
+    )
     options = parser.parse_args(arguments)
     if options.into == Path():  # an unset variable of the shell
         parser.error("--into: name a folder")
+    ladder = read_ladder(options.ladder) if options.ladder else None
     (params,) = read_sections(ReportParams)
     commits = ["--all-commits"] if options.all_commits else ["--num", str(options.num)] if options.num else []
     experiments = read_experiments(Path.cwd(), options.names, commits)
+    if ladder:
+        experiments = ladder_experiments(experiments, ladder)
     page = write_comparison(
         options.into or Path("reports"),
         experiments,
@@ -45,5 +54,6 @@ def main(arguments: list[str]) -> None:
         html=options.html,
         kept=options.into is not None,
         times=not options.no_time,
+        ladder=ladder,
     )
     logger.info("compared %d experiment%s: %s", len(experiments), "s" * (len(experiments) != 1), page)

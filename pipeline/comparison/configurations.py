@@ -1,6 +1,8 @@
 """Configurations: runs that differ in their seed only. And the metrics that are compared between them."""
 
 import math
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +16,9 @@ from pipeline.dvc_lock import ABSENT, short_keys
 from pipeline.formatting import fixed, percent
 
 SEED = "train.seed"
+
+MAX_LABEL_KEYS = 4
+"""Settings in a label. If more differ, a configuration is labelled by the name that its runs share, if they do."""
 
 ONLY = "the only configuration"
 """The label of a configuration that differs from no other."""
@@ -79,7 +84,7 @@ class Configuration:
     """Experiments that differ in their seed only."""
 
     label: str
-    """Its settings that differ from those of others."""
+    """Its settings that differ from those of others, or a name in their place."""
     runs: tuple[Run, ...]
     """At least one."""
     failed: tuple[Experiment, ...] = ()
@@ -131,16 +136,32 @@ def configurations(experiments: Sequence[Experiment], metric: Metric) -> list[Co
     failed: dict[str, list[Experiment]] = {}
     for experiment in experiments:
         # All settings count, not only `keys`: a failed experiment with settings of its own is another configuration.
-        settings = sorted((key, repr(value)) for key, value in experiment.metric_params.items() if _identifies(key))
+        settings = repr(identifying_settings(experiment))
         if isinstance(experiment, Run):
-            runs.setdefault(repr(settings), []).append(experiment)
+            runs.setdefault(settings, []).append(experiment)
         elif experiment.state in ("failed", "unreadable"):
-            failed.setdefault(repr(settings), []).append(experiment)
+            failed.setdefault(settings, []).append(experiment)
+    labels = {settings: label(members[0].params, keys) or ONLY for settings, members in runs.items()}
+    if len(keys) > MAX_LABEL_KEYS:
+        names = {settings: _shared_name(members) for settings, members in runs.items()}
+        count = Counter(names.values())
+        labels |= {settings: name for settings, name in names.items() if name and count[name] == 1}
     unranked = [
-        Configuration(label(members[0].params, keys) or ONLY, tuple(members), tuple(failed.get(settings, ())))
+        Configuration(labels[settings], tuple(members), tuple(failed.get(settings, ())))
         for settings, members in runs.items()
     ]
     return sorted(unranked, key=lambda configuration: configuration.mean(metric).value)
+
+
+def identifying_settings(experiment: Experiment) -> list[tuple[str, str]]:
+    """(key, value) of all settings that make a configuration, sorted."""
+    return sorted((key, repr(value)) for key, value in experiment.metric_params.items() if _identifies(key))
+
+
+def _shared_name(runs: Sequence[Run]) -> str:
+    """The name of the runs without the seed in it: `muon` of `muon,seed=1`. Empty if it is not the same for all."""
+    names = {re.sub(r"(^|,)(train\.)?seed=[^,@]*", "", run.name).strip(",") for run in runs}
+    return names.pop() if len(names) == 1 else ""
 
 
 def _identifies(key: str) -> bool:

@@ -17,9 +17,11 @@ from pipeline.charts.pages import html_figure, html_page, picture, write_svgs
 from pipeline.comparison.configurations import (
     BITS_PER_BYTE,
     LOSS,
+    MAX_LABEL_KEYS,
     Configuration,
     Mean,
     accuracies,
+    configuration_keys,
     configurations,
     incomparable_metrics,
     label,
@@ -29,10 +31,12 @@ from pipeline.comparison.configurations import (
 )
 from pipeline.comparison.experiments import Experiment, Run, differing_keys, runs_of
 from pipeline.comparison.figures import MAX_COLORED, comparison_charts
+from pipeline.comparison.ladder import labelled, ladder_tables
 from pipeline.comparison.statistics import ALPHA, MIN_SIZES, compute_differs, effects, scaling_law, significance
 from pipeline.dvc_lock import ABSENT, short_keys
 from pipeline.files import write_text
 from pipeline.formatting import DASH, count, fixed, format_duration, hydra_value, missing, power_of_ten
+from pipeline.ladder import Ladder
 
 TEMPLATE = Path(__file__).with_name("compare.md.jinja")
 PAGE, FIGURES = "compare.md", "compare"
@@ -48,12 +52,14 @@ def write_comparison(
     html: bool = False,
     kept: bool = False,
     times: bool = True,
+    ladder: Ladder | None = None,
 ) -> Path:
     """Writes compare.md, its SVGs, and with `html` compare.html; returns the path of compare.md.
 
-    `kept`: the page is for other clones, which do not have these experiments. `times`: with training times.
+    `kept`: the page is for other clones, which do not have these experiments. `times`: with training times. `ladder`:
+    of which all experiments are.
     """
-    context = page_context(experiments, kept, times)
+    context = page_context(experiments, kept, times, ladder)
     charts = comparison_charts(context["configurations"], context["metric"], smoothing, times)
     write_svgs(folder / FIGURES, charts)
     path = folder / PAGE
@@ -69,12 +75,19 @@ def render_page(title: str, context: Mapping[str, Any], figures: Mapping[str, st
     return md.render(TEMPLATE, {**context, "title": title, "figures": figures})
 
 
-def page_context(experiments: Sequence[Experiment], kept: bool = False, times: bool = True) -> dict[str, Any]:
+def page_context(
+    experiments: Sequence[Experiment], kept: bool = False, times: bool = True, ladder: Ladder | None = None
+) -> dict[str, Any]:
     """All values that the template shows, except the title and the figures."""
     metric = metric_of(experiments)
     runs = sorted(runs_of(experiments), key=metric.of)
     unfinished = [experiment for experiment in experiments if not isinstance(experiment, Run)]
     groups = configurations(experiments, metric)
+    if ladder:
+        groups = labelled(groups, ladder)
+    keys, settings = differing_keys([*runs, *unfinished]), settings_table(groups)
+    if settings:
+        keys = [key for key in keys if key not in configuration_keys(runs)]
     repeated = [group for group in groups if group.mean(metric).n > 1]
     hardware = [run.summary.hardware for run in runs]
     return {
@@ -92,14 +105,16 @@ def page_context(experiments: Sequence[Experiment], kept: bool = False, times: b
         "days": sorted({run.date[:10] for run in runs if run.date}),
         "machines": list(dict.fromkeys(f"{it.describe()}, {it.dtype}, torch {it.torch}" for it in hardware)),
         "differences": measurement_differences(experiments),
-        "runs_table": runs_table([*runs, *unfinished], kept, times),
-        "effects": effects(groups, metric),
-        "significance": significance(groups, metric),
+        "runs_table": runs_table([*runs, *unfinished], keys, kept, times),
+        "settings_table": settings,
+        "ladders": ladder_tables(groups, ladder, metric) if ladder else [],
+        "effects": [] if ladder else effects(groups, metric),
+        "significance": None if ladder else significance(groups, metric),
         "eval_tokens": _eval_tokens(runs),
         "scaling_law": scaling_law(groups, metric) if compute_differs(groups) else None,
         "samples": samples(runs, groups),
         "surprisal": surprisal(runs, groups),
-        "commands": commands(runs, differing_keys([*runs, *unfinished]), kept),
+        "commands": commands(runs, keys, kept),
         "kept": kept,
         "limits": {
             "alpha": ALPHA,
@@ -148,9 +163,9 @@ class Column:
         return [Markup(f"**{md.text(text)}**") if text == best else text for text in texts]
 
 
-def runs_table(experiments: Sequence[Experiment], kept: bool, times: bool) -> Table:
-    """A row for each experiment, of which the runs come first: metrics, cost, size, then the settings that differ."""
-    runs, keys = runs_of(experiments), short_keys(differing_keys(experiments))
+def runs_table(experiments: Sequence[Experiment], settings: Sequence[str], kept: bool, times: bool) -> Table:
+    """A row for each experiment, of which the runs come first: metrics, cost, size, then the settings."""
+    runs, keys = runs_of(experiments), short_keys(settings)
     columns, dashes = _columns(runs, times), [DASH] * (len(experiments) - len(runs))
     header = ["Run", *(column.heading for column in columns), *map(md.code, keys.values())]
     cells: list[list[str]] = [[_name(experiment, runs) for experiment in experiments]]
@@ -160,6 +175,17 @@ def runs_table(experiments: Sequence[Experiment], kept: bool, times: bool) -> Ta
         header.append(Markup("W&B"))
         cells.append([*(cell or DASH for cell in wandb), *dashes])
     return Table(header, [list(row) for row in zip(*cells, strict=True)], range(1, 1 + len(columns)))
+
+
+def settings_table(groups: Sequence[Configuration]) -> Table | None:
+    """The settings of each configuration; None if the labels are short or consist of the settings themselves."""
+    keys = configuration_keys([run for group in groups for run in group.runs])
+    if len(keys) <= MAX_LABEL_KEYS or all(group.label == label(group.runs[0].params, keys) for group in groups):
+        return None
+    rows = [
+        [md.code(group.label), *(md.setting(group.runs[0].params.get(key, ABSENT)) for key in keys)] for group in groups
+    ]
+    return Table(["Configuration", *map(md.code, short_keys(keys).values())], [list(row) for row in rows], range(0))
 
 
 def _name(experiment: Experiment, runs: Sequence[Run]) -> Markup:

@@ -94,17 +94,21 @@ def significance(configurations: Sequence[Configuration], metric: Metric) -> Sig
     if len(configurations) < 2 or not repeated:
         return None
     reference = next((configuration for configuration in repeated if configuration.committed), repeated[0])
-    base, base_mean = reference.by_seed(metric), reference.mean(metric).value
     others = [configuration for configuration in configurations if configuration is not reference]
-    tests = [t_test(other.by_seed(metric), base) for other in others]
+    tested = differences([(other, reference) for other in others], metric)
+    return Significance(reference, [(other, *result) for other, result in zip(others, tested, strict=True)])
+
+
+def differences(
+    pairs: Sequence[tuple[Configuration, Configuration]], metric: Metric
+) -> list[tuple[float, Difference | None]]:
+    """For each pair the difference of its means, and the test if one is possible; p is corrected for their number."""
+    tests = [t_test(one.by_seed(metric), other.by_seed(metric)) for one, other in pairs]
     corrected = iter(holm([test.p for test in tests if test]))
-    return Significance(
-        reference,
-        [
-            (other, other.mean(metric).value - base_mean, replace(test, p=next(corrected)) if test else None)
-            for other, test in zip(others, tests, strict=True)
-        ],
-    )
+    return [
+        (one.mean(metric).value - other.mean(metric).value, replace(test, p=next(corrected)) if test else None)
+        for (one, other), test in zip(pairs, tests, strict=True)
+    ]
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,17 @@
 """Experiments that a real DVC ran are compared with the numbers of their own files."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.comparison.experiments import Experiment, read_experiments, runs_of
 from pipeline.comparison.page import write_comparison
+from pipeline.config import load_yaml
 from pipeline.log import UserError
 from tests.dag.imports import ROOT
 from tests.reporting import fixtures
@@ -30,6 +33,9 @@ fixtures.write_run(Path("run"), metrics=fixtures.evaluation_metrics(val=val))
 Path("run/reports").rename("reports")
 """
 
+PARAMS: dict[str, Any] = load_yaml(ROOT / "params.yaml")
+PARAMS["model"]["n_layer"] = 2
+
 PIPELINE = {
     "stages": {
         "train": {
@@ -48,11 +54,17 @@ PIPELINE = {
 }
 
 
-def dvc(root: Path, *arguments: str) -> None:
-    environment = {**os.environ, "DVC_NO_ANALYTICS": "1"}
+def python(root: Path, *arguments: str) -> str:
+    """What `python -m` with these arguments prints."""
+    environment = {**os.environ, "DVC_NO_ANALYTICS": "1", "PYTHONPATH": str(ROOT)}
     for role in ("AUTHOR", "COMMITTER"):
         environment |= {f"GIT_{role}_NAME": "A", f"GIT_{role}_EMAIL": "a@example.org"}
-    subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=root, env=environment, check=True)
+    command = [sys.executable, "-m", *arguments]
+    return subprocess.run(command, cwd=root, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def dvc(root: Path, *arguments: str) -> None:
+    python(root, "dvc", *arguments)
 
 
 @pytest.fixture
@@ -62,9 +74,7 @@ def project(tmp_path: Path) -> Path:
     dvc(tmp_path, "init", "--quiet")
     (tmp_path / ".gitignore").write_text("run\n")
     (tmp_path / "stage.py").write_text(STAGE)
-    fixtures.write_yaml(
-        tmp_path / "params.yaml", {"model": {"n_layer": 2}, "train": {"seed": 1}, "sample": {"seed": 1}}
-    )
+    fixtures.write_yaml(tmp_path / "params.yaml", PARAMS)
     fixtures.write_yaml(tmp_path / "dvc.yaml", PIPELINE)
     dvc(tmp_path, "repro", "--quiet")
     fixtures.commit(tmp_path)
@@ -103,6 +113,32 @@ def test_experiments_are_read_with_their_results(project: Path, tmp_path: Path) 
     found = losses(read_experiments(project, commits=["--num", "2"]))
     assert found["deep"] == pytest.approx(3.21)
     assert found[f"deep@{base[:7]}"] == pytest.approx(3.26)
+
+
+def test_a_ladder_is_run_once_and_compared_in_the_order_of_its_file(project: Path) -> None:
+    """Of 2 and 4 layers: losses 3.51 and 3.26."""
+    (project / "steps.yaml").write_text("start: {}\ndeep: {model.n_layer: 4}\nnormed: {model.qk_norm: true}\n")
+    swept = python(project, "pipeline", "sweep", "--ladder", "steps.yaml")
+    planned = python(project, "pipeline", "sweep", "--leave-one-out", "steps.yaml", "--dry-run")
+    assert [tuple(line.split(maxsplit=1)) for line in planned.splitlines()[1:4]] == [
+        ("full", "done"),
+        ("without-deep", "to run"),
+        ("without-normed", "done"),
+    ]
+    (command,) = re.findall(r"^compare them: python -m (.*)", swept, re.MULTILINE)
+    dvc(project, "exp", "run", "--quiet", "--name", "another", "-S", "model.n_layer=5")
+    printed = python(project, *command.split())
+    assert "compared 4 experiments" in printed, "and the committed run"
+    rows = [
+        [cell.strip(" `") for cell in line.split("|")[1:6]]
+        for line in (project / "reports/compare.md").read_text(encoding="utf-8").split("## Runs")[0].splitlines()
+        if line.startswith("| `")
+    ]
+    assert rows == [
+        ["start", "–", "1", "3.5100", "–"],
+        ["deep", "n_layer=4", "1", "3.2600", "−0.2500"],
+        ["normed", "qk_norm=true", "1", "3.2600", "+0.0000"],
+    ]
 
 
 def test_outside_a_dvc_repository_the_error_is_dvc_s(tmp_path: Path) -> None:
