@@ -17,7 +17,6 @@ from pipeline.charts.pages import html_figure, html_page, picture, write_svgs
 from pipeline.comparison.configurations import (
     BITS_PER_BYTE,
     LOSS,
-    MAX_LABEL_KEYS,
     Configuration,
     Mean,
     accuracies,
@@ -87,7 +86,8 @@ def page_context(
         groups = labelled(groups, ladder)
     keys, settings = differing_keys([*runs, *unfinished]), settings_table(groups)
     if settings:
-        keys = [key for key in keys if key not in configuration_keys(runs)]
+        shown = ladder.keys if ladder else configuration_keys(runs)
+        keys = [key for key in keys if key not in shown]
     repeated = [group for group in groups if group.mean(metric).n > 1]
     hardware = [run.summary.hardware for run in runs]
     return {
@@ -178,9 +178,9 @@ def runs_table(experiments: Sequence[Experiment], settings: Sequence[str], kept:
 
 
 def settings_table(groups: Sequence[Configuration]) -> Table | None:
-    """The settings of each configuration; None if the labels are short or consist of the settings themselves."""
+    """The settings of each configuration that differ; None if the labels consist of them."""
     keys = configuration_keys([run for group in groups for run in group.runs])
-    if len(keys) <= MAX_LABEL_KEYS or all(group.label == label(group.runs[0].params, keys) for group in groups):
+    if not keys or all(group.label == label(group.runs[0].params, keys) for group in groups):
         return None
     rows = [
         [md.code(group.label), *(md.setting(group.runs[0].params.get(key, ABSENT)) for key in keys)] for group in groups
