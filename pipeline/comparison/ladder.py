@@ -75,6 +75,12 @@ def ladder_tables(configurations: Sequence[Configuration], ladder: Ladder, metri
     ]
 
 
+def in_charts(tables: Sequence[LadderTables]) -> list[Configuration]:
+    """The steps that have runs, those that matter most first: the start, then from the last step backwards."""
+    rows = [row for table in tables for row in (table.steps[:1] + table.steps[:0:-1])]
+    return [row.configuration for row in rows if row.configuration]
+
+
 def _tables(where: str, groups: Sequence[Configuration], ladder: Ladder, metric: Metric) -> LadderTables:
     def find(settings: Mapping[str, Any]) -> Configuration | None:
         return next((group for group in groups if _matches(group.runs[0], settings, ladder.keys)), None)

@@ -30,7 +30,7 @@ from pipeline.comparison.configurations import (
 )
 from pipeline.comparison.experiments import Experiment, Run, differing_keys, runs_of
 from pipeline.comparison.figures import MAX_COLORED, comparison_charts
-from pipeline.comparison.ladder import labelled, ladder_tables
+from pipeline.comparison.ladder import in_charts, labelled, ladder_tables
 from pipeline.comparison.statistics import ALPHA, MIN_SIZES, compute_differs, effects, scaling_law, significance
 from pipeline.dvc_lock import ABSENT, short_keys
 from pipeline.files import write_text
@@ -59,7 +59,7 @@ def write_comparison(
     of which all experiments are.
     """
     context = page_context(experiments, kept, times, ladder)
-    charts = comparison_charts(context["configurations"], context["metric"], smoothing, times)
+    charts = comparison_charts(context["in_charts"], context["metric"], smoothing, times)
     write_svgs(folder / FIGURES, charts)
     path = folder / PAGE
     if html:
@@ -88,6 +88,7 @@ def page_context(
     if settings:
         shown = ladder.keys if ladder else configuration_keys(runs)
         keys = [key for key in keys if key not in shown]
+    ladders = ladder_tables(groups, ladder, metric) if ladder else []
     repeated = [group for group in groups if group.mean(metric).n > 1]
     hardware = [run.summary.hardware for run in runs]
     return {
@@ -107,7 +108,8 @@ def page_context(
         "differences": measurement_differences(experiments),
         "runs_table": runs_table([*runs, *unfinished], keys, kept, times),
         "settings_table": settings,
-        "ladders": ladder_tables(groups, ladder, metric) if ladder else [],
+        "ladders": ladders,
+        "in_charts": in_charts(ladders) or groups,
         "effects": [] if ladder else effects(groups, metric),
         "significance": None if ladder else significance(groups, metric),
         "eval_tokens": _eval_tokens(runs),

@@ -152,6 +152,7 @@ def test_the_page_has_the_tables_in_place_of_the_tests_of_a_grid() -> None:
     context = page_context(all_runs(), ladder=LADDER)
     assert "`optimizer`" not in context["runs_table"].header
     assert len(context["settings_table"].rows) == 6
+    assert [group.label for group in context["in_charts"]] == ["adamw", "faster", "rope", "muon"]
 
 
 def test_configurations_that_differ_in_many_settings_are_labelled_by_the_name_that_their_runs_share() -> None:
