@@ -4,6 +4,7 @@
     python -m pipeline compare dusty-rope warm-alibi             # these, from any commit
     python -m pipeline compare -A                                # of all commits
     python -m pipeline compare --into docs/experiments/depth     # a page for other clones too
+    python -m pipeline compare --reference dusty-rope            # with the configuration of this one
     python -m pipeline compare --no-time                         # for runs that shared a machine
     python -m pipeline compare --ladder steps.yaml               # what each step of a `sweep --ladder` is worth
 
@@ -30,6 +31,9 @@ def main(arguments: list[str]) -> None:
     earlier = parser.add_mutually_exclusive_group()
     earlier.add_argument("-A", "--all-commits", action="store_true", help="experiments from all commits")
     earlier.add_argument("-n", "--num", type=positive_int, help="experiments from the last NUM commits")
+    parser.add_argument(
+        "--reference", metavar="NAME", help="compare with this experiment's configuration (default: the committed one)"
+    )
     parser.add_argument("--title", default="Comparison of experiments", help="heading of the page")
     parser.add_argument("--html", action="store_true", help="also write an HTML page with interactive charts")
     parser.add_argument("--into", type=Path, help="folder for a page that other clones can use (default: reports)")
@@ -55,5 +59,6 @@ def main(arguments: list[str]) -> None:
         kept=options.into is not None,
         times=not options.no_time,
         ladder=ladder,
+        reference=options.reference,
     )
     logger.info("compared %d experiment%s: %s", len(experiments), "s" * (len(experiments) != 1), page)

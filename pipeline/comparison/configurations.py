@@ -14,6 +14,7 @@ from pipeline import markdown as md
 from pipeline.comparison.experiments import Experiment, Run, differing_keys, runs_of
 from pipeline.dvc_lock import ABSENT, short_keys
 from pipeline.formatting import fixed, percent
+from pipeline.log import UserError
 
 SEED = "train.seed"
 
@@ -34,6 +35,11 @@ class Metric:
     heading: str
     """In tables."""
     unit: str = ""
+
+    @property
+    def column(self) -> str:
+        """Of curves.csv, for loss and bits per byte."""
+        return f"val/{self.key}"
 
     @property
     def axis(self) -> str:
@@ -162,6 +168,15 @@ def _shared_name(runs: Sequence[Run]) -> str:
     """The name of the runs without the seed in it: `muon` of `muon,seed=1`. Empty if it is not the same for all."""
     names = {re.sub(r"(^|,)(train\.)?seed=[^,@]*", "", run.name).strip(",") for run in runs}
     return names.pop() if len(names) == 1 else ""
+
+
+def containing(configurations: Sequence[Configuration], name: str) -> Configuration:
+    """The configuration of the run with this name. Raises UserError if there is none."""
+    for configuration in configurations:
+        if any(run.name == name for run in configuration.runs):
+            return configuration
+    names = ", ".join(run.name for configuration in configurations for run in configuration.runs)
+    raise UserError(f"--reference {name}: no finished run has this name; compared are {names or 'none'}")
 
 
 def _identifies(key: str) -> bool:

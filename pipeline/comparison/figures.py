@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline.charts.specs import Axis, Chart, hover, lines, points, smoothed, thinned
+from pipeline.charts.specs import Axis, Chart, hover, lines, points, rules, smoothed, thinned
 from pipeline.comparison.configurations import LOSS, Configuration, Metric
 from pipeline.comparison.experiments import Run
 from pipeline.comparison.statistics import compute_differs, scaling_law
@@ -26,12 +26,18 @@ LATE = 2 / 3
 
 
 def comparison_charts(
-    configurations: Sequence[Configuration], metric: Metric, smoothing: float, times: bool = True
+    configurations: Sequence[Configuration],
+    metric: Metric,
+    smoothing: float,
+    times: bool = True,
+    target: float | None = None,
 ) -> list[Chart]:
-    """The charts that there are values for. `configurations`: best first; `times`: with panels over training time."""
-    column = "val/loss" if metric is LOSS else "val/bpb"
+    """The charts that there are values for. `configurations`: best first; `times`: with panels over training time;
+    `target`: a validation loss to mark.
+    """
     configurations = sorted(configurations, key=lambda configuration: not configuration.committed)
-    charts = [_curves_chart("validation", metric, curves(configurations, lambda run: curve(run, column)), times)]
+    validation = curves(configurations, lambda run: curve(run, metric.column))
+    charts = [_curves_chart("validation", metric, validation, times, target)]
     if metric is LOSS:  # training has no bits per byte, and losses of different tokens are not comparable
         training = curves(configurations, lambda run: curve(run, "train/loss", smoothing))
         charts.append(_curves_chart("training", replace(LOSS, name="training loss"), training, times))
@@ -70,7 +76,9 @@ def curves(configurations: Sequence[Configuration], read: Callable[[Run], pd.Dat
     )[~others | (lines["run"] == "")]
 
 
-def _curves_chart(name: str, metric: Metric, frame: pd.DataFrame, times: bool) -> Chart | None:
+def _curves_chart(
+    name: str, metric: Metric, frame: pd.DataFrame, times: bool, target: float | None = None
+) -> Chart | None:
     """Panels over tokens, over the last third of them if all runs get there, and over training time."""
     if frame.empty:
         return None
@@ -93,6 +101,8 @@ def _curves_chart(name: str, metric: Metric, frame: pd.DataFrame, times: bool) -
         alt += f", {frame['name'].nunique()} lines: ends between {ends[0]} and {ends[-1]}"
     elif ends:
         alt += f": ends at {ends[0]}"
+    if target is not None:
+        panels = [panel + rules([(target, "")], Axis(""), "y") for panel in panels]
     return Chart(name, f"{alt}.", reduce(or_, panels), names)
 
 

@@ -22,6 +22,7 @@ from pipeline.comparison.configurations import (
     accuracies,
     configuration_keys,
     configurations,
+    containing,
     incomparable_metrics,
     label,
     mean,
@@ -32,6 +33,7 @@ from pipeline.comparison.experiments import Experiment, Run, differing_keys, run
 from pipeline.comparison.figures import MAX_COLORED, comparison_charts
 from pipeline.comparison.ladder import in_charts, labelled, ladder_tables
 from pipeline.comparison.statistics import ALPHA, MIN_SIZES, compute_differs, effects, scaling_law, significance
+from pipeline.comparison.target_loss import target_loss, target_table, validated_tokens
 from pipeline.dvc_lock import ABSENT, short_keys
 from pipeline.files import write_text
 from pipeline.formatting import DASH, count, fixed, format_duration, hydra_value, missing, power_of_ten
@@ -51,15 +53,18 @@ def write_comparison(
     html: bool = False,
     kept: bool = False,
     times: bool = True,
+    reference: str | None = None,
     ladder: Ladder | None = None,
 ) -> Path:
     """Writes compare.md, its SVGs, and with `html` compare.html; returns the path of compare.md.
 
-    `kept`: the page is for other clones, which do not have these experiments. `times`: with training times. `ladder`:
-    of which all experiments are.
+    `kept`: the page is for other clones, which do not have these experiments. `times`: with training times.
+    `reference`: a run, with whose configuration the others are compared. `ladder`: of which all experiments are. Raises
+    UserError if there is no run with the name of the reference.
     """
-    context = page_context(experiments, kept, times, ladder)
-    charts = comparison_charts(context["in_charts"], context["metric"], smoothing, times)
+    context = page_context(experiments, kept, times, reference, ladder)
+    target = context["target"].loss.value if context["target"] else None
+    charts = comparison_charts(context["in_charts"], context["metric"], smoothing, times, target)
     write_svgs(folder / FIGURES, charts)
     path = folder / PAGE
     if html:
@@ -75,7 +80,11 @@ def render_page(title: str, context: Mapping[str, Any], figures: Mapping[str, st
 
 
 def page_context(
-    experiments: Sequence[Experiment], kept: bool = False, times: bool = True, ladder: Ladder | None = None
+    experiments: Sequence[Experiment],
+    kept: bool = False,
+    times: bool = True,
+    reference: str | None = None,
+    ladder: Ladder | None = None,
 ) -> dict[str, Any]:
     """All values that the template shows, except the title and the figures."""
     metric = metric_of(experiments)
@@ -91,6 +100,9 @@ def page_context(
     ladders = ladder_tables(groups, ladder, metric) if ladder else []
     repeated = [group for group in groups if group.mean(metric).n > 1]
     hardware = [run.summary.hardware for run in runs]
+    named = containing(groups, reference) if reference is not None else None
+    target = target_loss(groups, named, metric) if metric not in incomparable_metrics(runs) else None
+    timed = times and len({it.describe() for it in hardware}) == 1
     return {
         "metric": metric,
         "metrics": [LOSS, BITS_PER_BYTE, *accuracies(runs)],
@@ -111,7 +123,11 @@ def page_context(
         "ladders": ladders,
         "in_charts": in_charts(ladders) or groups,
         "effects": [] if ladder else effects(groups, metric),
-        "significance": None if ladder else significance(groups, metric),
+        "significance": None if ladder else significance(groups, metric, named),
+        "named_reference": named,
+        "target": target,
+        "target_table": target_table(target, timed) if target else None,
+        "timed": timed,
         "eval_tokens": _eval_tokens(runs),
         "scaling_law": scaling_law(groups, metric) if compute_differs(groups) else None,
         "samples": samples(runs, groups),
@@ -131,8 +147,7 @@ def page_context(
 
 def _eval_tokens(runs: Sequence[Run]) -> list[int]:
     """How many tokens the validation curves cover, for runs where that is not the whole split."""
-    tokens = {(run.params.get("train.eval_tokens"), run.evaluation.val.tokens) for run in runs}
-    return sorted({part for part, whole in tokens if isinstance(part, int) and part < whole})
+    return sorted({part for run in runs if (part := validated_tokens(run)) < run.evaluation.val.tokens})
 
 
 @dataclass(frozen=True)

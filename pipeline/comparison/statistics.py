@@ -85,15 +85,18 @@ class Significance:
     """Configuration, the difference of its mean, and the test if one is possible, with corrected p."""
 
 
-def significance(configurations: Sequence[Configuration], metric: Metric) -> Significance | None:
-    """Tests against the committed configuration if it has several seeds, else against the best that has.
+def significance(
+    configurations: Sequence[Configuration], metric: Metric, reference: Configuration | None = None
+) -> Significance | None:
+    """Tests against `reference`; if None, the committed configuration if it has several seeds, else the best that has.
 
     `configurations`: best first. None for fewer than two, or if none has several seeds.
     """
     repeated = [configuration for configuration in configurations if configuration.mean(metric).n > 1]
     if len(configurations) < 2 or not repeated:
         return None
-    reference = next((configuration for configuration in repeated if configuration.committed), repeated[0])
+    if reference is None:
+        reference = next((configuration for configuration in repeated if configuration.committed), repeated[0])
     others = [configuration for configuration in configurations if configuration is not reference]
     tested = differences([(other, reference) for other in others], metric)
     return Significance(reference, [(other, *result) for other, result in zip(others, tested, strict=True)])

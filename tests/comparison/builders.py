@@ -1,5 +1,6 @@
 """Experiments to compare, with results built from the records' own classes."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -48,6 +49,13 @@ def run(
         samples=fixtures.samples(prompts=[]) if samples is None else samples,
         curves=fixtures.curves(2) if curves is None else curves,
     )
+
+
+def validation_curve(*losses: float, tokens: Sequence[int] = (100, 200, 300, 400)) -> pd.DataFrame:
+    """Validation losses at some tokens; the time in seconds is a tenth of the tokens."""
+    tokens = tokens[: len(losses)]
+    frame = {"step": tokens, "tokens": tokens, "time_s": [token / 10 for token in tokens], "val/loss": losses}
+    return pd.DataFrame(frame).assign(event="")
 
 
 def unfinished(name: str, state: State, **params: Any) -> Experiment:

@@ -15,13 +15,7 @@ from tests.reporting import fixtures
 from tests.reporting.test_charts import layers
 
 from .builders import run, seeds, sizes
-
-
-def curve(*losses: float, tokens: tuple[int, ...] = (100, 200, 300, 400)) -> pd.DataFrame:
-    """Validation losses at some tokens; the time in seconds is a tenth of the tokens."""
-    tokens = tokens[: len(losses)]
-    frame = {"step": tokens, "tokens": tokens, "time_s": [token / 10 for token in tokens], "val/loss": losses}
-    return pd.DataFrame(frame).assign(event="")
+from .builders import validation_curve as curve
 
 
 def lines(*runs: Run) -> dict[tuple[str, str], list[tuple[float, float, float]]]:
