@@ -9,7 +9,8 @@
     python -m pipeline compare --ladder steps.yaml               # what each step of a `sweep --ladder` is worth
 
 Reads `dvc exp show --json`, and from Git what each experiment left in reports/. Writes reports/compare.md and
-reports/compare/*.svg; with --html also reports/compare.html, with interactive charts.
+reports/compare/*.svg; with --html also reports/compare.html, with interactive charts. Where several model sizes and
+training lengths were run, also reports/scaling.json, the scaling law fitted to them.
 """
 
 import argparse

@@ -65,9 +65,7 @@ class Experiment:
     @property
     def metric_params(self) -> dict[str, Any]:
         """The settings that a compared metric may depend on."""
-        loss_decides = self.params.get("train.keep") == "best" or self.params.get("train.patience") is not None
-        ignored = NO_METRIC_KEYS if loss_decides else NO_METRIC_KEYS + VALIDATION_KEYS
-        return {key: value for key, value in self.params.items() if not key.startswith(ignored)}
+        return metric_params(self.params)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -78,6 +76,13 @@ class Run(Experiment):
     evaluation: EvaluationMetrics
     samples: Samples
     curves: pd.DataFrame
+
+
+def metric_params(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Of all settings as dotted keys, those that a compared metric may depend on."""
+    loss_decides = params.get("train.keep") == "best" or params.get("train.patience") is not None
+    ignored = NO_METRIC_KEYS if loss_decides else NO_METRIC_KEYS + VALIDATION_KEYS
+    return {key: value for key, value in params.items() if not key.startswith(ignored)}
 
 
 def read_experiments(root: Path, names: Sequence[str] = (), commits: Sequence[str] = ()) -> list[Experiment]:

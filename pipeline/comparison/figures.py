@@ -12,7 +12,7 @@ import pandas as pd
 from pipeline.charts.specs import Axis, Chart, hover, lines, points, rules, smoothed, thinned
 from pipeline.comparison.configurations import LOSS, Configuration, Metric
 from pipeline.comparison.experiments import Run
-from pipeline.comparison.statistics import compute_differs, scaling_law
+from pipeline.comparison.scaling import ScalingFit, compute_differs
 from pipeline.formatting import count, fixed, power_of_ten
 
 MAX_COLORED = 7
@@ -31,9 +31,10 @@ def comparison_charts(
     smoothing: float,
     times: bool = True,
     target: float | None = None,
+    scaling: ScalingFit | None = None,
 ) -> list[Chart]:
     """The charts that there are values for. `configurations`: best first; `times`: with panels over training time;
-    `target`: a validation loss to mark.
+    `target`: a validation loss to mark; `scaling`: a fit to draw.
     """
     configurations = sorted(configurations, key=lambda configuration: not configuration.committed)
     validation = curves(configurations, lambda run: curve(run, metric.column))
@@ -41,7 +42,9 @@ def comparison_charts(
     if metric is LOSS:  # training has no bits per byte, and losses of different tokens are not comparable
         training = curves(configurations, lambda run: curve(run, "train/loss", smoothing))
         charts.append(_curves_chart("training", replace(LOSS, name="training loss"), training, times))
-    charts.append(_compute_chart(configurations, metric))
+    charts.append(_compute_chart(configurations, metric, scaling if metric is LOSS else None))
+    if scaling:
+        charts.append(_residuals_chart(scaling))
     return [chart for chart in charts if chart is not None]
 
 
@@ -129,8 +132,8 @@ def _domain(frame: pd.DataFrame) -> tuple[float, float] | None:
     return (bottom - 0.03 * (top - bottom), top) if cut else None
 
 
-def _compute_chart(configurations: Sequence[Configuration], metric: Metric) -> Chart | None:
-    """Each run as a point, and the power law if one describes them; None if all runs took the same compute."""
+def _compute_chart(configurations: Sequence[Configuration], metric: Metric, scaling: ScalingFit | None) -> Chart | None:
+    """Each run as a point, and the lowest loss by the fit; None if all runs took the same compute."""
     if not compute_differs(configurations):
         return None
     runs = [run for configuration in configurations for run in configuration.runs]
@@ -139,13 +142,36 @@ def _compute_chart(configurations: Sequence[Configuration], metric: Metric) -> C
     frame = frame.assign(series="runs", label=sizes.where(~sizes.duplicated(), ""))  # one label for all seeds
     x, y = Axis("training compute (FLOPs)", log=True, numbers="power"), Axis(metric.axis, log=True)
     names, layers = ["runs"], []
-    if (law := scaling_law(configurations, metric)) and law.describes:
-        names.append("fitted power law")
-        flops = np.geomspace(law.x.min(), law.x.max(), 50)
-        layers.append(lines(pd.DataFrame({"x": flops, "y": law(flops), "series": names[1]}), x, y, names, "dashed"))
+    if scaling:
+        names.append("compute-optimal by the fit")
+        flops = np.geomspace(frame["x"].min(), frame["x"].max(), 50)
+        best = [float(scaling.law.loss(*scaling.law.optimum(value / scaling.flops_per_product))) for value in flops]
+        layers.append(lines(pd.DataFrame({"x": flops, "y": best, "series": names[1]}), x, y, names, "dashed"))
     layers += [points(frame, x, y, names), hover(frame, x, y, names, ("", x.title, y.title))]
     least, most = (frame.iloc[index] for index in (frame["x"].argmin(), frame["x"].argmax()))
     alt = f"{metric.name.capitalize()} over training compute of {len(runs)} runs, both axes logarithmic: "
     alt += f"from {fixed(least['y'], 3)} at {power_of_ten(least['x'])} FLOPs "
     alt += f"to {fixed(most['y'], 3)} at {power_of_ten(most['x'])}."
     return Chart("compute", alt, reduce(add, layers), names)
+
+
+def _residuals_chart(scaling: ScalingFit) -> Chart:
+    """How far the measured losses are from the fitted ones, over compute, by model size."""
+    frame = pd.DataFrame(
+        {
+            "x": [point.flops for point in scaling.points],
+            "y": 100 * np.expm1(scaling.residuals),
+            "series": [f"{count(point.parameters)} parameters" for point in scaling.points],
+        }
+    )
+    names = list(frame["series"].unique())
+    x = Axis("training compute (FLOPs)", log=True, numbers="power")
+    y = Axis("measured loss above the fit (%)")
+    layers = [
+        lines(frame, x, y, names, dots=True),
+        rules([(0.0, "")], y, "y"),
+        hover(frame, x, y, names, ("", x.title, y.title)),
+    ]
+    worst = float(frame["y"].abs().max())
+    alt = f"Measured loss against the fit, {len(frame)} points: at most {fixed(worst, 2)} % apart."
+    return Chart("residuals", alt, reduce(add, layers), names)

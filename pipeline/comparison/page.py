@@ -32,7 +32,8 @@ from pipeline.comparison.configurations import (
 from pipeline.comparison.experiments import Experiment, Run, differing_keys, runs_of
 from pipeline.comparison.figures import MAX_COLORED, comparison_charts
 from pipeline.comparison.ladder import in_charts, labelled, ladder_tables
-from pipeline.comparison.statistics import ALPHA, MIN_SIZES, compute_differs, effects, scaling_law, significance
+from pipeline.comparison.scaling import EXTRAPOLATION, MIN_R2, MIN_SIZES, RESAMPLES, scaling_fit
+from pipeline.comparison.statistics import ALPHA, effects, significance
 from pipeline.comparison.target_loss import target_loss, target_table, validated_tokens
 from pipeline.dvc_lock import ABSENT, short_keys
 from pipeline.files import write_text
@@ -40,7 +41,7 @@ from pipeline.formatting import DASH, count, fixed, format_duration, hydra_value
 from pipeline.ladder import Ladder
 
 TEMPLATE = Path(__file__).with_name("compare.md.jinja")
-PAGE, FIGURES = "compare.md", "compare"
+PAGE, FIGURES, SCALING = "compare.md", "compare", "scaling.json"
 
 MAX_SAMPLES, MAX_CHARACTERS, MAX_LINES = 12, 500, 16
 
@@ -56,16 +57,22 @@ def write_comparison(
     reference: str | None = None,
     ladder: Ladder | None = None,
 ) -> Path:
-    """Writes compare.md, its SVGs, and with `html` compare.html; returns the path of compare.md.
+    """Writes compare.md, its SVGs, scaling.json if there is a fit, and with `html` compare.html.
 
+    Returns the path of compare.md.
     `kept`: the page is for other clones, which do not have these experiments. `times`: with training times.
     `reference`: a run, with whose configuration the others are compared. `ladder`: of which all experiments are. Raises
     UserError if there is no run with the name of the reference.
     """
     context = page_context(experiments, kept, times, reference, ladder)
     target = context["target"].loss.value if context["target"] else None
-    charts = comparison_charts(context["in_charts"], context["metric"], smoothing, times, target)
+    scaling = context["scaling"]
+    charts = comparison_charts(context["in_charts"], context["metric"], smoothing, times, target, scaling)
     write_svgs(folder / FIGURES, charts)
+    if scaling:
+        scaling.write(folder / SCALING)
+    else:
+        (folder / SCALING).unlink(missing_ok=True)  # of another comparison
     path = folder / PAGE
     if html:
         body = render_page(title, context, {chart.name: html_figure(chart) for chart in charts})
@@ -129,7 +136,7 @@ def page_context(
         "target_table": target_table(target, timed) if target else None,
         "timed": timed,
         "eval_tokens": _eval_tokens(runs),
-        "scaling_law": scaling_law(groups, metric) if compute_differs(groups) else None,
+        "scaling": scaling_fit(groups),
         "samples": samples(runs, groups),
         "surprisal": surprisal(runs, groups),
         "commands": commands(runs, keys, kept),
@@ -138,6 +145,9 @@ def page_context(
             "alpha": ALPHA,
             "colored": MAX_COLORED,
             "sizes": MIN_SIZES,
+            "r2": MIN_R2,
+            "extrapolation": EXTRAPOLATION,
+            "resamples": RESAMPLES,
             "samples": MAX_SAMPLES,
             "characters": MAX_CHARACTERS,
             "lines": MAX_LINES,

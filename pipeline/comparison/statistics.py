@@ -1,13 +1,12 @@
-"""Which differences between configurations are statistically significant, and the power law of loss in compute.
+"""Which differences between configurations are statistically significant.
 
-Significance is by t-tests (scipy.stats), with p-values corrected for their number (Holm).
+By t-tests (scipy.stats), with p-values corrected for their number (Holm).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
 from pipeline.comparison.configurations import Configuration, Metric, configuration_keys, label
@@ -17,15 +16,6 @@ ALPHA = 0.05
 
 MIN_PAIRS = 3
 """For a paired test: two pairs leave one degree of freedom, with which hardly any difference is significant."""
-
-MIN_SIZES = 4
-"""Model sizes, and amounts of compute, to fit a power law to."""
-
-SAME_SIZE = 1.1
-"""Sizes or amounts of compute within this factor count as one: norms, positions and activations change them less."""
-
-MIN_R2 = 0.9
-"""Of the logarithms, for a power law that describes its points."""
 
 
 @dataclass(frozen=True)
@@ -165,60 +155,3 @@ def _effects_of(
         for where, (a, b) in pairs.items():
             if test := t_test(a, b):
                 yield Effect(value, baseline, where, 1, test)
-
-
-@dataclass(frozen=True)
-class PowerLaw:
-    """y = factor x^exponent, fitted by least squares on the logarithms; r2 is of the logarithms too."""
-
-    factor: float
-    exponent: float
-    r2: float
-    x: NDArray[np.float64]
-    """(n,), what it was fitted to."""
-
-    @property
-    def describes(self) -> bool:
-        """Whether y falls with x as the law says."""
-        return self.exponent < 0 and self.r2 >= MIN_R2
-
-    def __call__(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
-        return self.factor * x**self.exponent
-
-
-def fit_power_law(x: Sequence[float], y: Sequence[float]) -> PowerLaw:
-    """The power law through (n,) positive points."""
-    line = stats.linregress(np.log(x), np.log(y))
-    return PowerLaw(float(np.exp(line.intercept)), float(line.slope), float(line.rvalue) ** 2, np.asarray(x, float))
-
-
-def compute_differs(configurations: Sequence[Configuration]) -> bool:
-    """Whether the training compute of some runs differs by more than SAME_SIZE."""
-    flops = [run.summary.flops for configuration in configurations for run in configuration.runs]
-    return bool(flops) and max(flops) >= SAME_SIZE * min(flops)
-
-
-def scaling_law(configurations: Sequence[Configuration], metric: Metric) -> PowerLaw | None:
-    """The power law of the metric in compute, through the best configuration at each size.
-
-    None for fewer than MIN_SIZES sizes or amounts of compute.
-    """
-    points = sorted(
-        (
-            configuration.runs[0].summary.parameters.total,
-            float(np.mean([run.summary.flops for run in configuration.runs])),
-            configuration.mean(metric).value,
-        )
-        for configuration in configurations
-    )
-    sizes: list[list[tuple[int, float, float]]] = []
-    for point in points:
-        if sizes and point[0] < SAME_SIZE * sizes[-1][0][0]:
-            sizes[-1].append(point)
-        else:
-            sizes.append([point])
-    best = [min(same_size, key=lambda point: point[2]) for same_size in sizes]
-    flops = [point[1] for point in best]
-    if len(set(flops)) < MIN_SIZES:
-        return None
-    return fit_power_law(flops, [point[2] for point in best])

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from pipeline.artifacts import Samples, ValidationMetrics
@@ -72,9 +73,26 @@ def seeds(position: str, losses: list[float], **params: Any) -> list[Run]:
     ]
 
 
-def sizes(*millions: float) -> list[Run]:
-    """Runs whose loss is a power law of their size, with exponent -0.07."""
+def scaling_loss(parameters: Any, tokens: Any) -> Any:
+    """A scaling law, for numbers or arrays."""
+    return 2.5 + 60 / parameters**0.34 + 200 / tokens**0.4
+
+
+def scaling_runs(
+    sizes: Sequence[float] = (1e6, 2e6, 4e6), steps: Sequence[int] = (300, 600, 1200), noise: float = 0.0, **params: Any
+) -> list[Run]:
+    """A run of each size for each number of steps, with losses of `scaling_loss`. `noise`: of the log of the loss."""
+    random = np.random.default_rng(1)
     return [
-        run(f"size-{size}", 4.0 * size**-0.07, parameters=int(size * 1e6), model__n_layer=int(size))
-        for size in millions
+        run(
+            f"{size:g}-{number}",
+            scaling_loss(size, 2048 * number) * float(np.exp(noise * random.normal())),
+            parameters=int(size),
+            summary={"tokens": 2048 * number, "flops": int(6.4 * size * 2048 * number)},
+            model__n_layer=layers,
+            train__max_steps=number,
+            **params,
+        )
+        for layers, size in enumerate(sizes)
+        for number in steps
     ]

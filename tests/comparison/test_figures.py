@@ -1,4 +1,4 @@
-"""Charts: means in front of runs, the end enlarged, a power law only if there is one."""
+"""Charts: means in front of runs, the end enlarged, a scaling law only if there is one."""
 
 from typing import Any
 
@@ -11,10 +11,11 @@ from pipeline.charts.specs import Chart
 from pipeline.comparison import figures
 from pipeline.comparison.configurations import BITS_PER_BYTE, LOSS, configurations
 from pipeline.comparison.experiments import Run
+from pipeline.comparison.scaling import scaling_fit
 from tests.reporting import fixtures
 from tests.reporting.test_charts import layers
 
-from .builders import run, seeds, sizes
+from .builders import run, scaling_runs, seeds
 from .builders import validation_curve as curve
 
 
@@ -126,10 +127,13 @@ def test_the_alternative_text_has_the_ends_of_the_curves() -> None:
     assert "2.250 (x2.25)" in alt
 
 
-def test_loss_against_compute_has_a_law_only_where_one_describes_the_runs() -> None:
-    assert charts(sizes(1, 2, 4, 8))["compute"].series == ["runs", "fitted power law"]
-    assert charts(sizes(1, 2, 4))["compute"].series == ["runs"]
+def test_loss_against_compute_has_the_fit_where_there_is_one() -> None:
+    groups = configurations(scaling_runs(), LOSS)
+    drawn = figures.comparison_charts(groups, LOSS, 0.9, scaling=scaling_fit(groups))
+    compute, residuals = (chart for chart in drawn if chart.name in ("compute", "residuals"))
+    assert compute.series == ["runs", "compute-optimal by the fit"]
+    assert residuals.series == ["1.00 M parameters", "2.00 M parameters", "4.00 M parameters"]
+    assert charts(scaling_runs())["compute"].series == ["runs"]
     assert "compute" not in charts(seeds("rope", [3.5, 3.6]))
-    assert "compute" not in charts(sizes(1, 1.01)), "another norm is not another size"
-    flat = [run(f"s{n}", 3.0 + n / 10, parameters=n * 10**6, model__n_layer=n) for n in (1, 2, 4, 8)]
-    assert charts(flat)["compute"].series == ["runs"]
+    other_norm = [run(name, parameters=size, model__norm=name) for name, size in (("a", 10**6), ("b", 1_010_000))]
+    assert "compute" not in charts(other_norm), "another norm is not another size"

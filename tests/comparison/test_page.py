@@ -20,9 +20,10 @@ from pipeline.comparison.page import (
     render_page,
     write_comparison,
 )
+from pipeline.comparison.scaling import ScalingFit
 from tests.reporting import fixtures
 
-from .builders import run, seeds, sizes, unfinished
+from .builders import run, scaling_runs, seeds, unfinished
 
 
 def rows(experiments: list[Any], kept: bool = False, times: bool = True) -> dict[str, dict[str, str]]:
@@ -302,7 +303,7 @@ HEADINGS = [
     "Significance",
     "Tokens and time to the same loss",
     "Curves",
-    "Loss against compute",
+    "Scaling",
     "Samples",
     "Surprisal of the same text",
     "Reproduce",
@@ -415,6 +416,16 @@ def test_whatever_a_model_wrote_stays_inside_its_cell() -> None:
     page.encode()
 
 
-def test_the_number_of_sizes_decides_whether_a_law_is_shown() -> None:
-    assert page_context(sizes(1, 2, 4, 8))["scaling_law"].exponent == pytest.approx(-0.07)
-    assert page_context(sizes(1, 2, 4))["scaling_law"] is None
+def test_a_scaling_fit_has_tables_a_chart_and_a_file(tmp_path: Path) -> None:
+    path = write_comparison(tmp_path, scaling_runs(), "Sizes", 0.5)
+    page = path.read_text(encoding="utf-8")
+    section = page.split("## Scaling\n")[1].split("## ")[0]
+    assert section.count("compare/residuals.svg") == section.count("compare/compute.svg") == 1
+    assert "| fit | 2.50 | 60.0 | 0.340 | 200 | 0.400 |" in section
+    assert "1.8 epochs" in section
+    assert html_of(page).count("<p>|") == 0
+    assert "\n\n\n" not in page
+    fit = ScalingFit.parse((tmp_path / "scaling.json").read_bytes(), "scaling.json")
+    assert pytest.approx(2.5, rel=1e-3) == fit.law.E
+    write_comparison(tmp_path, scaling_runs()[:-1], "Too few", 0.5)
+    assert not (tmp_path / "scaling.json").exists()

@@ -18,9 +18,9 @@ from pipeline.comparison.configurations import (
     metric_of,
 )
 from pipeline.comparison.experiments import Experiment, Run, differing_keys
-from pipeline.comparison.statistics import Difference, Significance, effects, scaling_law, significance, t_test
+from pipeline.comparison.statistics import Difference, Significance, effects, significance, t_test
 
-from .builders import run, seeds, sizes, unfinished
+from .builders import run, seeds, unfinished
 
 
 def ranked(experiments: list[Any]) -> list[Configuration]:
@@ -81,14 +81,6 @@ def test_both_tests_on_measured_losses() -> None:
 )
 def test_single_values_and_values_without_variance_are_not_tested(a: dict[str, float], b: dict[str, float]) -> None:
     assert t_test(a, b) is None
-
-
-def test_the_power_law_is_the_regression_line_of_the_logarithms() -> None:
-    """Computed once with scipy 1.17."""
-    law = statistics.fit_power_law([1e12, 3e12, 1e13, 4e13], [4.9, 4.52, 4.3, 4.01])
-    assert (law.factor, law.exponent, law.r2) == pytest.approx((20.9087913546, -0.0528467432, 0.9869077043), rel=1e-8)
-    assert law.describes
-    assert statistics.fit_power_law([1, 2, 3], [2, 2, 2]).exponent == pytest.approx(0)
 
 
 def test_means_over_seeds() -> None:
@@ -293,36 +285,3 @@ def test_a_mean_effect_needs_the_same_seeds_everywhere() -> None:
     found = effects(ranked(GRID[:-1]), LOSS)
     assert {effect.where for effect in found} >= {"position=rope", "norm_placement=pre"}
     assert None not in {effect.where for effect in found}
-
-
-def test_the_power_law_of_four_sizes_is_recovered() -> None:
-    law = scaling_law(ranked(sizes(1, 2, 4, 8)), LOSS)
-    assert law is not None
-    assert law.exponent == pytest.approx(-0.07)
-    assert law.r2 == pytest.approx(1)
-    assert law.describes
-    assert law.x.tolist() == pytest.approx([6e13, 1.2e14, 2.4e14, 4.8e14])
-
-
-def test_fewer_than_four_sizes_give_no_power_law() -> None:
-    assert scaling_law(ranked(sizes(1, 2, 4)), LOSS) is None
-    assert scaling_law(ranked(sizes(2.66, 2.65, 7.40, 7.38)), LOSS) is None, "two sizes, with two activations"
-    assert scaling_law([], LOSS) is None
-
-
-def test_the_power_law_goes_through_the_best_configuration_of_each_size() -> None:
-    bad = run("bad", 5.0, parameters=8_000_000, model__n_layer=8, train__max_lr=1.0)
-    law = scaling_law(ranked([*sizes(1, 2, 4, 8), bad]), LOSS)
-    assert law is not None
-    assert law.exponent == pytest.approx(-0.07)
-
-
-@pytest.mark.parametrize("losses", [(3.0, 3.1, 3.2, 3.3), (3.4, 3.0, 3.5, 3.2)])
-def test_a_loss_that_does_not_fall_with_compute_is_no_power_law(losses: tuple[float, ...]) -> None:
-    runs = [
-        run(f"s{size}", loss, parameters=size * 10**6, model__n_layer=size)
-        for size, loss in zip((1, 2, 4, 8), losses, strict=True)
-    ]
-    law = scaling_law(ranked(runs), LOSS)
-    assert law is not None
-    assert not law.describes
