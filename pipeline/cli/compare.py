@@ -10,7 +10,7 @@
 
 Reads `dvc exp show --json`, and from Git what each experiment left in reports/. Writes reports/compare.md and
 reports/compare/*.svg; with --html also reports/compare.html, with interactive charts. Where several model sizes and
-training lengths were run, also reports/scaling.json, the scaling law fitted to them.
+training lengths were run, also reports/scaling.json, from which `plan --scaling` predicts the loss of other runs.
 """
 
 import argparse

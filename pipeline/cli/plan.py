@@ -3,6 +3,7 @@
     python -m pipeline plan
     python -m pipeline plan --ranks 8 --tokens-per-sec 1_400_000
     python -m pipeline plan --recipe gpt2-124m
+    python -m pipeline plan --scaling reports/scaling.json       # and the loss, by the fit of `compare`
 
 Reads params.yaml and, if they exist, data/shards/manifest.json (number of tokens) and reports/train/summary.json (speed
 of the last run). Writes nothing.
@@ -10,14 +11,16 @@ of the last run). Writes nothing.
 
 import argparse
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import MANIFEST_FILE, Manifest, RunSummary
 from pipeline.cli.arguments import positive_float, positive_int
-from pipeline.config import read_sections
+from pipeline.config import PARAMS_FILE, load_yaml, read_sections
 from pipeline.corpus.params import BenchmarkParams, TokenizerParams
+from pipeline.dvc_lock import differing, flat
 from pipeline.formatting import format_bytes, format_duration, significant
 from pipeline.log import UserError, logger
 from pipeline.model.accounting import GPU_PEAKS, Memory, describe, flops_per_token, memory, parameters
@@ -25,6 +28,9 @@ from pipeline.model.config import GPT2_VOCAB_SIZE, GPTConfig, ModelParams
 from pipeline.recipes import apply_recipe
 from pipeline.runtime import RuntimeParams
 from pipeline.training.params import TrainParams
+
+if TYPE_CHECKING:
+    from pipeline.comparison.scaling import ScalingFit
 
 SHARDS, SUMMARY = Path("data/shards"), Path("reports/train/summary.json")
 ITEM_TOKENS = 330  # of a HellaSwag item with GPT-2's tokenizer, mean: two protocols, context once and four endings
@@ -240,6 +246,30 @@ def probe_row(plan: Plan, benchmarks: BenchmarkParams) -> Row:
     return "probes add", f"{val + choice:.1%}", remark
 
 
+def loss_rows(plan: Plan, fit: "ScalingFit", params: Mapping[str, Any]) -> Iterator[Row]:
+    """The validation loss that a scaling law predicts, or why it cannot, and in what the run differs from the fit's.
+
+    `params`: all settings as dotted keys.
+    """
+    from pipeline.comparison.scaling import EXTRAPOLATION, recipe
+
+    differences = differing(fit.recipe, recipe(params))
+    other_text = [key for key, _, _ in differences if key.startswith(("data.", "tokenizer."))]
+    size = parameters(plan.config).total
+    if other_text:
+        yield "validation loss", "unknown", f"the fit is of other text or tokens: {', '.join(other_text)}"
+    elif beyond := fit.beyond(size, plan.tokens):
+        yield "validation loss", "unknown", f"{beyond}: over {EXTRAPOLATION} times outside the runs of the fit"
+    else:
+        loss, low, high = fit.predict(size, plan.tokens)
+        yield "validation loss", f"{loss:.3f}", f"{low:.3f} to {high:.3f} (95 % interval)"
+        for key, before, after in differences:
+            yield "warning", "", f"{key} is {after}, in the runs of the fit {before}"
+        epochs = max(point.epochs for point in fit.points)
+        if plan.train_tokens is not None and plan.tokens / plan.train_tokens > max(epochs, 1):
+            yield "warning", "", f"more repetition of the text than in the runs of the fit ({epochs:.2f} epochs)"
+
+
 def table(sections: dict[str, list[Row]]) -> str:
     """Sections of rows as aligned text."""
     rows = [row for section in sections.values() for row in section]
@@ -257,6 +287,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--recipe", metavar="NAME", help="plan recipes/NAME.yaml applied over params.yaml")
     parser.add_argument("--ranks", type=positive_int, default=1, help="processes, one per GPU (default: 1)")
     parser.add_argument("--tokens-per-sec", type=positive_float, help="speed over all ranks, for the time estimate")
+    parser.add_argument("--scaling", type=Path, metavar="FILE", help="predict the loss by a scaling.json of `compare`")
     options = parser.parse_args(arguments)
     model, train, runtime, tokenizer, benchmarks = read_params(options.recipe)
     vocabulary, train_tokens = text_vocabulary(tokenizer, SHARDS)
@@ -270,6 +301,12 @@ def main(arguments: list[str]) -> None:
         "Run": list(run_rows(plan)),
         "Model": list(model_rows(plan.config)),
     }
+    if options.scaling:
+        from pipeline.comparison.scaling import ScalingFit
+
+        fit = ScalingFit.parse(options.scaling.read_bytes(), str(options.scaling))
+        values = apply_recipe(options.recipe).values if options.recipe else load_yaml(PARAMS_FILE)
+        sections["Loss"] = list(loss_rows(plan, fit, flat(values)))
     params = f"recipe {options.recipe}" if options.recipe else "params.yaml"
     ranks = f"{plan.ranks} rank{'s' * (plan.ranks != 1)}"
     logger.info("%s on %s: %s\n%s", params, ranks, describe(plan.config), table(sections))

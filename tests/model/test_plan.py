@@ -9,16 +9,20 @@ import pytest
 import torch
 
 from pipeline.cli import plan as planning
+from pipeline.comparison.configurations import LOSS, configurations
+from pipeline.comparison.scaling import ScalingFit, recipe, scaling_fit
 from pipeline.config import load_yaml
 from pipeline.corpus.params import BenchmarkParams, TokenizerParams
 from pipeline.corpus.tokenizer import bytes_tokenizer, fingerprint, save_tokenizer
 from pipeline.distributed import Group
+from pipeline.dvc_lock import flat
 from pipeline.log import UserError
 from pipeline.model.accounting import flops_per_token
 from pipeline.model.config import ModelParams
 from pipeline.runtime import RuntimeParams
 from pipeline.training.params import TrainParams
 from stages import train as train_stage
+from tests.comparison.builders import scaling_loss, scaling_runs
 from tests.reporting.fixtures import manifest, run_summary
 
 ROOT = Path(__file__).parents[2]
@@ -149,6 +153,63 @@ def test_the_vocabulary_is_that_of_a_tokenizer_in_models(
     shards = manifest().model_copy(update={"tokenizer_sha256": fingerprint(stored), "vocab_size": 257})
     shards.write(tmp_path / "manifest.json")
     assert planning.text_vocabulary(tokenizer, tmp_path) == (257, shards.splits["train"].tokens)
+
+
+@pytest.fixture(scope="module")
+def fit() -> ScalingFit:
+    """Of runs of params.yaml."""
+    found = scaling_fit(configurations(scaling_runs(), LOSS))
+    assert found is not None
+    return found.model_copy(update={"recipe": recipe(flat(load_yaml(ROOT / "params.yaml")))})
+
+
+def predicted(fit: ScalingFit, train_tokens: int | None = None, **changed: Any) -> list[planning.Row]:
+    """The rows for params.yaml with some changes, `model__position` for model.position."""
+    values = load_yaml(ROOT / "params.yaml")
+    for dotted, value in changed.items():
+        section, key = dotted.split("__")
+        values[section][key] = value
+    plan = planning.make_plan(
+        ModelParams(**values["model"]),
+        TrainParams(**values["train"]),
+        RuntimeParams(**values["runtime"]),
+        4096,
+        train_tokens,
+        1,
+    )
+    return list(planning.loss_rows(plan, fit, flat(values)))
+
+
+def test_the_loss_by_a_scaling_law(fit: ScalingFit) -> None:
+    ((label, loss, remark),) = predicted(fit)
+    assert (label, float(loss)) == ("validation loss", pytest.approx(scaling_loss(4_240_896, 1_228_800), abs=1e-3))
+    low, _, high, *_ = remark.split()
+    assert float(low) <= float(loss) <= float(high)
+    rates = predicted(fit, model__n_layer=6, train__max_lr=1e-3, train__seed=2, runtime__workers=3)
+    assert len(rates) == 1, "a recipe has several sizes and learning rates"
+
+
+def test_a_run_unlike_those_of_the_law_has_warnings_or_no_prediction(fit: ScalingFit) -> None:
+    (_, loss, _), (_, _, warning) = predicted(fit, model__position="rope")
+    assert float(loss) > 0
+    assert "model.position is rope, in the runs of the fit learned" in warning
+    assert "epochs" in predicted(fit, train_tokens=100_000)[1][2]
+    for change in ({"data__source": "files"}, {"tokenizer__vocab_size": 512}, {"train__max_steps": 100_000}):
+        ((_, loss, reason),) = predicted(fit, **change)
+        assert loss == "unknown"
+        assert next(iter(change)).replace("__", ".") in reason or "tokens: over 10 times" in reason
+
+
+def test_the_command_reads_a_scaling_law(
+    fit: ScalingFit, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    fit.write(tmp_path / "scaling.json")
+    planning.main(["--scaling", str(tmp_path / "scaling.json")])
+    assert "validation loss  " in capsys.readouterr().out
+    (tmp_path / "scaling.json").write_text("{}")
+    with pytest.raises(UserError, match=r"scaling\.json is not what .*compare"):
+        planning.main(["--scaling", str(tmp_path / "scaling.json")])
 
 
 def test_the_command_needs_no_torch() -> None:
