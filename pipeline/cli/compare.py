@@ -33,7 +33,9 @@ def main(arguments: list[str]) -> None:
     earlier.add_argument("-A", "--all-commits", action="store_true", help="experiments from all commits")
     earlier.add_argument("-n", "--num", type=positive_int, help="experiments from the last NUM commits")
     parser.add_argument(
-        "--reference", metavar="NAME", help="compare with this experiment's configuration (default: the committed one)"
+        "--reference",
+        metavar="NAME",
+        help="compare with this experiment's configuration (default: the committed one, or the start of a ladder)",
     )
     parser.add_argument("--title", default="Comparison of experiments", help="heading of the page")
     parser.add_argument("--html", action="store_true", help="also write an HTML page with interactive charts")

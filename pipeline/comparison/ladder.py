@@ -38,6 +38,11 @@ class LadderTables:
     left_out: list[Row]
     """`full` comes first. Empty if no run has a step left out."""
 
+    @property
+    def configurations(self) -> list[Configuration]:
+        """Those that have runs, in the order of the tables."""
+        return list(dict.fromkeys(row.configuration for row in (*self.steps, *self.left_out) if row.configuration))
+
 
 def ladder_experiments(experiments: Sequence[Experiment], ladder: Ladder) -> list[Experiment]:
     """The experiments that belong to a ladder: a configuration counts if there is another with the same other settings.

@@ -19,6 +19,7 @@ from pipeline.comparison.configurations import (
     LOSS,
     Configuration,
     Mean,
+    Metric,
     accuracies,
     configuration_keys,
     configurations,
@@ -31,10 +32,10 @@ from pipeline.comparison.configurations import (
 )
 from pipeline.comparison.experiments import Experiment, Run, differing_keys, runs_of
 from pipeline.comparison.figures import MAX_COLORED, comparison_charts
-from pipeline.comparison.ladder import in_charts, labelled, ladder_tables
+from pipeline.comparison.ladder import LadderTables, in_charts, labelled, ladder_tables
 from pipeline.comparison.scaling import EXTRAPOLATION, MIN_R2, MIN_SIZES, RESAMPLES, scaling_fit
 from pipeline.comparison.statistics import ALPHA, effects, significance
-from pipeline.comparison.target_loss import target_loss, target_table, validated_tokens
+from pipeline.comparison.target_loss import TargetLoss, target_loss, validated_tokens
 from pipeline.dvc_lock import ABSENT, short_keys
 from pipeline.files import write_text
 from pipeline.formatting import DASH, count, fixed, format_duration, hydra_value, missing, power_of_ten
@@ -65,7 +66,7 @@ def write_comparison(
     UserError if there is no run with the name of the reference.
     """
     context = page_context(experiments, kept, times, reference, ladder)
-    target = context["target"].loss.value if context["target"] else None
+    target = context["targets"][0].loss.value if len(context["targets"]) == 1 else None
     scaling = context["scaling"]
     charts = comparison_charts(context["in_charts"], context["metric"], smoothing, times, target, scaling)
     write_svgs(folder / FIGURES, charts)
@@ -108,7 +109,6 @@ def page_context(
     repeated = [group for group in groups if group.mean(metric).n > 1]
     hardware = [run.summary.hardware for run in runs]
     named = containing(groups, reference) if reference is not None else None
-    target = target_loss(groups, named, metric) if metric not in incomparable_metrics(runs) else None
     timed = times and len({it.describe() for it in hardware}) == 1
     return {
         "metric": metric,
@@ -132,8 +132,7 @@ def page_context(
         "effects": [] if ladder else effects(groups, metric),
         "significance": None if ladder else significance(groups, metric, named),
         "named_reference": named,
-        "target": target,
-        "target_table": target_table(target, timed) if target else None,
+        "targets": [] if metric in incomparable_metrics(runs) else _targets(groups, named, ladders, metric),
         "timed": timed,
         "eval_tokens": _eval_tokens(runs),
         "scaling": scaling_fit(groups),
@@ -153,6 +152,17 @@ def page_context(
             "lines": MAX_LINES,
         },
     }
+
+
+def _targets(
+    groups: Sequence[Configuration], named: Configuration | None, ladders: Sequence[LadderTables], metric: Metric
+) -> list[TargetLoss]:
+    """What it costs to reach the loss of the named or the committed configuration, or of the start of each ladder."""
+    compared = [(groups, named)]
+    if ladders and not named:
+        compared = [(table.configurations, table.steps[0].configuration) for table in ladders if table.steps]
+        compared = [(members, start) for members, start in compared if start]
+    return [target for members, base in compared if (target := target_loss(members, base, metric))]
 
 
 def _eval_tokens(runs: Sequence[Run]) -> list[int]:

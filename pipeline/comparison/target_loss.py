@@ -40,6 +40,23 @@ class TargetLoss:
     costs: list[Cost]
     """In the order of the configurations, the reference included."""
 
+    def table(self, timed: bool) -> Markup:
+        """A row for each configuration: its seeds, the tokens that it needs, and with `timed` the training time."""
+
+        def with_error(mean: Mean, text: Callable[[float], str]) -> str:
+            return f"{text(mean.value)} ± {text(mean.error)}" if mean.n > 1 else text(mean.value)
+
+        def row(cost: Cost) -> list[str]:
+            seeds = str(cost.seeds) if cost.reached == cost.seeds else f"{cost.reached} of {cost.seeds}"
+            cells = [with_error(cost.tokens, count), with_error(cost.tokens_ratio, lambda ratio: fixed(ratio, 3))]
+            if timed:
+                cells += [with_error(cost.seconds, format_duration)]
+                cells += [with_error(cost.seconds_ratio, lambda ratio: fixed(ratio, 3))]
+            return [md.code(cost.configuration.label), seeds, *cells]
+
+        header = ["Configuration", "Seeds", "Tokens", "Ratio", *(["Time", "Ratio"] if timed else [])]
+        return md.table(header, [row(cost) for cost in self.costs], range(1, len(header)))
+
 
 def target_loss(
     configurations: Sequence[Configuration], reference: Configuration | None, metric: Metric
@@ -100,21 +117,3 @@ def first_reached(line: pd.DataFrame, loss: float) -> tuple[float, float] | None
     end = int(np.argmax(y <= loss))
     ends = [end, max(end - 1, 0)]
     return float(np.interp(loss, y[ends], tokens[ends])), float(np.interp(loss, y[ends], seconds[ends]))
-
-
-def target_table(target: TargetLoss, timed: bool) -> Markup:
-    """A row for each configuration: its seeds, the tokens that it needs, and with `timed` the training time."""
-
-    def with_error(mean: Mean, text: Callable[[float], str]) -> str:
-        return f"{text(mean.value)} ± {text(mean.error)}" if mean.n > 1 else text(mean.value)
-
-    def row(cost: Cost) -> list[str]:
-        seeds = str(cost.seeds) if cost.reached == cost.seeds else f"{cost.reached} of {cost.seeds}"
-        cells = [with_error(cost.tokens, count), with_error(cost.tokens_ratio, lambda ratio: fixed(ratio, 3))]
-        if timed:
-            cells += [with_error(cost.seconds, format_duration)]
-            cells += [with_error(cost.seconds_ratio, lambda ratio: fixed(ratio, 3))]
-        return [md.code(cost.configuration.label), seeds, *cells]
-
-    header = ["Configuration", "Seeds", "Tokens", "Ratio", *(["Time", "Ratio"] if timed else [])]
-    return md.table(header, [row(cost) for cost in target.costs], range(1, len(header)))

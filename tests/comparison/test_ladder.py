@@ -135,6 +135,17 @@ def test_settings_that_no_step_sets_make_tables_of_their_own() -> None:
     assert {group.label for group in labelled(configurations(runs, LOSS), LADDER)} >= {"muon, n_layer=6"}
 
 
+def test_tokens_are_those_to_the_loss_of_the_start_of_each_table() -> None:
+    runs = all_runs() + all_runs("adamw", "muon", model__n_layer=6)
+    targets = page_context(runs, ladder=LADDER)["targets"]
+    assert {target.reference.label: len(target.costs) for target in targets} == {
+        f"adamw, n_layer={PARAMS['model.n_layer']}": 6,
+        "adamw, n_layer=6": 2,
+    }
+    (named,) = page_context(all_runs(), reference="muon,seed=2", ladder=LADDER)["targets"]
+    assert named.reference.label == "muon"
+
+
 def test_the_page_has_the_tables_in_place_of_the_tests_of_a_grid() -> None:
     page = render_page("Steps", page_context(all_runs(), ladder=LADDER), {})
     headings = [line.removeprefix("## ") for line in page.splitlines() if line.startswith("## ")]

@@ -97,28 +97,29 @@ def test_seeds_that_the_reference_lacks_are_left_out() -> None:
 
 def test_the_reference_is_the_committed_run_or_the_named_one() -> None:
     runs = [*study(), run("main", 5.0, curves=validation_curve(8.0, 7.0, 6.0, 5.0), committed=True, train__seed=1)]
-    assert page_context(runs)["target"].reference.committed
-    assert page_context(runs, reference="muon-3")["target"].reference.runs[0].name == "muon-1"
+    assert page_context(runs)["targets"][0].reference.committed
+    assert page_context(runs, reference="muon-3")["targets"][0].reference.runs[0].name == "muon-1"
     assert page_context(runs, reference="muon-3")["significance"].reference.runs[0].name == "muon-1"
-    assert page_context(study())["target"] is None
+    assert page_context(study())["targets"] == []
     with pytest.raises(UserError, match=r"--reference sgd-4: .*sgd-3"):
         page_context(runs, reference="sgd-4")
 
 
 def test_curves_of_different_tokens_are_not_compared() -> None:
     other = run("other", 5.0, curves=validation_curve(8.0, 4.0), train__eval_tokens=1024)
-    assert page_context([*study(), other], reference="adamw-1")["target"] is None
+    assert page_context([*study(), other], reference="adamw-1")["targets"] == []
     other = run("other", 5.0, curves=validation_curve(8.0, 4.0), tokenizer__vocab_size=512)
-    assert page_context([*study(), other], reference="adamw-1")["target"] is None
-    assert page_context(seeds("rope", [3.5, 3.6]), reference="rope-1")["target"] is None
+    assert page_context([*study(), other], reference="adamw-1")["targets"] == []
+    assert page_context(seeds("rope", [3.5, 3.6]), reference="rope-1")["targets"] == []
 
 
 def test_the_table_has_times_only_of_one_machine_and_dashes_for_what_is_never_reached() -> None:
-    lines = page_context(study(), reference="adamw-1")["target_table"].split("\n")
+    lines = result(study(), "adamw-1").table(timed=True).split("\n")
     assert lines[0] == "| Configuration | Seeds | Tokens | Ratio | Time | Ratio |"
     assert "| `optimizer=muon` | 3 | 217 ± 17 | 0.542 ± 0.042 | 22 s ± 1.7 s | 0.542 ± 0.042 |" in lines
     assert "| `optimizer=sgd` | 1 of 3 | – | – | – | – |" in lines
     gpu = run("gpu", summary={"hardware": fixtures.hardware(device="cuda")}, train__optimizer="lion")
     for runs, times in ((study(), False), ([*study(), gpu], True)):
-        table = page_context(runs, times=times, reference="adamw-1")["target_table"]
+        context = page_context(runs, times=times, reference="adamw-1")
+        table = context["targets"][0].table(context["timed"])
         assert table.startswith("| Configuration | Seeds | Tokens | Ratio |\n")
