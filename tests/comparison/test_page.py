@@ -10,16 +10,8 @@ from markdown_it import MarkdownIt
 
 from pipeline.artifacts import PromptSamples, Samples, SampleSettings, Surprisal, TrackedRun
 from pipeline.comparison.experiments import Experiment
-from pipeline.comparison.page import (
-    MAX_CHARACTERS,
-    MAX_LINES,
-    MAX_SAMPLES,
-    SampleTable,
-    SurprisalRow,
-    page_context,
-    render_page,
-    write_comparison,
-)
+from pipeline.comparison.page import page_context, render_page, write_comparison
+from pipeline.comparison.samples import MAX_CHARACTERS, MAX_LINES, MAX_SAMPLES, SampleTable, SurprisalRow
 from pipeline.comparison.scaling import ScalingFit
 from tests.reporting import fixtures
 
