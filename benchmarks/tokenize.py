@@ -113,7 +113,13 @@ def _encode_ordinary(text: str) -> np.ndarray:
 
 def stage(raw: Path, folder: Path, workers: int) -> int:
     """Runs the stage; returns the number of tokens."""
-    params = TokenizerParams(encoding="gpt2", vocab_size=50_257, training_bytes=None, shard_tokens=10_000_000)
+    params = TokenizerParams(
+        encoding="gpt2",
+        vocab_size=50_257,
+        training_bytes=None,
+        chat_template="{role}{content}<|end|>",  # of no use for texts
+        shard_tokens=10_000_000,
+    )
     manifest = tokenize(params, raw, folder / "shards", folder / "runs", workers)
     return sum(split.tokens for split in manifest.splits.values())
 

@@ -120,6 +120,8 @@ class Shard(Record):
     tokens: int
     sha256: str
     """Of the whole file, 64 hexadecimal digits."""
+    mask_sha256: str | None = None
+    """Of conversations: the same of the shard's mask file."""
 
 
 class SplitSize(Record):
@@ -128,9 +130,11 @@ class SplitSize(Record):
     tokens: int
     """End-of-text tokens included."""
     documents: int
-    """Documents that begin in the split: its end-of-text tokens."""
+    """Documents that begin in the split."""
     utf8_bytes: int
-    """Bytes of UTF-8 text that the tokens decode to, for bits per byte. An end-of-text token is no text."""
+    """Bytes of UTF-8 text that the tokens decode to, for bits per byte. A special token is no text."""
+    counted: int | None = None
+    """Of conversations: tokens that count in the loss, the assistant's. None: all."""
 
 
 class Split(SplitSize):
@@ -140,7 +144,7 @@ class Split(SplitSize):
 
     @property
     def size(self) -> SplitSize:
-        return SplitSize(tokens=self.tokens, documents=self.documents, utf8_bytes=self.utf8_bytes)
+        return SplitSize.model_validate(self.model_dump(exclude={"shards"}))
 
 
 class Manifest(Record):
@@ -161,6 +165,9 @@ class Manifest(Record):
     shard_tokens: int
     """Tokens in every shard but the last of a split."""
     splits: dict[SplitName, Split]
+
+    def write(self, path: Path) -> None:
+        write_json(path, self.model_dump(mode="json", exclude_none=True))
 
 
 # train

@@ -1,7 +1,7 @@
 """Documents on disk: the download stage writes them, the tokenize stage reads them.
 
     data/raw/source.json            RawCorpus: the files and where the documents came from
-    data/raw/train/000000.parquet   one column, `text`, one document per row
+    data/raw/train/000000.parquet   one column, one document per row: `text`, or `messages` of conversations
     data/raw/val/000000.parquet     validation documents, where whole documents are held out
 
 The order of the documents is that of the file names, then of the rows. A row group holds about ROW_GROUP_BYTES of text,
@@ -17,11 +17,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.artifacts import RawFile, SplitName
+from pipeline.corpus.conversations import Content, Message, content_bytes, texts
 from pipeline.files import parsing, sha256_of
 from pipeline.log import UserError
 
 ROW_GROUP_BYTES = 4 * 2**20
-COLUMN = "text"
+TEXT, MESSAGES = "text", "messages"
+MESSAGE_TYPE = pa.struct([("role", pa.string()), ("content", pa.large_string())])
+TYPES = {TEXT: pa.large_string(), MESSAGES: pa.list_(MESSAGE_TYPE)}
 _ROW_COST = 64  # bytes per row beside its text, so that empty documents fill a row group too
 
 
@@ -29,7 +32,7 @@ class Document(NamedTuple):
     """A document of a source. Documents with the same `group`, such as a play's scenes, go to the same split."""
 
     group: int
-    text: str
+    content: Content
 
 
 @dataclass
@@ -41,15 +44,17 @@ class _Writer:
     documents: int = 0
     utf8_bytes: int = 0
     row_groups: int = 0
-    _pending: list[str] = field(default_factory=list)
+    _pending: list[Content] = field(default_factory=list)
     _pending_cost: int = 0
     _file: pq.ParquetWriter | None = None
 
-    def add(self, text: str) -> None:
-        size = len(text.encode("utf-8"))
+    def add(self, content: Content) -> None:
+        size = content_bytes(content)
         if self._pending and self._pending_cost + size > self.row_group_bytes:
             self._write_row_group()
-        self._pending.append(text)
+        if self._pending and isinstance(content, str) != isinstance(self._pending[0], str):
+            raise UserError("data.source: has both texts and conversations, must have one of them")
+        self._pending.append(content)
         self._pending_cost += size + _ROW_COST
         self.documents += 1
         self.utf8_bytes += size
@@ -61,7 +66,9 @@ class _Writer:
             self._file.close()
 
     def _write_row_group(self) -> None:
-        table = pa.table({COLUMN: pa.array(self._pending, pa.large_string())})
+        rows = [c if isinstance(c, str) else [message._asdict() for message in c] for c in self._pending]
+        name = TEXT if isinstance(rows[0], str) else MESSAGES
+        table = pa.table({name: pa.array(rows, TYPES[name])})
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = pq.ParquetWriter(self.path, table.schema, compression="zstd", use_dictionary=False)
@@ -83,8 +90,8 @@ def write_documents(
     """
     splits: tuple[SplitName, ...] = ("train", "val")
     writers = {split: _Writer(directory / split / f"{number:06d}.parquet", row_group_bytes) for split in splits}
-    for group, text in documents:
-        writers["val" if val_every is not None and group % val_every == 0 else "train"].add(text)
+    for group, content in documents:
+        writers["val" if val_every is not None and group % val_every == 0 else "train"].add(content)
     for writer in writers.values():
         writer.close()
     return {
@@ -115,19 +122,29 @@ def split_text(text: str, val_every: int) -> tuple[str, str]:
     return text[:cut], text[cut:]
 
 
-def read_row_group(path: Path, row_group: int) -> list[str]:
+def holds_conversations(path: Path) -> bool:
+    """Whether the documents of a file are conversations."""
+    with parsing(f"{path} is not a parquet file"):
+        return bool(pq.read_schema(path).names == [MESSAGES])
+
+
+def read_row_group(path: Path, row_group: int) -> list[Content]:
     """The documents of one row group. Raises UserError that names the file and the row group if they are not text."""
+    name = MESSAGES if holds_conversations(path) else TEXT
     with parsing(f"{path}: row group {row_group} cannot be read"):
-        column = pq.ParquetFile(path).read_row_group(row_group, columns=[COLUMN], use_threads=False).column(COLUMN)
-        texts: list[str] = column.to_pylist()
-    for row, text in enumerate(texts):
+        column = pq.ParquetFile(path).read_row_group(row_group, columns=[name], use_threads=False).column(name)
+        rows = column.to_pylist()
+        if name == MESSAGES:
+            return [tuple(Message(**message) for message in messages) for messages in rows]
+    for row, text in enumerate(rows):
         if not isinstance(text, str):
             raise UserError(f"{path}: row group {row_group}, row {row} ({text!r}) must be text")
-    return texts
+    return rows
 
 
 def read_texts(directory: Path, files: Iterable[RawFile]) -> Iterator[str]:
-    """The documents of `files` in order. One row group at a time is in memory."""
+    """The texts of `files` in order, of conversations those of their messages. One row group at a time is in memory."""
     for file in files:
         for row_group in range(file.row_groups):
-            yield from read_row_group(directory / file.file, row_group)
+            for content in read_row_group(directory / file.file, row_group):
+                yield from texts(content)

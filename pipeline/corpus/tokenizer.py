@@ -1,7 +1,8 @@
 """Tokenizers: from text to token ids and back, and the files that store one.
 
-A tokenizer is a `tiktoken.Encoding` with one special token, `<|endoftext|>`, whose id is `tokenizer.eot_token`. Ids are
-0 to `tokenizer.n_vocab - 1`. Its files, in `data/shards/tokenizer/` and `data/model/tokenizer/`:
+A tokenizer is a `tiktoken.Encoding` with the special token `<|endoftext|>`, whose id is `tokenizer.eot_token`, and
+after all other ids those of a chat template (pipeline.corpus.chat). Ids are 0 to `tokenizer.n_vocab - 1`. Its files, in
+`data/shards/tokenizer/` and `data/model/tokenizer/`:
 
     config.json      TokenizerConfig
     ranks.tiktoken   tiktoken's format, one token per line: base64 of its bytes, a space, its rank
@@ -21,7 +22,7 @@ import numpy.typing as npt
 import tiktoken
 
 from pipeline.artifacts import Record
-from pipeline.files import parsing, write_text
+from pipeline.files import parsing, write_json, write_text
 from pipeline.log import UserError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -45,6 +46,13 @@ class TokenizerConfig(Record):
     """The regular expression that splits text before tokens are merged."""
     sha256: str
     """fingerprint(tokenizer)."""
+    chat_template: str | None = None
+    """Of conversations; None: the tokenizer was not used for any."""
+    extends: str | None = None
+    """The fingerprint without the special tokens that were added for the template; None: there are none."""
+
+    def write(self, path: Path) -> None:
+        write_json(path, self.model_dump(mode="json", exclude_none=True))
 
 
 def bytes_tokenizer() -> tiktoken.Encoding:
@@ -56,8 +64,10 @@ def bytes_tokenizer() -> tiktoken.Encoding:
     )
 
 
-def save_tokenizer(tokenizer: tiktoken.Encoding, directory: Path) -> None:
-    """Writes the tokenizer's two files into `directory`, which is created if needed."""
+def save_tokenizer(
+    tokenizer: tiktoken.Encoding, directory: Path, chat_template: str | None = None, extends: str | None = None
+) -> None:
+    """Writes the tokenizer's two files into `directory`, which is created if needed. The rest: see TokenizerConfig."""
     write_text(directory / RANKS_FILE, _ranks_text(tokenizer))
     config = TokenizerConfig(
         format_version=TokenizerConfig.version,
@@ -66,6 +76,8 @@ def save_tokenizer(tokenizer: tiktoken.Encoding, directory: Path) -> None:
         special_tokens=tokenizer._special_tokens,
         pat_str=tokenizer._pat_str,
         sha256=fingerprint(tokenizer),
+        chat_template=chat_template,
+        extends=extends,
     )
     config.write(directory / TOKENIZER_FILE)
 
@@ -79,9 +91,12 @@ def load_tokenizer(directory: Path) -> tiktoken.Encoding:
     config = TokenizerConfig.read(path)
     end_of_text = config.special_tokens.get(END_OF_TEXT, config.n_vocab)
     ranks = _read_ranks(directory / RANKS_FILE, end_of_text)
-    if len(config.special_tokens) != 1 or config.n_vocab != len(ranks) + 1 or not 0 <= end_of_text <= len(ranks):
+    others = sorted(id for token, id in config.special_tokens.items() if token != END_OF_TEXT)
+    expected = [len(ranks) + 1 + number for number in range(len(others))]
+    if not 0 <= end_of_text <= len(ranks) or others != expected or config.n_vocab != len(ranks) + 1 + len(others):
         raise UserError(
-            f"{path}: with {len(ranks)} ranks, n_vocab must be one more, and {END_OF_TEXT} the only special token"
+            f"{path}: with {len(ranks)} ranks, special_tokens must be {END_OF_TEXT} and those of the ids from "
+            f"{len(ranks) + 1} to n_vocab ({config.n_vocab}) - 1"
         )
     with parsing(f"{path}: pat_str"):
         tokenizer = tiktoken.Encoding(

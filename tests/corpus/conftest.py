@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.artifacts import SOURCE_FILE, RawCorpus, SplitName
 from pipeline.corpus import sources
+from pipeline.corpus.conversations import Content
 from pipeline.corpus.documents import Document, read_texts, write_documents
 from pipeline.corpus.params import DataParams, TokenizerParams
 from pipeline.corpus.shakespeare import scenes_by_play
@@ -27,7 +28,13 @@ WriteRaw = Callable[..., Path]
 
 
 def tokenizer_params(**changes: Any) -> TokenizerParams:
-    values = {"encoding": "bytes", "vocab_size": 300, "training_bytes": None, "shard_tokens": 1000}
+    values = {
+        "encoding": "bytes",
+        "vocab_size": 300,
+        "training_bytes": None,
+        "chat_template": "<|{role}|>{content}<|end|>",
+        "shard_tokens": 1000,
+    }
     return TokenizerParams(**(values | changes))
 
 
@@ -59,8 +66,8 @@ def texts_of(raw: Path, split: SplitName = "train") -> list[str]:
     return list(read_texts(raw, RawCorpus.read(raw / SOURCE_FILE).splits.get(split, [])))
 
 
-def write_corpus(directory: Path, texts: Sequence[str], val_every: int | None, row_group_bytes: int) -> Path:
-    """Writes texts as a data/raw, each in a group of its own."""
+def write_corpus(directory: Path, texts: Sequence[Content], val_every: int | None, row_group_bytes: int) -> Path:
+    """Writes documents as a data/raw, each in a group of its own."""
     files = write_documents(
         directory, 0, (Document(n, text) for n, text in enumerate(texts)), val_every, row_group_bytes
     )
@@ -75,7 +82,7 @@ def write_raw(tmp_path: Path) -> WriteRaw:
     """Writes documents as a data/raw under `name`."""
 
     def write(
-        documents: Sequence[str], val_every: int | None = None, row_group_bytes: int = 300, name: str = "raw"
+        documents: Sequence[Content], val_every: int | None = None, row_group_bytes: int = 300, name: str = "raw"
     ) -> Path:
         return write_corpus(tmp_path / name, documents, val_every, row_group_bytes)
 

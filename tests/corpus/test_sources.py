@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.corpus import sources
+from pipeline.corpus.conversations import Message
 from pipeline.corpus.documents import Document, read_row_group, read_texts, write_documents
 from pipeline.corpus.readers import HubStream
 from pipeline.files import sha256_of
@@ -61,8 +63,8 @@ def test_zst_files_of_several_frames_are_read_to_the_end(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("name", "content", "place"),
     [
-        ("a.jsonl", b'{"text": "x"}\n{"text": 1}\n', r"a\.jsonl:2: field 'text' \(1\)"),
-        ("a.jsonl", b'{"text": "x"}\n{"body": "y"}\n', r"a\.jsonl:2: no field 'text' \(data.text_column\)"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": 1}\n', r"a\.jsonl:2: text \('1'\)"),
+        ("a.jsonl", b'{"text": "x"}\n{"body": "y"}\n', r"a\.jsonl:2: no column 'text' \(data.text_column\)"),
         ("a.jsonl", b'{"text": "x"}\n\nrest', r"a\.jsonl:3: "),
         ("a.jsonl", b"[" * 100_000, r"a\.jsonl:1: .*recursion"),
         ("a.jsonl", b'{"text": "\\ud83d"}\n', r"a\.jsonl:1: .*surrogates"),
@@ -74,6 +76,12 @@ def test_zst_files_of_several_frames_are_read_to_the_end(tmp_path: Path) -> None
         ("a.parquet", b"no parquet", r"a\.parquet is not a parquet file"),
         ("a.csv", b"text\nx\n", r"data\.files: .*a\.csv"),
         ("a.jsonl", b"", r"data\.source \(files\): no documents"),
+        ("a.jsonl", b'{"messages": []}\n', r"a\.jsonl:1: messages \('\[\]'\)"),
+        ("a.jsonl", b'{"messages": [{"role": "tool", "content": "x"}]}', r"a\.jsonl:1: message 0: role \('tool'\)"),
+        ("a.jsonl", b'{"messages": [{"role": "user", "content": null}]}', r"a\.jsonl:1: message 0: content \('None'\)"),
+        ("a.jsonl", b'{"messages": [{"role": "user", "content": "x"}]}', r"a\.jsonl:1: the last message \(user\)"),
+        ("a.jsonl", b'{"prompt": "x", "completion": 7}', r"a\.jsonl:1: message 1: content \('7'\)"),
+        ("a.jsonl", b'{"text": "x"}\n{"prompt": "x", "completion": "y"}', r"data\.source: has both texts and conver"),
     ],
 )
 def test_a_bad_file_is_named_with_its_line_or_offset(tmp_path: Path, name: str, content: bytes, place: str) -> None:
@@ -85,9 +93,9 @@ def test_a_bad_file_is_named_with_its_line_or_offset(tmp_path: Path, name: str, 
 
 def test_a_bad_row_and_a_missing_column_of_parquet_are_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a", "b", None]}), tmp_path / "a.parquet", row_group_size=1)
-    with pytest.raises(UserError, match=r"a\.parquet: row 2 \(None\)"):
+    with pytest.raises(UserError, match=r"a\.parquet: row 2: text \('None'\)"):
         fetch(tmp_path, files=["a.parquet"])
-    with pytest.raises(UserError, match=r"a\.parquet: no column 'body' \(data.text_column\), only text"):
+    with pytest.raises(UserError, match=r"a\.parquet: no column 'body' \(data.text_column\).*, only text"):
         fetch(tmp_path, files=["a.parquet"], text_column="body")
 
 
@@ -100,6 +108,42 @@ def test_a_damaged_parquet_file_is_named(tmp_path: Path, damaged: slice) -> None
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"a\.parquet"):
         fetch(tmp_path, files=["a.parquet"])
+
+
+def test_conversations_are_recognized_by_their_columns(tmp_path: Path) -> None:
+    """Messages and pairs of texts, in JSONL and parquet; other columns are ignored, and text_column can name them."""
+    messages = [{"role": role, "content": f"{role} é"} for role in ("system", "user", "assistant")]
+    pair = {"prompt": "2 + 2?", "completion": "4", "id": 7}
+    with (tmp_path / "a.jsonl").open("w") as file:
+        file.writelines(f"{json.dumps(record)}\n" for record in ({"messages": messages, "source": "x"}, pair))
+    pq.write_table(pa.table({"text": ["no"], "turns": [messages]}), tmp_path / "b.parquet")
+    expected = [tuple(Message(**message) for message in messages)]
+    corpus = fetch(tmp_path, files=["a.jsonl"])
+    (file,) = corpus.splits["train"]
+    pairs = [(Message("user", "2 + 2?"), Message("assistant", "4"))]
+    assert read_row_group(tmp_path / "raw" / file.file, 0) == expected + pairs
+    assert corpus.utf8_bytes("train") == len("system éuser éassistant é2 + 2?4".encode())
+    fetch(tmp_path, files=["b.parquet"], text_column="turns")
+    assert read_row_group(tmp_path / "raw/train/000000.parquet", 0) == expected
+    with pytest.raises(UserError, match=r"data\.val_every \(9\): too few conversations"):
+        fetch(tmp_path, files=["a.jsonl"], val_every=9)
+
+
+def test_additions_are_correct_and_none_is_held_out_and_trained_on(tmp_path: Path) -> None:
+    fetch(tmp_path, source="arithmetic", val_every=10)
+    pairs: dict[str, set[tuple[int, int]]] = {}
+    for split, number in (("train", 18_000), ("val", 2_000)):
+        texts = texts_of(tmp_path / "raw", split)
+        assert len(texts) == 2 * number
+        for question, answer in zip(texts[::2], texts[1::2], strict=True):
+            a, b = map(int, re.findall(r"\d+", question))
+            *steps, last = answer.split("\n")
+            assert last == f"{a} + {b} = {a + b}"
+            for step in steps:
+                *digits, total = map(int, re.findall(r"\d+", step))
+                assert sum(digits) == total
+            pairs.setdefault(split, set()).add((min(a, b), max(a, b)))
+    assert len(pairs["train"] | pairs["val"]) == 20_000
 
 
 def test_blank_lines_of_jsonl_are_no_documents(tmp_path: Path) -> None:
@@ -354,9 +398,9 @@ def test_an_interrupted_stream_resumes_in_the_middle_of_a_file(
 
 
 def test_a_dataset_s_defects_are_named(tmp_path: Path, dataset: Path) -> None:
-    with pytest.raises(UserError, match=r"no column 'body' \(data.text_column\), only text, id"):
+    with pytest.raises(UserError, match=r"no column 'body' \(data.text_column\).*, only text, id"):
         fetch(tmp_path, source="hub", hub_path=str(dataset), text_column="body")
-    with pytest.raises(UserError, match=r"row 0 of this run: id \(0\)"):
+    with pytest.raises(UserError, match=r"row 0 of this run: id \('0'\)"):
         fetch(tmp_path, source="hub", hub_path=str(dataset), text_column="id")
     with pytest.raises(UserError, match=r"hub dataset .* split nosplit, .*nosplit"):
         fetch(tmp_path, source="hub", hub_path=str(dataset), hub_split="nosplit")

@@ -277,7 +277,7 @@ def peak():  # in MB; getrusage's would include the process that started this on
 before = peak()
 sources.fetch(params, root, root / "raw", root / "work", part_bytes=16 * 2**20)
 print("memory", peak() - before)
-params = TokenizerParams(encoding="gpt2", vocab_size=300, training_bytes=None, shard_tokens=1_000_000)
+params = TokenizerParams.model_validate_json(sys.argv[3])
 tokenization.tokenize(params, root / "raw", root / "shards", root / "runs", 1)
 print("memory", peak() - before)
 """
@@ -293,6 +293,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
             for number in range(megabytes * 100):
                 file.write(json.dumps({"text": f"It was document {number}, and its like. " * 260}) + "\n")
         command = [sys.executable, "-c", MEASURE, str(directory), data_params(files=["*.jsonl"]).model_dump_json()]
+        command.append(tokenizer_params(encoding="gpt2", shard_tokens=1_000_000).model_dump_json())
         process = subprocess.run(command, capture_output=True, text=True, check=True)
         lines = [line for line in process.stdout.splitlines() if line.startswith("memory")]
         peaks[megabytes] = [int(line.split()[1]) for line in lines]

@@ -1,0 +1,46 @@
+"""Additions with worked steps: an embedded example of conversations, whose answers can be checked exactly.
+
+    user        What is 347 + 285?
+    assistant   7 + 5 = 12
+                4 + 8 + 1 = 13
+                3 + 2 + 1 = 6
+                347 + 285 = 632
+
+The steps add the digits from the right, each with the carry of the step before.
+"""
+
+import random
+from collections.abc import Iterator
+
+from pipeline.corpus.conversations import Conversation, Message
+
+ARITHMETIC_VERSION = 1  # raise it if the conversations change
+PROBLEMS = 20_000
+LARGEST = 999  # of the two numbers
+
+
+def additions() -> Iterator[Conversation]:
+    """PROBLEMS conversations about different pairs of numbers: none occurs again, not with its numbers swapped."""
+    rng = random.Random(1)
+    seen: set[tuple[int, int]] = set()
+    while len(seen) < PROBLEMS:
+        a, b = rng.randint(0, LARGEST), rng.randint(0, LARGEST)
+        if (pair := (min(a, b), max(a, b))) not in seen:
+            seen.add(pair)
+            yield (Message("user", f"What is {a} + {b}?"), Message("assistant", worked_sum(a, b)))
+
+
+def worked_sum(a: int, b: int) -> str:
+    """The steps of an addition, one a line, and the sum.
+
+    >>> print(worked_sum(47, 5))
+    7 + 5 = 12
+    4 + 0 + 1 = 5
+    47 + 5 = 52
+    """
+    lines, carry = [], 0
+    for place in range(max(len(str(a)), len(str(b)))):
+        digits = [a // 10**place % 10, b // 10**place % 10] + [carry] * bool(carry)
+        lines.append(f"{' + '.join(map(str, digits))} = {sum(digits)}")
+        carry = sum(digits) // 10
+    return "\n".join([*lines, f"{a} + {b} = {a + b}"])
