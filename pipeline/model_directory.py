@@ -196,7 +196,7 @@ def check_tokenizer(directory: Path, sha256: str, source: str) -> None:
 
     `sha256`: the fingerprint of the shards' tokenizer. Of a model without one, only the vocabulary can be compared.
     """
-    if not (directory / TOKENIZER_DIRECTORY).is_dir():
+    if _tokenizer_sha256(directory) is None:
         return
     own = TokenizerConfig.read(directory / TOKENIZER_DIRECTORY / TOKENIZER_FILE)
     if own.sha256 != sha256:
@@ -206,12 +206,20 @@ def check_tokenizer(directory: Path, sha256: str, source: str) -> None:
         )
 
 
-def initial_model(params: ModelParams, text_vocab_size: int, tokenizer_sha256: str) -> GPT:
+def _tokenizer_sha256(directory: Path) -> str | None:
+    """The fingerprint of the tokenizer in a model directory; None without one."""
+    path = directory / TOKENIZER_DIRECTORY
+    return TokenizerConfig.read(path / TOKENIZER_FILE).sha256 if path.is_dir() else None
+
+
+def initial_model(params: ModelParams, text_vocab_size: int, tokenizer_sha256: str, extends: str | None = None) -> GPT:
     """A model in training mode: random weights from torch's random state, or the weights that `init_from` names.
 
     `text_vocab_size`: ids of the shards' tokenizer; `tokenizer_sha256`: its fingerprint, which must be that of the
     weights' tokenizer. Loaded weights compute the same function as before: the context may be cropped, and padding of
-    the vocabulary has probability zero.
+    the vocabulary has probability zero. `extends`: the fingerprint of the tokenizer before a chat template's special
+    tokens. If the weights' is that one, the new ids get the mean of all rows: the function barely changes
+    (https://nlp.stanford.edu/~johnhew/vocab-expansion.html).
     Raises UserError that names each key in which the params do not describe the weights.
     """
     config = GPTConfig.from_params(params, text_vocab_size)
@@ -219,13 +227,17 @@ def initial_model(params: ModelParams, text_vocab_size: int, tokenizer_sha256: s
         return GPT(config)
     directory = weights_directory(initial_weights(params.init_from))
     loaded = load_model(directory)
-    _check_fit(params, loaded.config, text_vocab_size)
-    check_tokenizer(directory, tokenizer_sha256, f"model.init_from ({params.init_from})")
+    grows = extends is not None and _tokenizer_sha256(directory) == extends
+    loaded_ids = loaded.config.text_vocab_size
+    _check_fit(params, loaded.config, loaded_ids if grows else text_vocab_size)
+    if not grows:
+        check_tokenizer(directory, tokenizer_sha256, f"model.init_from ({params.init_from})")
     loaded.crop_block_size(config.block_size)
     weights = loaded.stored_weights()
     for name in ("transformer.wte.weight", "lm_head.weight"):
         if name in weights:
-            rows = weights[name][:text_vocab_size]  # (V, C)
+            rows = weights[name][:loaded_ids]  # (V, C)
+            rows = torch.cat((rows, rows.mean(dim=0).expand(text_vocab_size - loaded_ids, -1)))
             weights[name] = torch.cat((rows, rows.new_zeros(config.vocab_size - len(rows), rows.size(1))))
     return _build(config, weights, directory).train()
 

@@ -26,7 +26,7 @@ from pipeline.artifacts import (
 )
 from pipeline.config import PARAMS_FILE, load_yaml, read_sections
 from pipeline.corpus.shards import open_split
-from pipeline.corpus.tokenizer import TOKENIZER_DIRECTORY, load_tokenizer
+from pipeline.corpus.tokenizer import TOKENIZER_DIRECTORY, TOKENIZER_FILE, TokenizerConfig, load_tokenizer
 from pipeline.curves import Curves, SampleLog
 from pipeline.distributed import Group, autocast_dtype, device_name, total_memory
 from pipeline.evaluation.val_loss import validation_loss
@@ -126,17 +126,20 @@ def make_trainer(
     # Of a model to be sharded, the other ranks receive their part from rank 0.
     sharded = is_sharded(runtime.sharding, group) and not group.is_main
     with torch.device("meta" if sharded else "cpu"):
-        model = initial_model(model_params, tokenizer.n_vocab, stream.manifest.tokenizer_sha256)
+        extends = TokenizerConfig.read(SHARDS / TOKENIZER_DIRECTORY / TOKENIZER_FILE).extends
+        model = initial_model(model_params, tokenizer.n_vocab, stream.manifest.tokenizer_sha256, extends)
     logger.info("model: %s", describe(model.config))
     probes = [
         Probe(train.eval_interval, validation_probe(train, runtime, group, tokenizer)),
         *training_probes(train, runtime, group, tokenizer, BENCHMARKS),
     ]
     trainer = Trainer(model, stream, train, runtime, group, store, loggers, probes)
+    counted = stream.manifest.splits["train"].counted
     logger.info(
-        "data: %s tokens, %.2f epochs in %d steps of %d tokens (micro-batches: %d of %d x %d on each of %d rank(s))",
+        "data: %s tokens%s, %.2f epochs in %d steps of %d tokens (micro-batches: %d of %d x %d on each of %d rank(s))",
         f"{len(stream):,}",
-        train.max_steps * train.total_batch_size / len(stream),
+        "" if counted is None else f", of which {counted:,} count in the loss",
+        train.max_steps * trainer.loader.sequences / trainer.loader.n_blocks,
         train.max_steps,
         train.total_batch_size,
         trainer.loader.accumulation_steps,

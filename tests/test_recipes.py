@@ -96,6 +96,7 @@ def test_a_gpt2_recipe_is_complete_whatever_becomes_the_default(project: Path, n
     assert values["train"] == {
         "seed": 1,
         "shuffle": True,
+        "document_mask": False,
         "total_batch_size": 2**20 if large else 2**19,
         "max_steps": {"gpt2-large": 29_527, "gpt2-xl": 29_709}.get(name, 19_073),
         "optimizer": "adamw",

@@ -66,8 +66,8 @@ def import_model(source: str, directory: Path) -> None:
         match_vocabulary(model, tokenizer, source_directory)
     logger.info("%s", describe(model.config))
     with tempfile.TemporaryDirectory() as temporary:
-        tokenizer_directory = None
-        if tokenizer is not None:
+        tokenizer_directory = None if tokenizer is None else source_directory / TOKENIZER_DIRECTORY
+        if tokenizer is not None and not (source_directory / TOKENIZER_DIRECTORY).is_dir():
             tokenizer_directory = Path(temporary, TOKENIZER_DIRECTORY)
             save_tokenizer(tokenizer, tokenizer_directory)
         save_model(directory, model, tokenizer_directory)

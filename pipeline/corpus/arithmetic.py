@@ -1,10 +1,10 @@
 """Additions with worked steps: an embedded example of conversations, whose answers can be checked exactly.
 
     user        What is 347 + 285?
-    assistant   7 + 5 = 12
-                4 + 8 + 1 = 13
-                3 + 2 + 1 = 6
-                347 + 285 = 632
+    assistant   7+5=12
+                4+8+1=13
+                3+2+1=6
+                632
 
 The steps add the digits from the right, each with the carry of the step before.
 """
@@ -34,13 +34,13 @@ def worked_sum(a: int, b: int) -> str:
     """The steps of an addition, one a line, and the sum.
 
     >>> print(worked_sum(47, 5))
-    7 + 5 = 12
-    4 + 0 + 1 = 5
-    47 + 5 = 52
+    7+5=12
+    4+0+1=5
+    52
     """
     lines, carry = [], 0
     for place in range(max(len(str(a)), len(str(b)))):
         digits = [a // 10**place % 10, b // 10**place % 10] + [carry] * bool(carry)
-        lines.append(f"{' + '.join(map(str, digits))} = {sum(digits)}")
+        lines.append(f"{'+'.join(map(str, digits))}={sum(digits)}")
         carry = sum(digits) // 10
-    return "\n".join([*lines, f"{a} + {b} = {a + b}"])
+    return "\n".join([*lines, str(a + b)])

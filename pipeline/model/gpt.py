@@ -227,10 +227,15 @@ class Transformer(nn.Module):
         # with post-norm, the last block already ends in a norm
         self.ln_f = build_norm(config, config.n_embd) if config.norm_placement == "pre" else nn.Identity()
 
-    def forward(self, idx: Tensor, cache: KVCache | None) -> Tensor:
+    def forward(self, idx: Tensor, cache: KVCache | None, documents: Tensor | None) -> Tensor:
         """(B, T) int64 -> (B, T, C)."""
         T = idx.size(1)
-        if cache is None:
+        positions: Tensor
+        mask: Tensor | None
+        if documents is not None:  # each document as if it were alone
+            visible = (documents[:, :, None] == documents[:, None, :]).tril()  # (B, T, T)
+            positions, mask, S = visible.sum(dim=-1) - 1, visible[:, None], T
+        elif cache is None:
             positions, mask, S = torch.arange(T, device=idx.device), None, T
         else:
             positions, mask = cache.place(idx)
@@ -260,31 +265,32 @@ class GPT(nn.Module):
         self.tie_weights()
         self.init_weights()
 
-    def forward(self, idx: Tensor, targets: Tensor | None = None) -> Tensor:
+    def forward(self, idx: Tensor, targets: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
         """Token ids idx (B, T) int64 -> the loss, or the next token's logits.
 
         With targets (B, T) int64: the mean cross entropy in nats over targets other than -1, a scalar. The logits are
         not returned, so that a compiled graph need not hold them or their gradient. Without: logits (B, 1, V) of the
-        last position.
+        last position. `documents`: as for `hidden`.
         """
-        x = self.hidden(idx)  # (B, T, C)
+        x = self.hidden(idx, documents=documents)  # (B, T, C)
         if targets is None:
             return self.logits(x[:, -1:])
         logits = self.lm_head(x)[..., : self.config.text_vocab_size]  # a view without padding: no copy to mask it
         logits = self.softcap(logits.flatten(0, 1).float())
         return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORE_INDEX)
 
-    def hidden(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
+    def hidden(self, idx: Tensor, cache: KVCache | None = None, documents: Tensor | None = None) -> Tensor:
         """Token ids idx (B, T) int64 -> (B, T, C), after the final norm.
 
-        With a cache, idx are the tokens after those in the cache; they are added to it. Raises ValueError if the
-        sequence exceeds the context limit or the slots of the cache.
+        With a cache, idx are the tokens after those in the cache; they are added to it. `documents` (B, T): the number
+        of each token's document. Tokens then attend only to their own document, in which positions count from 0.
+        Raises ValueError if the sequence exceeds the context limit or the slots of the cache.
         """
         length = idx.size(1) + (0 if cache is None else cache.length)
         limit = self.config.context_limit
         if limit is not None and length > limit:
             raise ValueError(f"{length} tokens exceed the context of {limit} (block_size)")
-        return self.transformer(idx, cache)
+        return self.transformer(idx, cache, documents)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., C) -> (..., V). -inf, that is probability zero, for the padding of the vocabulary."""

@@ -1,5 +1,8 @@
 """The blocks of the token stream that a step sees, and the batches of one rank.
 
+Text is cut every `block_size` tokens, across documents. Conversations are packed: a block is as many whole ones in a
+row as fit, and only those longer than a block are cut.
+
 The blocks of a step depend only on seed, shuffle, sequences per step, number of blocks and step, not on the world size
 or the micro-batch size. So the step is the loader's whole state. The permutation of an epoch is computed, not stored: a
 Feistel network over the next power of four, applied again until the result is inside the range (cycle walking; Black
@@ -8,15 +11,19 @@ and Rogaway, "Ciphers with arbitrary finite domains", 2002). It needs no memory 
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipeline.corpus.chat import COUNTS, STARTS
 from pipeline.corpus.shards import TokenStream
 from pipeline.distributed import Group
 from pipeline.log import UserError
+from pipeline.model.gpt import IGNORE_INDEX
 from pipeline.runtime import RuntimeParams
 from pipeline.training.params import TrainParams
 
@@ -71,6 +78,52 @@ def _mix(values: npt.NDArray[np.uint64], key: np.uint64) -> npt.NDArray[np.uint6
     return mixed ^ (mixed >> np.uint64(31))
 
 
+def pack(starts: Indices, tokens: int, block_size: int) -> Indices:
+    """The blocks [begin, end) of documents: (blocks, 2), each with at most block_size + 1 tokens, targets included.
+
+    `starts`: of the documents in a stream of `tokens` tokens. A longer document is cut; the last token of a cut is only
+    a target, and the first input of the next.
+    """
+    blocks = []
+    begin = end = 0  # of the block that is being filled
+    for start, stop in pairwise([*starts.tolist(), tokens]):
+        if stop - begin > block_size + 1:
+            if end > begin:
+                blocks.append((begin, end))
+            begin = start
+            while stop - begin > block_size + 1:
+                blocks.append((begin, begin + block_size + 1))
+                begin += block_size
+        end = stop
+    return np.array([*blocks, (begin, end)], np.int64)
+
+
+class MicroBatch(NamedTuple):
+    """What one forward and backward pass of a rank computes."""
+
+    inputs: Tensor
+    """(B, T) int64."""
+    targets: Tensor
+    """(B, T) int64, -1 where they do not count in the loss."""
+    documents: Tensor | None
+    """With train.document_mask: the number of each input's document, (B, T) int64."""
+    divisor: float
+    """Of its mean loss, so that the sum over a rank's micro-batches, averaged over the ranks as gradients are, is the
+    mean over all targets of the step that count. The number of micro-batches where all count; infinite where none do,
+    and then all targets are there, for a loss that is finite."""
+
+
+class Step(NamedTuple):
+    """A rank's share of a step, on the host."""
+
+    tokens: Tensor
+    """(accumulation steps, B, T + 1) int32."""
+    mask: Tensor | None
+    """The same shape in uint8, with the bits of pipeline.corpus.chat; None: all count, and attend to each other."""
+    divisors: list[float]
+    """Of each micro-batch."""
+
+
 class Loader:
     """Yields the micro-batches of any step on one rank."""
 
@@ -85,7 +138,11 @@ class Loader:
                 f"train.total_batch_size ({train.total_batch_size}) must be a multiple of "
                 f"model.block_size ({block_size}) x world size ({group.world_size})"
             )
+        self.blocks: Indices | None = None  # of conversations
         self.n_blocks = (len(stream) - 1) // block_size  # the last block needs one more token, its final target
+        if stream.has_mask:
+            self.blocks = pack(stream.document_starts(), len(stream), block_size)
+            self.n_blocks = len(self.blocks)
         if self.n_blocks < 1:
             raise UserError(
                 f"data/shards: the train split ({len(stream)} tokens) must hold model.block_size ({block_size}) + 1"
@@ -93,41 +150,73 @@ class Loader:
         self.micro_batch_size = largest_divisor(self.sequences // group.world_size, runtime.micro_batch_size)
         self.accumulation_steps = self.sequences // group.world_size // self.micro_batch_size
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="loader")
-        self._ahead: tuple[int, Future[Tensor]] | None = None
+        self._ahead: tuple[int, Future[Step]] | None = None
 
-    def micro_batches(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs and targets of a step, counted from 0: `accumulation_steps` pairs of (B, T) int64 on the device.
+    def micro_batches(self, step: int) -> Iterator[MicroBatch]:
+        """The micro-batches of a step, counted from 0: `accumulation_steps` of them, on the device.
 
         Meanwhile, the next step is read in the background.
         """
         if self._ahead is not None and self._ahead[0] == step:
-            tokens = self._ahead[1].result()
+            read = self._ahead[1].result()
         else:
-            tokens = self._read(step)
+            read = self._read(step)
         self._ahead = (step + 1, self._pool.submit(self._read, step + 1))
-        for block in tokens:  # (B, T + 1)
+        for number, divisor in enumerate(read.divisors):
             # Converted on the device: a copy that also converts goes through unpinned memory and blocks the host.
-            block = block.to(self.group.device, non_blocking=True).long()
-            yield block[:, :-1], block[:, 1:]
+            block = read.tokens[number].to(self.group.device, non_blocking=True).long()  # (B, T + 1)
+            inputs, targets, documents = block[:, :-1], block[:, 1:], None
+            if read.mask is not None:
+                mask = read.mask[number].to(self.group.device, non_blocking=True)  # (B, T + 1)
+                if divisor < np.inf:
+                    targets = targets.masked_fill(mask[:, 1:] & COUNTS == 0, IGNORE_INDEX)
+                if self.train.document_mask:
+                    documents = (mask[:, :-1] & STARTS != 0).cumsum(dim=1)
+            yield MicroBatch(inputs, targets, documents, divisor)
 
     def close(self) -> None:
         """Ends the background thread."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _read(self, step: int) -> Tensor:
-        """This rank's blocks of a step: (accumulation steps, B, T + 1) int32, in pinned memory for a GPU.
+    def _read(self, step: int) -> Step:
+        """This rank's blocks of a step, in pinned memory for a GPU. Of the other ranks' blocks, only the mask is read.
 
         Micro-batch m of rank r holds rows [(m x world + r) B, ...) of the step. Without shuffling, this matches the
         order of build-nanogpt's DataLoaderLite within a shard: neighbouring ranks read neighbouring chunks of B x T
         tokens, and all advance by B x T x world size.
         """
         blocks = blocks_of_step(step, self.sequences, self.n_blocks, self.train.shuffle, self.train.seed)
-        mine = blocks.reshape(self.accumulation_steps, self.group.world_size, self.micro_batch_size)[:, self.group.rank]
+        ranks = blocks.reshape(self.accumulation_steps, self.group.world_size, self.micro_batch_size)
+        mine = ranks[:, self.group.rank]
         length = self.block_size + 1
         tokens = np.empty((mine.size, length), dtype=np.int32)
         for row, block in enumerate(mine.ravel()):
-            tokens[row] = self.stream.read(int(block) * self.block_size, length)
-        batch = torch.from_numpy(tokens.reshape(*mine.shape, length))
+            start, count = self._range(int(block))
+            tokens[row, :count] = self.stream.read(start, count)
+            tokens[row, count:] = tokens[row, 0]  # padding: neither counted nor, with a document mask, attended to
+        mask, divisors = None, [float(self.accumulation_steps)] * self.accumulation_steps
+        if self.stream.has_mask or self.train.document_mask:
+            masks = np.zeros((blocks.size, length), dtype=np.uint8)
+            for row, block in enumerate(blocks):
+                start, count = self._range(int(block))
+                masks[row, :count] = self.stream.mask(start, count)
+                masks[row, count : count + 1] = STARTS
+            counted = (masks[:, 1:] & COUNTS).reshape(*ranks.shape, -1).sum(axis=(2, 3), dtype=np.int64)
+            total = int(counted.sum())
+            own = (counted[:, self.group.rank] * self.group.world_size).tolist()
+            divisors = [total / count if count else np.inf for count in own]
+            mask = self._pinned(masks.reshape(*ranks.shape, length)[:, self.group.rank])
+        return Step(self._pinned(tokens.reshape(*mine.shape, length)), mask, divisors)
+
+    def _range(self, block: int) -> tuple[int, int]:
+        """The first token of a block, and its number of tokens, targets included."""
+        if self.blocks is None:
+            return block * self.block_size, self.block_size + 1
+        start, end = self.blocks[block].tolist()
+        return start, end - start
+
+    def _pinned(self, array: npt.NDArray[np.int32 | np.uint8]) -> Tensor:
+        batch = torch.from_numpy(np.ascontiguousarray(array))
         return batch.pin_memory() if self.group.device.type == "cuda" else batch
 
 

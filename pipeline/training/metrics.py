@@ -120,7 +120,7 @@ class StepReading:
     """Optimizer steps done, this one included."""
     lr: float
     losses: list[float]
-    """Mean loss of each rank's part of the batch, nats per token."""
+    """Loss of each rank's part of the batch; their mean is that of the step, nats per token that counts."""
     grad_norm: float
     """Norm of the averaged gradient, before clipping."""
 

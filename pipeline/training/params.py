@@ -20,6 +20,10 @@ class TrainParams(Section):
     shuffle: bool
     """true: each epoch sees all blocks in a new random order. false: each epoch reads them in the stream's order."""
 
+    document_mask: bool
+    """Tokens attend only to their own document, in which positions count from 0: packed documents are trained on as if
+    each were alone. false: a block is one text (GPT-2)."""
+
     total_batch_size: int = Field(ge=1, le=2**30)
     """Tokens per optimizer step, over all ranks and micro-batches; a multiple of model.block_size."""
 

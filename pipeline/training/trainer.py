@@ -151,11 +151,11 @@ class Trainer:
 
                 # Forward and backward. The last backward pass also averages the gradients over the ranks.
                 losses = torch.zeros(group.world_size, device=group.device)  # each rank's own, nats per token
-                for index, (inputs, targets) in enumerate(self.loader.micro_batches(step - 1), start=1):  # (B, T) each
+                for index, batch in enumerate(self.loader.micro_batches(step - 1), start=1):
                     set_gradient_sync(self.module, index == self.loader.accumulation_steps)
                     with autocast(group.device, self.dtype):
-                        loss = self.module(inputs, targets)
-                    loss = loss / self.loader.accumulation_steps
+                        loss = self.module(batch.inputs, batch.targets, batch.documents)
+                    loss = loss / batch.divisor
                     loss.backward()
                     losses[group.rank] += loss.detach()
                 group.sum_(losses)
@@ -253,14 +253,14 @@ class Trainer:
 
     def _warm_up(self) -> str | None:
         """A forward and backward pass that compiles the model outside the measured time. Returns the error, or None."""
-        inputs, targets = next(iter(self.loader.micro_batches(0)))
+        batch = next(iter(self.loader.micro_batches(0)))
         cuda = [self.group.device] if self.group.device.type == "cuda" else []
         # Without DDP's synchronisation: a rank that fails to compile must not leave the others waiting.
         sync = self.module.no_sync() if isinstance(self.module, DistributedDataParallel) else nullcontext()
         try:
             with torch.random.fork_rng(cuda), sync:  # dropout here must not change the run's random state
                 with autocast(self.group.device, self.dtype):
-                    loss = self.module(inputs, targets)
+                    loss = self.module(batch.inputs, batch.targets, batch.documents)
                 loss.backward()
         except NON_COMPILER_ERRORS:
             raise

@@ -56,6 +56,19 @@ def test_attention_is_causal(name: str) -> None:
         assert not seen[t + 1 :].any()
 
 
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("kernel", [sdpa, eager])
+def test_with_a_document_mask_each_document_is_as_if_alone(name: str, kernel: Attention) -> None:
+    model = use(kernel, make(option(name).changed(init="normal")).eval())
+    idx, _ = batch(model.config, rows=2)
+    lengths = [[7, 1, 8], [16]]
+    documents = torch.stack([torch.arange(len(row)).repeat_interleave(torch.tensor(row)) for row in lengths])
+    hidden = model.hidden(idx, documents=documents)
+    for row, parts in enumerate(lengths):
+        for part, together in zip(idx[row].split(parts), hidden[row].split(parts), strict=True):
+            torch.testing.assert_close(together, model.hidden(part[None])[0], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", [name for name in OPTIONS if name != "dropout"])
 def test_sdpa_equals_eager_forward_and_backward(name: str) -> None:
     config = option(name).changed(init="normal")

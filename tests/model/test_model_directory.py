@@ -193,6 +193,27 @@ def test_all_params_that_do_not_fit_are_named_at_once() -> None:
         assert part in str(error.value)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_special_tokens_of_a_chat_template_get_the_mean_of_all_rows(models: Path, tied: bool) -> None:
+    """Only where they were added to the very tokenizer of the weights. The logits of the other ids stay."""
+    tokenizer = bytes_tokenizer()
+    save_tokenizer(tokenizer, models / "tokenizer")
+    config = TINY.changed(vocab_size=320, text_vocab_size=257, tie_embeddings=tied)
+    base = GPT(config).eval()
+    save_model(models / "base", base, models / "tokenizer")
+    fields = params(config, "base", vocab_multiple=64)
+    model = model_directory.initial_model(fields, 261, "0" * 64, fingerprint(tokenizer)).eval()
+    assert (model.config.text_vocab_size, model.config.vocab_size) == (261, 320)
+    for matrix, old in ((model.transformer.wte, base.transformer.wte), (model.lm_head, base.lm_head)):
+        assert torch.equal(matrix.weight[:257], old.weight[:257])
+        torch.testing.assert_close(matrix.weight[257:261], old.weight[:257].mean(dim=0).expand(4, -1))
+        assert not matrix.weight[261:].any()
+    idx = torch.randint(0, 257, (2, 8))
+    assert torch.equal(model(idx)[..., :257], base(idx)[..., :257])
+    with pytest.raises(UserError, match=r"vocabulary \(261\) must be 257"):
+        model_directory.initial_model(fields, 261, "0" * 64, "1" * 64)
+
+
 def test_weights_of_another_tokenizer_are_refused(models: Path) -> None:
     tokenizer = bytes_tokenizer()
     save_tokenizer(tokenizer, models / "tokenizer")

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
 from pipeline.artifacts import MANIFEST_FILE, Manifest, Shard, Split
-from pipeline.corpus.shards import TokenStream, open_split
+from pipeline.corpus.shards import TokenStream, mask_file, open_split
 from pipeline.corpus.tokenizer import bytes_tokenizer, fingerprint, save_tokenizer
 from pipeline.distributed import Group
 from pipeline.files import sha256_of
@@ -28,6 +29,7 @@ from pipeline.training.trainer import Probe, Trainer
 TRAIN = {
     "seed": 1,
     "shuffle": True,
+    "document_mask": False,
     "total_batch_size": 128,
     "max_steps": 12,
     "optimizer": "adamw",
@@ -91,8 +93,16 @@ CONFIG = {
 ONE_RANK = Group(rank=0, world_size=1, device=torch.device("cpu"))
 
 
-def write_shards(directory: Path, tokens: int = 2000, shard_tokens: int = 700) -> Path:
-    """Shards of the bytes tokenizer with a learnable stream: each token mostly follows from the one before."""
+def write_shards(
+    directory: Path,
+    tokens: int = 2000,
+    shard_tokens: int = 700,
+    mask: Callable[[int], npt.NDArray[np.uint8]] | None = None,
+) -> Path:
+    """Shards of the bytes tokenizer with a learnable stream: each token mostly follows from the one before.
+
+    `mask`: that of a stream with this many tokens; None: no masks.
+    """
     tokenizer = bytes_tokenizer()
     save_tokenizer(tokenizer, directory / "tokenizer")
     rng = np.random.default_rng(0)
@@ -108,7 +118,10 @@ def write_shards(directory: Path, tokens: int = 2000, shard_tokens: int = 700) -
             file = directory / f"{split}_{number:06d}.npy"
             ids = stream[start : start + shard_tokens]
             np.save(file, ids)
-            shards.append(Shard(file=file.name, tokens=len(ids), sha256=sha256_of(file)))
+            if mask is not None:
+                np.save(mask_file(file), mask(length)[start : start + shard_tokens])
+            mask_sha256 = None if mask is None else sha256_of(mask_file(file))
+            shards.append(Shard(file=file.name, tokens=len(ids), sha256=sha256_of(file), mask_sha256=mask_sha256))
         splits[split] = Split(tokens=length, documents=1, utf8_bytes=length - 1, shards=shards)
     Manifest(
         format_version=Manifest.version,

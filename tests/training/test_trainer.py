@@ -258,8 +258,8 @@ def test_a_non_finite_loss_skips_the_update_whether_host_or_device_decides(
         run.optimizer.skips_on_host = on_host
         forward, states = run.model.forward, {}
 
-        def no_loss(idx: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
-            return forward(idx, targets) * torch.nan
+        def no_loss(*batch: torch.Tensor) -> torch.Tensor:
+            return forward(*batch) * torch.nan
 
         def before(step: int) -> None:
             states[step] = state_of(run)
