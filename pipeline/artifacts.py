@@ -20,7 +20,7 @@ from pipeline.log import UserError
 
 SplitName = Literal["train", "val"]
 TaskName = Literal["next_lines", "hellaswag", "lambada", "arc_easy", "arc_challenge", "piqa", "winogrande"]
-TaskKey = Annotated[str, Field(pattern=f"^({'|'.join(get_args(TaskName))})$")]
+TaskKey = Annotated[str, Field(pattern=f"^({'|'.join(get_args(TaskName))}|exact_match)$")]
 
 SOURCE_FILE, MANIFEST_FILE = "source.json", "manifest.json"
 
@@ -360,7 +360,8 @@ class EvaluationMetrics(Record):
 
     val: ValidationMetrics
     benchmarks: dict[TaskKey, BenchmarkMetrics] = {}
-    """By task, in the order of benchmarks.tasks. In the file each is a key beside `val`."""
+    """By task, in the order of benchmarks.tasks; then exact_match, of conversations (evaluate.checker). In the file
+    each is a key beside `val`."""
 
     @property
     def benchmark(self) -> BenchmarkMetrics | None:

@@ -1,7 +1,8 @@
 """Measures the trained model: `python -m pipeline launch stages.evaluate`, on every visible GPU or on the CPU's cores.
 
 Reads data/model, data/shards and data/benchmarks. Writes reports/evaluate/metrics.json: the loss over the whole
-validation split, and the accuracies on each benchmark. The numbers do not depend on the number of processes.
+validation split, the accuracies on each benchmark, and the share of correct answers to held-out conversations. The
+numbers do not depend on the number of processes.
 """
 
 import math
@@ -10,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import distributed
-from pipeline.artifacts import SOURCE_FILE, BenchmarkSource, EvaluationMetrics, ValidationMetrics
+from pipeline.artifacts import SOURCE_FILE, BenchmarkMetrics, BenchmarkSource, EvaluationMetrics, ValidationMetrics
 from pipeline.config import read_sections
 from pipeline.corpus.benchmarks import TASKS, items_file, read_items
+from pipeline.corpus.chat import load_chat
 from pipeline.corpus.shards import open_split
 from pipeline.corpus.tokenizer import TOKENIZER_DIRECTORY, load_tokenizer
-from pipeline.evaluation.benchmarks import BenchmarkResult, answer, build_questions, endings
+from pipeline.evaluation.benchmarks import answer, build_questions, endings
 from pipeline.evaluation.params import EvaluateParams
 from pipeline.evaluation.val_loss import ValLoss, validation_loss
+from pipeline.generation.exact_match import exact_match
+from pipeline.generation.exact_match import questions as ask
 from pipeline.log import UserError, cli_errors, logger
 from pipeline.model_directory import check_tokenizer, load_model, match_vocabulary
 from pipeline.progress import Progress
@@ -37,6 +41,9 @@ def main() -> None:
     questions = {
         task: build_questions(task, read_items(items_file(BENCHMARKS, task), task), tokenizer) for task in tasks
     }
+    chat = load_chat(SHARDS / TOKENIZER_DIRECTORY, tokenizer)
+    if params.checker and not chat:
+        raise UserError(f"evaluate.checker ({params.checker}): {SHARDS} holds no conversations: set it to null")
     with distributed.start(runtime.collective_timeout) as group, group.name_absent_ranks(lambda: "the evaluation"):
         model = load_model(MODEL, group.device)
         match_vocabulary(model, tokenizer, MODEL)
@@ -49,10 +56,16 @@ def main() -> None:
             loss = validation_loss(
                 model, stream, tokenizer, tokens=None, stride=params.stride, progress=progress, **common
             )
-        results = {}
+        results: dict[str, BenchmarkMetrics] = {}
         for task, asked in questions.items():
             with Progress(TASKS[task].name, total=endings(asked), unit="endings") as progress:
-                results[task] = answer(model, asked, progress=progress, **common)
+                results[task] = answer(model, asked, progress=progress, **common).metrics(task)
+        if chat and params.checker:
+            conversations = ask(stream, chat, params.checker_items)
+            with Progress("exact match", total=len(conversations), unit="conversations") as progress:
+                results["exact_match"] = exact_match(
+                    model, conversations, chat, params.checker, progress=progress, **common
+                )
         if group.is_main:
             written = metrics(loss, results)
             written.write(METRICS)
@@ -69,14 +82,14 @@ def main() -> None:
                     )
 
 
-def metrics(loss: ValLoss, results: Mapping[str, BenchmarkResult]) -> EvaluationMetrics:
+def metrics(loss: ValLoss, results: Mapping[str, BenchmarkMetrics]) -> EvaluationMetrics:
     """The content of metrics.json. Raises UserError where the loss is not finite or too large for a perplexity."""
     if not math.isfinite(loss.perplexity):
         raise UserError(f"{MODEL}: validation loss ({loss.nats_per_token}) is not usable: the weights are broken")
     val = ValidationMetrics(
         loss=loss.nats_per_token, perplexity=loss.perplexity, bpb=loss.bits_per_byte, tokens=loss.tokens
     )
-    return EvaluationMetrics(val=val, benchmarks={task: result.metrics(task) for task, result in results.items()})
+    return EvaluationMetrics(val=val, benchmarks=dict(results))
 
 
 if __name__ == "__main__":

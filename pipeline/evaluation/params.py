@@ -23,6 +23,13 @@ class EvaluateParams(Section):
     overlap. With a smaller stride only the last `stride` tokens of each window are scored, with at least
     block_size - stride tokens before them: a lower loss, at block_size / stride times the work."""
 
+    checker: Literal["text", "last_number"] | None
+    """Of conversations: measures exact match, the share of held-out conversations whose last turn the model answers
+    correctly by greedy decoding: with the same text, or with the same last number. null: off."""
+
+    checker_items: int | None = Field(ge=1)
+    """At most this many of them, from the start of the validation split; null: all."""
+
     def cross_validate(self, sections: Mapping[str, Section]) -> Iterator[str]:
         """The stride must fit the model's context."""
         block_size = getattr(sections["model"], "block_size", None)

@@ -81,7 +81,7 @@ Tokens = Sequence[int] | npt.NDArray[np.int64]
 def summed_nats(model: GPT, rows: Sequence[tuple[Tokens, Tokens]], device: torch.device) -> Tensor:
     """The summed cross entropy of each row's targets, (B,) float64, from one forward pass.
 
-    Each row is (inputs, targets): the targets follow the last inputs.
+    Each row is (inputs, targets): the targets follow the last inputs; those of -1 are not scored.
     """
     hidden, targets, scored = target_hidden(model, rows, device)
     return row_sums(token_nats(model, hidden, targets), scored)
@@ -103,7 +103,7 @@ def target_hidden(
         end = len(inputs)
         idx[row, :end] = torch.as_tensor(inputs)
         expected[row, end - len(targets) : end] = torch.as_tensor(targets)
-        scored[row, end - len(targets) : end] = True
+        scored[row, end - len(targets) : end] = torch.as_tensor(targets) >= 0
     idx, expected, scored = idx.to(device), expected.to(device), scored.to(device)
     return model.hidden(idx, cache)[scored], expected[scored], scored
 

@@ -1,5 +1,7 @@
 """Validation loss: every token of a split scored once, the same for any world size.
 
+Of conversations, only the tokens that count are scored, and each conversation is read alone, as in generation.
+
     loss = validation_loss(model, open_split(shards, "val"), tokenizer, tokens=None, stride=None, batch_size=32, ...)
     loss.nats_per_token, loss.perplexity, loss.bits_per_byte
 
@@ -10,19 +12,22 @@ rounding.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import tiktoken
 import torch
 
+from pipeline.corpus.chat import COUNTS
 from pipeline.corpus.shards import TokenStream
 from pipeline.corpus.tokenizer import token_byte_lengths
 from pipeline.distributed import Group
-from pipeline.evaluation.surprisal import summed_nats, windows
+from pipeline.evaluation.surprisal import Window, summed_nats, windows
 from pipeline.inference import for_inference
 from pipeline.log import UserError
-from pipeline.model.gpt import GPT
+from pipeline.model.gpt import GPT, IGNORE_INDEX
 from pipeline.progress import Progress
 
 
@@ -34,7 +39,7 @@ class ValLoss:
     """Sum over all scored tokens, end-of-text tokens included."""
 
     tokens: int
-    """Tokens scored: all in the range except the first, which has no context."""
+    """Tokens scored: all in the range except the first, which has no context; of conversations, those that count."""
 
     utf8_bytes: int
     """Bytes of text that the scored tokens decode to."""
@@ -70,6 +75,8 @@ def validation_loss(
 ) -> ValLoss:
     """The loss of `model` on the first `tokens` tokens of a split that can be scored, or on all (None).
 
+    Of conversations, on those that begin within the first `tokens` tokens.
+
     Called by every rank; all return the same result. `stride`: tokens from one window to the next, None: the context
     (pipeline.evaluation.surprisal). `batch_size`: windows per forward pass of a rank. `dtype` of matrix products.
     `progress` is advanced by the tokens of all ranks' batches when this rank has finished its own.
@@ -87,9 +94,9 @@ def validation_loss(
 
     fast = for_inference(model, dtype)
     byte_lengths = token_byte_lengths(tokenizer)
-    plan = list(windows(count, block_size, stride))
+    plan = list(_plan(stream, count, block_size, stride))
     nats = torch.zeros(len(plan), dtype=torch.float64)
-    utf8_bytes = torch.zeros(1, dtype=torch.int64)
+    sizes = torch.zeros(2, dtype=torch.int64)  # tokens scored, and their bytes
     at_once = group.world_size * batch_size  # a batch for each rank
     for begin in range(0, len(plan), at_once):
         mine = slice(begin + group.rank * batch_size, begin + (group.rank + 1) * batch_size)
@@ -97,12 +104,29 @@ def validation_loss(
         for window in plan[mine]:
             text = stream.read(window.start, window.length + 1).astype(np.int64)
             targets = text[-window.scored :]
+            if stream.has_mask:
+                mask = stream.mask(window.start, window.length + 1)[-window.scored :]
+                targets = np.where(mask & COUNTS, targets, IGNORE_INDEX)
             rows.append((text[:-1], targets))
-            utf8_bytes += int(byte_lengths[targets].sum())
+            scored = targets[targets >= 0]
+            sizes += torch.tensor([len(scored), int(byte_lengths[scored].sum())])
         if rows:
             nats[mine] = summed_nats(fast, rows, group.device).cpu()
         if progress is not None:
             progress.advance(sum(window.scored for window in plan[begin : begin + at_once]))
     group.sum_(nats)  # each window is nonzero on one rank only, so this sum is exact
-    group.sum_(utf8_bytes)
-    return ValLoss(math.fsum(nats.tolist()), count - 1, int(utf8_bytes))
+    scored_tokens, utf8_bytes = group.sum_(sizes).tolist()
+    if scored_tokens == 0:
+        raise UserError(f"{stream.directory}: {stream.split} split: no token counts in the loss")
+    return ValLoss(math.fsum(nats.tolist()), scored_tokens, utf8_bytes)
+
+
+def _plan(stream: TokenStream, count: int, block_size: int, stride: int) -> Iterator[Window]:
+    """The windows over the first `count` tokens; of conversations, over each that begins there."""
+    if not stream.has_mask:
+        yield from windows(count, block_size, stride)
+        return
+    for begin, end in pairwise([*stream.document_starts().tolist(), len(stream)]):
+        if begin < count:
+            for window in windows(end - begin, block_size, stride):
+                yield replace(window, start=begin + window.start)

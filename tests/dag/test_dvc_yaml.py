@@ -73,7 +73,7 @@ def test_each_dep_is_needed(name: str) -> None:
         ("pipeline/training/optim.py", {"train"}),
         ("pipeline/training/data_loader.py", {"train"}),
         ("pipeline/training/trainer.py", {"train"}),
-        ("pipeline/generation/sampling.py", {"sample"}),
+        ("pipeline/generation/sampling.py", {"evaluate", "sample"}),
         ("pipeline/evaluation/val_loss.py", {"train", "evaluate", "sample"}),
         ("pipeline/evaluation/benchmarks.py", {"evaluate", "sample"}),
         ("pipeline/corpus/sources.py", {"download"}),

@@ -1,0 +1,105 @@
+"""Exact match: the share of held-out conversations to whose last turn the model, decoding greedily, answers correctly.
+
+A checker compares the model's answer with the one in the data:
+
+    text          the same text, without white space around it
+    last_number   the last number in both is the same, whatever the steps that lead to it
+"""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice, pairwise
+
+import numpy as np
+import torch
+
+from pipeline.artifacts import BenchmarkMetrics, SampleSettings
+from pipeline.corpus.chat import COUNTS, Chat
+from pipeline.corpus.shards import TokenStream
+from pipeline.distributed import Group
+from pipeline.generation.sampling import generate
+from pipeline.model.gpt import GPT
+from pipeline.progress import Progress
+
+
+def last_number(text: str) -> str | None:
+    """The last number in a text, without commas between its digits; None if there is none.
+
+    >>> last_number("12+5=17, so: 1,017.50.")
+    '1017.50'
+    """
+    numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
+    return numbers[-1].replace(",", "") if numbers else None
+
+
+CHECKERS: dict[str, Callable[[str, str], bool]] = {
+    "text": lambda answer, expected: answer.strip() == expected.strip(),
+    "last_number": lambda answer, expected: last_number(answer) == last_number(expected) is not None,
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """The last turn of a conversation."""
+
+    prompt: list[int]
+    """All before the answer."""
+    expected: str
+    """The answer."""
+
+
+def questions(stream: TokenStream, chat: Chat, limit: int | None) -> list[Question]:
+    """The questions of the first `limit` conversations in a split, or of all."""
+    asked = []
+    for begin, end in islice(pairwise([*stream.document_starts().tolist(), len(stream)]), limit):
+        tokens = stream.read(begin, end - begin).tolist()
+        counted = np.flatnonzero(stream.mask(begin, end - begin) & COUNTS)
+        if len(counted):  # not so in a piece of a conversation, where data.val_every is null
+            last_turn = int(counted[np.flatnonzero(np.diff(counted, prepend=-1) > 1)[-1]])
+            answer = [id for id in tokens[last_turn : int(counted[-1]) + 1] if id != chat.end_id]
+            asked.append(Question(tokens[:last_turn], chat.tokenizer.decode(answer)))
+    return asked
+
+
+def exact_match(
+    model: GPT,
+    asked: list[Question],
+    chat: Chat,
+    checker: str,
+    *,
+    batch_size: int,
+    dtype: torch.dtype,
+    group: Group,
+    progress: Progress | None = None,
+) -> BenchmarkMetrics:
+    """The accuracy and its standard error. Called by every rank; all return the same result.
+
+    An answer ends with its turn, or when the conversation fills the model's context. `batch_size`: conversations per
+    rank at a time. `progress` is advanced by the conversations.
+    """
+    block_size = model.config.block_size
+    correct = torch.zeros(1, dtype=torch.int64)
+    at_once = batch_size * group.world_size
+    for start in range(0, len(asked), at_once):
+        mine = asked[start + group.rank * batch_size : start + (group.rank + 1) * batch_size]
+        if mine:
+            prompts = [question.prompt for question in mine]
+            longest = max(1, block_size - min(map(len, prompts)))
+            settings = SampleSettings(temperature=0, top_k=0, top_p=1, max_new_tokens=longest, seed=0)
+            answers = generate(model, prompts, settings, eot_id=chat.end_id, dtype=dtype, samples_per_prompt=1)
+            for question, (tokens,) in zip(mine, answers, strict=True):
+                correct += CHECKERS[checker](chat.tokenizer.decode(tokens), question.expected)
+        if progress is not None:
+            progress.advance(min(at_once, len(asked) - start))
+    group.sum_(correct)
+    accuracy = int(correct) / len(asked)
+    return BenchmarkMetrics(
+        name="Exact match",
+        items=len(asked),
+        truncated=sum(len(question.prompt) >= block_size for question in asked),
+        chance=0.0,
+        acc=accuracy,
+        acc_stderr=math.sqrt(accuracy * (1 - accuracy) / max(len(asked) - 1, 1)),
+    )
