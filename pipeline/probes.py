@@ -12,7 +12,7 @@ import tiktoken
 from pipeline.artifacts import SOURCE_FILE, BenchmarkSource, SampleSettings
 from pipeline.config import read_sections
 from pipeline.corpus.benchmarks import TASKS, items_file, read_items, subset
-from pipeline.corpus.tokenizer import encode_text
+from pipeline.corpus.chat import Chat, prompt_ids, prompt_text
 from pipeline.distributed import Group, autocast_dtype
 from pipeline.evaluation.benchmarks import answer, build_questions
 from pipeline.generation.params import SampleParams
@@ -32,6 +32,7 @@ def training_probes(
     runtime: RuntimeParams,
     group: Group,
     tokenizer: tiktoken.Encoding,
+    chat: Chat | None,
     benchmarks: Path,
 ) -> list[Probe]:
     """The probes that the `train` section asks for, the same on every rank. Each uses the code of a later stage."""
@@ -42,13 +43,13 @@ def training_probes(
         """The beginning of a continuation of the first non-empty prompt, on rank 0."""
         if not group.is_main:
             return {}
-        prompt = next((prompt for prompt in sample.prompts if prompt), "")
+        prompt = next((prompt for prompt in sample.prompts if prompt), None)
         fields = sample.model_dump(include=set(SampleSettings.model_fields))
         fields["max_new_tokens"] = min(sample.max_new_tokens, SAMPLE_TOKENS)
         settings = SampleSettings(**fields)
-        prompts, eot_id = [encode_text(tokenizer, prompt).tolist()], tokenizer.eot_token
+        prompts, eot_id = [prompt_ids(tokenizer, chat, prompt)], chat.end_id if chat else tokenizer.eot_token
         ((tokens,),) = generate(model, prompts, settings, eot_id=eot_id, dtype=dtype, samples_per_prompt=1)
-        text = prompt + tokenizer.decode(tokens)
+        text = (prompt_text(chat, prompt) or "") + tokenizer.decode(tokens)
         logger.info("step %d: sample\n%s", step, textwrap.indent(text.rstrip(), "  | ", lambda _: True))
         return {"sample": text}
 

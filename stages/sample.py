@@ -12,6 +12,7 @@ import torch
 from pipeline import distributed, generation
 from pipeline.artifacts import PromptSamples, Samples, SampleSettings, Surprisal
 from pipeline.config import read_sections
+from pipeline.corpus.chat import Chat, load_chat, prompt_ids, prompt_text
 from pipeline.corpus.tokenizer import TOKENIZER_DIRECTORY, encode_text, load_tokenizer
 from pipeline.evaluation.surprisal import surprisal
 from pipeline.files import write_text
@@ -35,34 +36,43 @@ def main() -> None:
         model = load_model(MODEL, group.device)
         tokenizer = load_tokenizer(MODEL / TOKENIZER_DIRECTORY)
         match_vocabulary(model, tokenizer, MODEL)
-        samples = sample(model, tokenizer, params, distributed.autocast_dtype(runtime.dtype, group.device))
+        chat = load_chat(MODEL / TOKENIZER_DIRECTORY, tokenizer)
+        samples = sample(model, tokenizer, params, distributed.autocast_dtype(runtime.dtype, group.device), chat)
     samples.write(DATA)
     write_text(PAGE, render(TEMPLATE, {"samples": samples}))
     logger.info("%d samples in %s", len(params.prompts) * params.samples_per_prompt, PAGE)
 
 
-def sample(model: GPT, tokenizer: tiktoken.Encoding, params: SampleParams, dtype: torch.dtype) -> Samples:
-    """The content of samples.json."""
+def sample(
+    model: GPT, tokenizer: tiktoken.Encoding, params: SampleParams, dtype: torch.dtype, chat: Chat | None = None
+) -> Samples:
+    """The content of samples.json. With `chat`, the prompts are messages, and the samples answers."""
+    prompts = [prompt_ids(tokenizer, chat, prompt) for prompt in params.prompts]
     settings = SampleSettings(**params.model_dump(include=set(SampleSettings.model_fields)))
     tokens = generate(
         model,
-        [encode_text(tokenizer, prompt or "").tolist() for prompt in params.prompts],
+        prompts,
         settings,
-        eot_id=tokenizer.eot_token,
+        eot_id=chat.end_id if chat else tokenizer.eot_token,
         dtype=dtype,
         samples_per_prompt=params.samples_per_prompt,
     )
     texts = [[tokenizer.decode(sample, errors="replace") for sample in samples] for samples in tokens]
-    text = params.surprisal_text or (params.prompts[0] or "") + texts[0][0]
+    if params.surprisal_text:
+        ids = encode_text(tokenizer, params.surprisal_text).tolist()
+    elif chat:
+        ids = (prompts[0] + tokens[0][0])[1:]  # without the end-of-text token at the start
+    else:
+        ids = encode_text(tokenizer, (params.prompts[0] or "") + texts[0][0]).tolist()
     return Samples(
         settings=settings,
         prompts=[
-            PromptSamples(prompt=prompt, continuations=continuations)
+            PromptSamples(prompt=prompt_text(chat, prompt), continuations=continuations)
             for prompt, continuations in zip(params.prompts, texts, strict=True)
         ],
         surprisal=Surprisal(
-            text=text,
-            tokens=[(token, round(nats, 4)) for token, nats in surprisal(model, tokenizer, text, dtype)],
+            text=tokenizer.decode(ids, errors="replace"),
+            tokens=[(token, round(nats, 4)) for token, nats in surprisal(model, tokenizer, ids, dtype)],
         ),
     )
 

@@ -1,16 +1,18 @@
 """Generates text from a prompt in the terminal, token by token.
 
     python -m pipeline generate "Once upon a time" --model data/model
+    python -m pipeline generate --chat
 
 The model is a model directory, or a Hugging Face GPT-2 (with GPT-2's tokenizer, unless the directory has another).
 Without a prompt, the model starts a document. With --logprobs, prints each token on a line with its log-probability.
+With --chat, a model that was trained on conversations answers messages, one a line, until the end of the input.
 Standard output has only the text.
 """
 
 import argparse
 import secrets
 import sys
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
 import tiktoken
@@ -18,10 +20,12 @@ import torch
 from pydantic import ValidationError
 
 from pipeline.artifacts import SampleSettings
+from pipeline.corpus.chat import load_chat
 from pipeline.corpus.tokenizer import TOKENIZER_DIRECTORY, encode_text, load_tokenizer, token_texts
 from pipeline.corpus.vocabularies import gpt2_tokenizer, huggingface_tokenizer
 from pipeline.distributed import autocast_dtype, start
 from pipeline.files import read_json
+from pipeline.generation.chat_session import ChatSession
 from pipeline.generation.params import SampleParams
 from pipeline.generation.sampling import stream
 from pipeline.huggingface.convert import CONFIG, is_huggingface
@@ -44,6 +48,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--seed", type=int, help="the same seed gives the same text (default: random)")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="(auto)")
     parser.add_argument("--logprobs", action="store_true", help="print each token with its log-probability")
+    parser.add_argument("--chat", action="store_true", help="talk to the model; the prompt is the first message")
     options = parser.parse_args(arguments)
 
     if options.seed is None:
@@ -62,8 +67,14 @@ def main(arguments: list[str]) -> None:
     with start(timeout_s=60) as group:
         with redirect_stdout(sys.stderr):  # log lines are not part of the text
             model, tokenizer = load(options.model, group.device)
-        prompt = encode_text(tokenizer, options.prompt).tolist()
         fast = for_inference(model, autocast_dtype(options.dtype, group.device))
+        if options.chat:
+            path = options.model / TOKENIZER_DIRECTORY
+            if (chat := load_chat(path, tokenizer) if path.is_dir() else None) is None:
+                raise UserError(f"--chat: {options.model} was not trained on conversations: it has no chat template")
+            converse(ChatSession(fast, chat, settings), options.prompt)
+            return
+        prompt = encode_text(tokenizer, options.prompt).tolist()
         for sample in range(options.samples):
             if sample:
                 print("\n" + "-" * 40)
@@ -76,6 +87,18 @@ def main(arguments: list[str]) -> None:
             for text in token_texts(tokenizer, (new.token for new in tokens if new.token != tokenizer.eot_token)):
                 print(text, end="", flush=True)
             print()
+
+
+def converse(session: ChatSession, message: str) -> None:
+    """Answers a message, if there is one, and then those from standard input, until its end or Ctrl-C."""
+    ask = "> " if sys.stdin.isatty() else ""
+    with suppress(EOFError, KeyboardInterrupt):
+        while True:
+            if message := message or input(ask):
+                for text in token_texts(session.chat.tokenizer, session.reply(message)):
+                    print(text, end="", flush=True)
+                print()
+            message = ""
 
 
 def load(directory: Path, device: torch.device) -> tuple[GPT, tiktoken.Encoding]:

@@ -60,6 +60,18 @@ class Chat:
         return ids, np.array(mask, np.uint8)
 
 
+def prompt_ids(tokenizer: tiktoken.Encoding, chat: Chat | None, prompt: str | None) -> list[int]:
+    """The ids of a prompt that a model continues: of a text, or of a message that it answers; None: at the start."""
+    if chat is None:
+        return encode_text(tokenizer, prompt or "").tolist()
+    return [tokenizer.eot_token] if prompt is None else chat.prompt([Message("user", prompt)])
+
+
+def prompt_text(chat: Chat | None, prompt: str | None) -> str | None:
+    """A prompt as a reader sees it before its continuation."""
+    return prompt if chat is None or prompt is None else f"user: {prompt}\nassistant: "
+
+
 def load_chat(directory: Path, tokenizer: tiktoken.Encoding) -> Chat | None:
     """The template in a directory of a tokenizer; None if it was not trained on conversations."""
     template = TokenizerConfig.read(directory / TOKENIZER_FILE).chat_template

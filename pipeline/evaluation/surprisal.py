@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.corpus.tokenizer import encode_text, token_texts
+from pipeline.corpus.tokenizer import token_texts
 from pipeline.inference import for_inference
 from pipeline.model.gpt import GPT
 from pipeline.model.kv_cache import KVCache
@@ -116,13 +116,14 @@ def row_sums(values: Tensor, scored: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def surprisal(model: GPT, tokenizer: tiktoken.Encoding, text: str, dtype: torch.dtype) -> list[tuple[str, float]]:
+def surprisal(
+    model: GPT, tokenizer: tiktoken.Encoding, tokens: Sequence[int], dtype: torch.dtype
+) -> list[tuple[str, float]]:
     """The surprisal of each token of a text, which is read as the beginning of a document: (the token's text, nats).
 
     Beyond the context, each token is scored with at least half a context before it. Tokens that share a character are
     returned as one, with the sum of their nats.
     """
-    tokens = encode_text(tokenizer, text).tolist()
     fast = for_inference(model, dtype)
     ids = torch.tensor([tokenizer.eot_token, *tokens], device=model.transformer.wte.weight.device)
     block_size = model.config.block_size

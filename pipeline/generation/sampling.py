@@ -179,28 +179,40 @@ class Decoder:
         self.device = model.transformer.wte.weight.device
         self.cache: KVCache | None = None
         self.starts: list[int] = []
+        self._unread = 0  # tokens at the end of each row that are not in the cache
 
     def logits(self) -> Tensor:
         """The next token's logits for each row, (B, V) float32.
 
-        Between two calls, `append` must add one token to each row.
+        Between two calls, `append` must add one token to each row, or `extend` several to the only one.
         """
         before, self.starts = self.starts, [window_start(len(row), self.limit) for row in self.rows]
-        if self.cache is None:
+        unread, self._unread = self._unread, 0
+        moved = [row for row, start in enumerate(self.starts) if before and start != before[row]]
+        if self.cache is None or (moved and unread > 1):
             hidden = self._prefill([row[start:] for row, start in zip(self.rows, self.starts, strict=True)])
         else:
-            moved = [row for row, start in enumerate(self.starts) if start != before[row]]
             if moved:
                 self._reread(moved, self.cache)
-            if self.cache.length == self.slots:
+            if self.cache.length + unread > self.slots:
                 self.cache.trim()
-            hidden = self.model.hidden(torch.tensor([row[-1:] for row in self.rows], device=self.device), self.cache)
+            ids = torch.tensor([row[-unread:] for row in self.rows], device=self.device)
+            hidden = self.model.hidden(ids, self.cache)
         return self.model.logits(hidden[:, -1]).float()
 
     def append(self, tokens: Sequence[int]) -> None:
         """Adds one token to each row."""
+        self._unread += 1
         for row, token in zip(self.rows, tokens, strict=True):
             row.append(token)
+
+    def extend(self, tokens: Sequence[int], longest: int) -> None:
+        """Adds tokens to the only row. `longest`: maximum tokens that it will have before the next call."""
+        (row,) = self.rows
+        row += tokens
+        self._unread += len(tokens)
+        if self.limit is None and longest > self.slots:  # read again, into a cache with room for later turns too
+            self.slots, self.cache = 2 * longest, None
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drops all rows except these (current indices)."""

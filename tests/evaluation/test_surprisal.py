@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pipeline.corpus.tokenizer import token_texts
+from pipeline.corpus.tokenizer import encode_text, token_texts
 from pipeline.evaluation.surprisal import surprisal, windows
 from pipeline.model.gpt import GPT
 from tests.evaluation.small import BYTES, tiny_model
@@ -25,7 +25,7 @@ def test_windows_score_every_token_but_the_first_once(tokens: int, stride: int) 
 def test_the_surprisal_of_a_text_adds_up_to_its_loss() -> None:
     text = "ROMEO\nÉ bello"
     model = tiny_model()
-    tokens = surprisal(model, BYTES, text, torch.float32)
+    tokens = surprisal(model, BYTES, encode_text(BYTES, text).tolist(), torch.float32)
     assert [token for token, _ in tokens] == list(text)  # the two bytes of É are one piece
     idx = torch.tensor([[BYTES.eot_token, *text.encode()]])
     loss = model.eval()(idx[:, :-1], idx[:, 1:])
@@ -33,13 +33,13 @@ def test_the_surprisal_of_a_text_adds_up_to_its_loss() -> None:
 
 
 def test_a_text_longer_than_the_context_is_scored_as_a_whole() -> None:
-    tokens = surprisal(GPT(tiny_model().config), BYTES, "abc" * 40, torch.float32)
+    tokens = surprisal(GPT(tiny_model().config), BYTES, list(b"abc" * 40), torch.float32)
     assert "".join(token for token, _ in tokens) == "abc" * 40
     assert all(nats == pytest.approx(math.log(257), rel=0.1) for _, nats in tokens)  # an untrained model is uniform
 
 
 def test_an_empty_text_has_no_tokens() -> None:
-    assert surprisal(tiny_model(), BYTES, "", torch.float32) == []
+    assert surprisal(tiny_model(), BYTES, [], torch.float32) == []
 
 
 def test_token_texts_never_break_a_character() -> None:

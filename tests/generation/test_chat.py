@@ -1,0 +1,70 @@
+"""Conversations with a model: the cache that is kept over turns changes no answer, and an answer ends its turn."""
+
+import io
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.artifacts import SampleSettings
+from pipeline.cli import generate as command
+from pipeline.corpus.chat import Chat, with_special_tokens
+from pipeline.corpus.conversations import Message
+from pipeline.corpus.tokenizer import bytes_tokenizer, fingerprint, save_tokenizer
+from pipeline.generation.chat_session import ChatSession
+from pipeline.generation.sampling import generate
+from pipeline.inference import for_inference
+from pipeline.log import UserError
+from pipeline.model.gpt import GPT
+from pipeline.model_directory import save_model
+from tests.evaluation.small import tiny_model
+
+TEMPLATE = "<|{role}|>{content}<|end|>"
+MESSAGES = ["Who?", "", "Where to, and why?", "So?", "Farewell."]
+GREEDY = SampleSettings(temperature=0, top_k=0, top_p=1, max_new_tokens=7, seed=0)
+
+
+def chat_model(**changes: object) -> tuple[GPT, Chat]:
+    tokenizer = with_special_tokens(bytes_tokenizer(), TEMPLATE)
+    return tiny_model(text_vocab_size=tokenizer.n_vocab, **changes).eval(), Chat(tokenizer, TEMPLATE)
+
+
+@pytest.mark.parametrize(("position", "block_size"), [("learned", 128), ("rope", 32), ("alibi", 16)])
+def test_answers_are_those_of_a_model_that_reads_the_whole_conversation(position: str, block_size: int) -> None:
+    """Also past the context, and where a turn ends at its end-of-turn token."""
+    model, chat = chat_model(position=position, block_size=block_size)
+    chat.end_id = list(ChatSession(for_inference(model, torch.float32), chat, GREEDY).reply("Who?"))[3]
+    session = ChatSession(for_inference(model, torch.float32), chat, GREEDY)
+    conversation: list[int] = []
+    caches = set()
+    for message in MESSAGES:
+        conversation += chat.prompt([Message("user", message)], start=not conversation)
+        answer = list(session.reply(message))
+        settings = {"eot_id": chat.end_id, "dtype": torch.float32, "samples_per_prompt": 1}
+        (expected,) = generate(model, [conversation], GREEDY, **settings)[0]  # type: ignore[arg-type]
+        assert answer == expected
+        assert len(answer) <= GREEDY.max_new_tokens
+        conversation += [*answer, chat.end_id]
+        assert session.decoder is not None
+        assert session.decoder.rows == [conversation]
+        caches.add(id(session.decoder.cache))
+    if block_size == 128:  # nothing was read twice
+        assert len(caches) == 1
+
+
+def test_the_command_answers_each_line_until_the_end_of_the_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, chat = chat_model(block_size=128)
+    save_tokenizer(chat.tokenizer, tmp_path / "tokenizer", TEMPLATE, fingerprint(bytes_tokenizer()))
+    save_model(tmp_path / "model", model, tmp_path / "tokenizer")
+    save_tokenizer(bytes_tokenizer(), tmp_path / "plain")
+    save_model(tmp_path / "base", tiny_model(), tmp_path / "plain")
+    options = ["--chat", "--temperature", "0", "--max-new-tokens", "7", "--dtype", "float32"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("Where?\n\n"))
+    command.main(["Who?", "--model", str(tmp_path / "model"), *options])
+    session = ChatSession(for_inference(model, torch.float32), chat, GREEDY)
+    answers = [chat.tokenizer.decode(list(session.reply(message)), errors="replace") for message in ("Who?", "Where?")]
+    assert capsys.readouterr().out == "".join(f"{answer}\n" for answer in answers)
+    with pytest.raises(UserError, match=r"--chat: .*base was not trained on conversations"):
+        command.main(["--model", str(tmp_path / "base"), *options])
