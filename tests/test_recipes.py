@@ -67,7 +67,7 @@ def apply(name: str) -> dict[str, Any]:
 
 
 def test_there_are_the_recipes_that_the_docs_list() -> None:
-    assert {*RELEASED, "shakespeare-char", "finetune-gpt2"} == set(NAMES)
+    assert set(RELEASED) < set(NAMES)
     listed = re.findall(r"^\| \[([\w-]+)\]", (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(listed) == NAMES
 
