@@ -75,6 +75,12 @@ def revisions_with(root: Path, path: str, text: str) -> list[str]:
     return [line.partition(":")[0] for line in found.splitlines()]
 
 
+def first_commit_with(root: Path, path: str, text: str) -> str | None:
+    """The oldest commit, of any branch or DVC experiment, that brought a text into a file; None where there is none."""
+    commits = _git(root, "log", "--all", "--reverse", "--format=%H", f"-S{text}", "--", path) or ""
+    return next(iter(commits.split()), None)
+
+
 def params_at(rev: str | None, root: Path | None = None) -> Mapping[str, Any]:
     """params.yaml in `root` (the current directory) at a revision; empty where it is missing or not valid YAML."""
     try:

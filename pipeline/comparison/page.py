@@ -35,7 +35,7 @@ from pipeline.comparison.statistics import ALPHA, effects, significance
 from pipeline.comparison.target_loss import TargetLoss, target_loss, validated_tokens
 from pipeline.dvc_lock import ABSENT, short_keys
 from pipeline.files import write_text
-from pipeline.formatting import DASH, count, fixed, format_duration, hydra_value, missing, power_of_ten
+from pipeline.formatting import DASH, count, fixed, format_duration, hydra_value, missing, percent, power_of_ten
 from pipeline.ladder import Ladder
 
 TEMPLATE = Path(__file__).with_name("compare.md.jinja")
@@ -245,6 +245,8 @@ def _columns(runs: Sequence[Run], times: bool) -> list[Column]:
         for metric in ((LOSS, BITS_PER_BYTE) if metric_of(runs) is LOSS else (BITS_PER_BYTE, LOSS))
     )
     columns = [ranking, Column("Tokens", lambda run: run.summary.tokens, count)]
+    if any(run.summary.data["train"].counted is not None for run in runs):
+        columns.append(Column("Counted", _counted_share, lambda share: percent(share, 0)))
     if times:
         same_work = len({(run.summary.tokens, run.summary.hardware.describe()) for run in runs}) == 1
         seconds = Column("Time", lambda run: run.summary.train_time_s, format_duration, min if same_work else None)
@@ -259,6 +261,12 @@ def _columns(runs: Sequence[Run], times: bool) -> list[Column]:
     if times and len({run.summary.tokens for run in runs}) > 1:  # else the time says it
         columns.append(Column("Tokens/s", lambda run: run.summary.tokens_per_sec, lambda v: fixed(v, 0)))
     return columns
+
+
+def _counted_share(run: Run) -> float:
+    """The share of the training tokens that count in the loss."""
+    size = run.summary.data["train"]
+    return 1.0 if size.counted is None else size.counted / size.tokens
 
 
 def _wandb(run: Run, kept: bool) -> str:

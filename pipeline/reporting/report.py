@@ -75,6 +75,7 @@ def context(run: Run, title: str, smoothing: float) -> dict[str, Any]:
     loss = curve(run.curves, "train/loss")["y"].tolist()
     tokens = run.samples.surprisal.tokens
     hellaswag = run.metrics.benchmarks.get("hellaswag")
+    ranked = [result for task, result in run.metrics.benchmarks.items() if task != "exact_match"]
     inputs, others = uncommitted(run)
     shown = np.linspace(0, len(run.training_samples) - 1, min(len(run.training_samples), MAX_TRAINING_SAMPLES))
     return {
@@ -86,7 +87,7 @@ def context(run: Run, title: str, smoothing: float) -> dict[str, Any]:
         "val": run.metrics.val,
         "benchmarks": run.metrics.benchmarks,
         "versus_chance": versus_chance,
-        "rules": RULES,
+        "rules": {metric: rule for metric, rule in RULES.items() if any(metric in result.metrics for result in ranked)},
         "gpt2_hellaswag": GPT2_HELLASWAG if hellaswag and hellaswag.items == GPT2_ITEMS else None,
         "loss_points": len(loss),
         "cut_off": loss[0] if loss_limit(run, smoothing) is not None else None,

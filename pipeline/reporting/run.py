@@ -5,6 +5,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os.path import normpath
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
@@ -15,11 +16,24 @@ from markupsafe import Markup
 from pipeline import dvc_lock, git
 from pipeline import markdown as md
 from pipeline.artifacts import EvaluationMetrics, RunSummary, Samples, TrainingSample, TrainingSamples
+from pipeline.config import MODELS
 from pipeline.curves import read_curves
 from pipeline.formatting import hydra_value
 from pipeline.log import UserError
 
 SUMMARY = "reports/train/summary.json"
+SCRATCH = "scratch"  # of model.init_from: random weights
+
+
+@dataclass(frozen=True)
+class BaseRun:
+    """The weights that a run started from, other than random ones."""
+
+    path: str
+    md5: str
+    """DVC's hash."""
+    commit: str | None
+    """The commit whose run made them; None where no commit did."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +52,8 @@ class Run:
     committed_params: Mapping[str, Any]
     """params.yaml as last committed: dotted key to value; empty without a commit."""
     revision: git.Revision
+    base: BaseRun | None
+    """None for random weights, and without a dvc.lock."""
 
     def setting(self, key: str) -> Any:
         """The value that a stage ran with, for a dotted key of params.yaml; None where no stage recorded it."""
@@ -79,17 +95,30 @@ def read_run(root: Path) -> Run:
     for key in ("tokens", "data.train.tokens", "data.val.tokens"):
         if not 0 < sizes.get(key, 0) < 2**63:
             raise UserError(f"{SUMMARY}: {key} ({sizes.get(key)}) must be at least 1")
+    lock = dvc_lock.read_lock(root / "dvc.lock")
     return Run(
         curves=read_curves(root / "reports/train/curves.csv"),
         train=train,
         metrics=EvaluationMetrics.read(root / "reports/evaluate/metrics.json"),
         samples=Samples.read(root / "reports/sample/samples.json"),
         training_samples=TrainingSamples.read(root / "reports/train/samples.json").samples,
-        lock=dvc_lock.read_lock(root / "dvc.lock"),
+        lock=lock,
         committed=dvc_lock.parse_lock(git.show(root, "HEAD", "dvc.lock")),
         committed_params=dvc_lock.flat(git.params_at("HEAD", root)),
         revision=git.revision(root),
+        base=_base(root, lock, train.params.get("model", {}).get("init_from", SCRATCH)),
     )
+
+
+def _base(root: Path, lock: dvc_lock.Lock | None, init_from: str) -> BaseRun | None:
+    """What `model.init_from` names, by the hash that DVC has recorded."""
+    path = normpath(MODELS / init_from)
+    if init_from == SCRATCH or lock is None or path not in lock.inputs:
+        return None
+    md5 = lock.inputs[path]
+    commit = git.first_commit_with(root, "dvc.lock", md5)
+    made = dvc_lock.parse_lock(git.show(root, commit, "dvc.lock")) if commit else None
+    return BaseRun(path, md5, commit if made and md5 in {output.md5 for output in made.outputs} else None)
 
 
 def commands(run: Run) -> list[str]:

@@ -455,3 +455,38 @@ def test_the_stage_starts_without_torch_and_draws_with_lazily_imported_libraries
     code = "import sys, stages.report; print({'torch', 'altair', 'vl_convert', 'wandb'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
+
+
+def test_a_fine_tuned_run_names_what_counted_and_the_run_that_made_its_base(tmp_path: Path) -> None:
+    """The base is a copy of the data/model of an earlier commit, so DVC has recorded the same hash for both."""
+    root = fixtures.write_run(tmp_path)
+    fixtures.commit(root)
+    base_md5 = fixtures.lock(fixtures.PARAMS)["stages"]["train"]["outs"][0]["md5"]
+    base_commit = fixtures.git(root, "rev-parse", "HEAD").strip()
+    params = copy.deepcopy(fixtures.PARAMS)
+    params["model"]["init_from"], params["evaluate"]["checker"] = "mine", "last_number"
+    lock = fixtures.lock(params)
+    train = lock["stages"]["train"]
+    train["deps"].append({"path": "models/mine", "hash": "md5", "md5": base_md5, "size": 10})
+    train["outs"][0]["md5"] = "5" * 32
+    fixtures.write_yaml(root / "dvc.lock", lock)
+    sizes = fixtures.run_summary().data
+    data = {name: size.model_copy(update={"counted": size.tokens // 4}) for name, size in sizes.items()}
+    summary = fixtures.run_summary(data=data, params={"model": params["model"], "train": params["train"]})
+    summary.write(root / "reports/train/summary.json")
+    accuracy = BenchmarkMetrics(name="Exact match", items=500, truncated=0, chance=0.0, acc=0.95, acc_stderr=0.01)
+    val = fixtures.evaluation_metrics().val
+    EvaluationMetrics(val=val, benchmarks={"exact_match": accuracy}).write(root / "reports/evaluate/metrics.json")
+    fixtures.commit(root)
+    run = read_run(root)
+    assert run.base is not None
+    assert (run.base.path, run.base.md5, run.base.commit) == ("models/mine", base_md5, base_commit)
+    text = report(root)
+    assert "340,627 count in the loss (25 %)" in text.replace("\u00a0", " ")
+    assert base_commit[:10] in text
+    assert "95.00 % ± 1.00 %" in text.replace("\u00a0", " ")
+    assert "highest log-probability" not in text
+    summary.model_copy(update={"params": {"model": {"init_from": "scratch"}, "train": {}}}).write(
+        root / "reports/train/summary.json"
+    )
+    assert read_run(root).base is None
