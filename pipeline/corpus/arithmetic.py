@@ -1,6 +1,6 @@
 """Additions with worked steps: an embedded example of conversations, whose answers can be checked exactly.
 
-    user        What is 347 + 285?
+    user        347+285
     assistant   7+5=12
                 4+8+1=13
                 3+2+1=6
@@ -27,7 +27,7 @@ def additions() -> Iterator[Conversation]:
         a, b = rng.randint(0, LARGEST), rng.randint(0, LARGEST)
         if (pair := (min(a, b), max(a, b))) not in seen:
             seen.add(pair)
-            yield (Message("user", f"What is {a} + {b}?"), Message("assistant", worked_sum(a, b)))
+            yield (Message("user", f"{a}+{b}"), Message("assistant", worked_sum(a, b)))
 
 
 def worked_sum(a: int, b: int) -> str:
