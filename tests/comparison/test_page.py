@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from markdown_it import MarkdownIt
 
-from pipeline.artifacts import PromptSamples, Samples, SampleSettings, Surprisal, TrackedRun
+from pipeline.artifacts import PromptSamples, Samples, SampleSettings, SplitSize, Surprisal, TrackedRun
 from pipeline.comparison.experiments import Experiment
 from pipeline.comparison.page import page_context, render_page, write_comparison
 from pipeline.comparison.samples import MAX_CHARACTERS, MAX_LINES, MAX_SAMPLES, SampleTable, SurprisalRow
@@ -73,6 +73,13 @@ def test_every_benchmark_has_a_column() -> None:
     table = rows([one, two])
     assert (table["`one`"]["HellaSwag `acc_norm`"], table["`two`"]["HellaSwag `acc_norm`"]) == ("–", "30.21\xa0%")
     assert {row["Next lines `acc_norm`"] for row in table.values()} == {"34.25\xa0%"}
+
+
+def test_runs_on_conversations_show_the_share_of_tokens_that_count() -> None:
+    size = SplitSize(tokens=1000, documents=10, utf8_bytes=900, counted=250)
+    chats = run("b", summary={"data": {"train": size, "val": size}}, train__seed=2)
+    table = rows([run("a"), chats])
+    assert (table["`a`"]["Counted"], table["`b`"]["Counted"]) == ("100\xa0%", "25\xa0%")
 
 
 def test_columns_of_cost_are_those_that_differ() -> None:

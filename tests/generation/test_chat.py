@@ -12,11 +12,13 @@ from pipeline.corpus.chat import Chat, with_special_tokens
 from pipeline.corpus.conversations import Message
 from pipeline.corpus.tokenizer import bytes_tokenizer, fingerprint, save_tokenizer
 from pipeline.generation.chat_session import ChatSession
+from pipeline.generation.params import SampleParams
 from pipeline.generation.sampling import generate
 from pipeline.inference import for_inference
 from pipeline.log import UserError
 from pipeline.model.gpt import GPT
 from pipeline.model_directory import save_model
+from stages import sample
 from tests.evaluation.small import tiny_model
 
 TEMPLATE = "<|{role}|>{content}<|end|>"
@@ -68,3 +70,14 @@ def test_the_command_answers_each_line_until_the_end_of_the_input(
     assert capsys.readouterr().out == "".join(f"{answer}\n" for answer in answers)
     with pytest.raises(UserError, match=r"--chat: .*base was not trained on conversations"):
         command.main(["--model", str(tmp_path / "base"), *options])
+
+
+def test_samples_of_such_a_model_are_answers_to_messages() -> None:
+    model, chat = chat_model(block_size=128)
+    fields = GREEDY.model_dump() | {"prompts": ["Who?", None], "samples_per_prompt": 1, "surprisal_text": None}
+    samples = sample.sample(model, chat.tokenizer, SampleParams.model_validate(fields), torch.float32, chat)
+    answer = list(ChatSession(for_inference(model, torch.float32), chat, GREEDY).reply("Who?"))
+    assert [prompt.prompt for prompt in samples.prompts] == ["user: Who?\nassistant: ", None]
+    assert samples.prompts[0].continuations == [chat.tokenizer.decode(answer, errors="replace")]
+    scored = chat.prompt([Message("user", "Who?")])[1:] + answer
+    assert samples.surprisal.text == chat.tokenizer.decode(scored, errors="replace")
