@@ -119,7 +119,7 @@ def load_yaml(path: Path, yaml: YAML | None = None) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError(f"{path} not found in {Path.cwd()}: run from the root of the repository") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold a mapping of sections, not {type(values).__name__}")
+        raise ConfigError(f"{path} must hold a mapping, not {type(values).__name__}")
     return values
 
 

@@ -3,7 +3,7 @@
 Its YAML file maps the name of each step to its settings. The first step is the start; what it leaves out is as in
 params.yaml:
 
-    adamw: {train.optimizer: adamw, train.max_lr: 2.0e-3}
+    adamw: {train.optimizer: adamw, train.max_lr: 1.0e-3}
     muon: {train.optimizer: muon, train.max_lr: 6.0e-3}
     rope: {model.position: rope}
 """

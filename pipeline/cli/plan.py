@@ -257,17 +257,21 @@ def loss_rows(plan: Plan, fit: "ScalingFit", params: Mapping[str, Any]) -> Itera
     other_text = [key for key, _, _ in differences if key.startswith(("data.", "tokenizer."))]
     size = parameters(plan.config).total
     if other_text:
-        yield "validation loss", "unknown", f"the fit is of other text or tokens: {', '.join(other_text)}"
+        yield "validation loss", "unknown", f"the fit is for other data or another tokenizer: {', '.join(other_text)}"
     elif beyond := fit.beyond(size, plan.tokens):
-        yield "validation loss", "unknown", f"{beyond}: over {EXTRAPOLATION} times outside the runs of the fit"
+        yield (
+            "validation loss",
+            "unknown",
+            f"{beyond}: more than {EXTRAPOLATION} times outside the range of the fitted runs",
+        )
     else:
         loss, low, high = fit.predict(size, plan.tokens)
         yield "validation loss", f"{loss:.3f}", f"{low:.3f} to {high:.3f} (95 % interval)"
         for key, before, after in differences:
-            yield "warning", "", f"{key} is {after}, in the runs of the fit {before}"
+            yield "warning", "", f"{key} is {after}; the fitted runs have {before}"
         epochs = max(point.epochs for point in fit.points)
         if plan.train_tokens is not None and plan.tokens / plan.train_tokens > max(epochs, 1):
-            yield "warning", "", f"more repetition of the text than in the runs of the fit ({epochs:.2f} epochs)"
+            yield "warning", "", f"more repetition of the text than in the fitted runs ({epochs:.2f} epochs)"
 
 
 def table(sections: dict[str, list[Row]]) -> str:

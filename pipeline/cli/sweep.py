@@ -230,7 +230,9 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that say what to run."""
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE,VALUE", help="as for dvc exp run -S")
     of_file = parser.add_mutually_exclusive_group()
-    of_file.add_argument("--ladder", type=Path, metavar="FILE", help="the steps in FILE, each with those before it")
+    of_file.add_argument(
+        "--ladder", type=Path, metavar="FILE", help="cumulative ablation: each step in FILE with those before it"
+    )
     of_file.add_argument("--leave-one-out", type=Path, metavar="FILE", help="all steps in FILE, and all but each one")
 
 

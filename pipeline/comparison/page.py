@@ -67,8 +67,6 @@ def write_comparison(
     write_svgs(folder / FIGURES, charts)
     if scaling:
         scaling.write(folder / SCALING)
-    else:
-        (folder / SCALING).unlink(missing_ok=True)  # of another comparison
     path = folder / PAGE
     if html:
         body = render_page(title, context, {chart.name: html_figure(chart) for chart in charts})

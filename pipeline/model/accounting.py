@@ -184,7 +184,8 @@ def activation_bytes_per_token(config: GPTConfig, bfloat16: bool, recompute: boo
     if config.position == "rope" or config.qk_norm:
         attention += width * (C + kv)  # queries and keys before and after
     mlp = width * (4 if config.gated else 2) * F  # before and after the activation; gate, value and their product
-    loss = FLOAT32 * V + 2 * 8  # log-softmax, token and target
+    # log-softmax, and before it the softcap's tanh; token and target
+    loss = FLOAT32 * V * (2 if config.logit_softcap else 1) + 2 * 8
     block = 2 * norm + attention + mlp
     if recompute:
         return config.n_layer * FLOAT32 * C + max(block, norm + loss)

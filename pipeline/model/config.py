@@ -66,7 +66,7 @@ class Architecture(Section):
     and keys (RoPE, arXiv 2104.09864), or a distance penalty on attention scores (ALiBi, arXiv 2108.12409)."""
 
     rope_base: float = Field(gt=1, le=1e9)
-    """RoPE's slowest pair turns by about 1 / rope_base radians per token: 10000 in the paper."""
+    """Base of RoPE's frequencies: pair i of n turns by rope_base^(-i/n) radians per token. 10000 in the paper."""
 
     rope_share: float = Field(gt=0, le=1)
     """Share of each head's dimensions that RoPE rotates; the others do not depend on position."""

@@ -300,9 +300,9 @@ class GPT(nn.Module):
         return logits
 
     def softcap(self, logits: Tensor) -> Tensor:
-        """The logits, bounded where `config.logit_softcap` says so; the same shape."""
+        """The logits, bounded and in float32 where `config.logit_softcap` says so; the same shape."""
         cap = self.config.logit_softcap
-        return cap * torch.tanh(logits / cap) if cap else logits
+        return cap * torch.tanh(logits.float() / cap) if cap else logits
 
     def new_cache(self, batch: int, slots: int, padding: Tensor | None = None) -> KVCache:
         """An empty cache for `batch` rows of at most `slots` tokens; `padding` (batch,): see `kv_cache.py`."""

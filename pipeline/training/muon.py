@@ -41,12 +41,12 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float,
         group: Group,
         *,
-        by_row: bool = False,
+        normuon: bool = False,
         cautious: bool = False,
     ) -> None:
-        """`parts`: for each matrix, the numbers of rows of the matrices that are fused in it. `by_row`: NorMuon."""
+        """`parts`: for each matrix, the numbers of rows of the matrices that are fused in it."""
         super().__init__(list(parts), {"lr": 0.0, "momentum": MOMENTUM, "weight_decay": weight_decay})
-        self.group, self.by_row, self.cautious = group, by_row, cautious
+        self.group, self.normuon, self.cautious = group, normuon, cautious
         alike: dict[tuple[Any, ...], list[nn.Parameter]] = {}
         for p, rows in parts.items():
             alike.setdefault((p.shape, rows), []).append(p)
@@ -65,7 +65,7 @@ class Muon(torch.optim.Optimizer):
             orthogonal = orthogonalize(matrices, self.group)
             for number, p in enumerate(parameters):
                 parts = [part.float() for part in orthogonal[number * len(rows) : (number + 1) * len(rows)]]
-                if self.by_row:
+                if self.normuon:
                     parts = self._normalized_rows(p, parts, keep)
                 # match_rms_adamw of Moonlight (arXiv:2502.16982): as large as AdamW's updates, so both share one rate
                 update = torch.cat([part * (0.2 * max(part.shape) ** 0.5) for part in parts])
@@ -79,7 +79,7 @@ class Muon(torch.optim.Optimizer):
     def initial_state(self, p: Tensor) -> dict[str, Tensor]:
         """The state of a matrix before its first step: zeros."""
         state = {"momentum_buffer": torch.zeros_like(p, memory_format=torch.preserve_format)}
-        if self.by_row:
+        if self.normuon:
             state["row_mean_square"] = torch.zeros(p.size(0), 1, device=p.device)
         return state
 

@@ -41,8 +41,8 @@ def _lr_ratio(done: int, train: TrainParams) -> float:
 
 def momentum(step: int, train: TrainParams) -> float:
     """Muon's momentum in optimizer step `step`, counted from 1: rises linearly over momentum_warmup_steps."""
-    warmed_up = min(step / train.momentum_warmup_steps, 1.0) if train.momentum_warmup_steps else 1.0
-    return MOMENTUM if warmed_up == 1.0 else START_MOMENTUM + (MOMENTUM - START_MOMENTUM) * warmed_up
+    left = max(1 - step / max(train.momentum_warmup_steps, 1), 0.0)
+    return MOMENTUM - (MOMENTUM - START_MOMENTUM) * left
 
 
 def decay_start(train: TrainParams) -> int:
@@ -75,7 +75,7 @@ class Optimizer:
             eps=train.eps,
             fused=group.device.type in ("cpu", "cuda"),
         )
-        variant = {"by_row": train.optimizer == "normuon", "cautious": train.cautious_decay}
+        variant = {"normuon": train.optimizer == "normuon", "cautious": train.cautious_decay}
         self._muon = Muon(muon, train.weight_decay, group, **variant) if muon else None
         self._all: list[torch.optim.Optimizer] = [self._adamw, *([self._muon] if self._muon else [])]
         self.parameters = list(parameters.values())

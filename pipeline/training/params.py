@@ -116,11 +116,16 @@ class TrainParams(Section):
         return self
 
     def cross_validate(self, sections: Mapping[str, Section]) -> Iterator[str]:
-        """The batch must consist of whole sequences."""
+        """The batch must consist of whole sequences; a tied head has no rate of its own."""
         model = sections["model"]
         assert isinstance(model, ModelParams)
         if self.total_batch_size % model.block_size:
             yield (
                 f"train.total_batch_size ({self.total_batch_size}) must be a multiple of "
                 f"model.block_size ({model.block_size})"
+            )
+        if model.tie_embeddings and self.head_lr is not None:
+            yield (
+                f"train.head_lr ({self.head_lr}): must be null with model.tie_embeddings: a tied head is trained at "
+                "embedding_lr"
             )

@@ -149,7 +149,7 @@ def test_tokens_are_those_to_the_loss_of_the_start_of_each_table() -> None:
 def test_the_page_has_the_tables_in_place_of_the_tests_of_a_grid() -> None:
     page = render_page("Steps", page_context(all_runs(), ladder=LADDER), {})
     headings = [line.removeprefix("## ") for line in page.splitlines() if line.startswith("## ")]
-    assert headings[:5] == ["Steps", "Leave-one-out", "Runs", "Configurations", "Settings"]
+    assert headings[:5] == ["Cumulative ablation", "Leave-one-out ablation", "Runs", "Configurations", "Settings"]
     assert not {"Significance", "Effect of each setting"} & set(headings)
     assert "\n\n\n" not in page
     line = next(line for line in page.splitlines() if line.startswith("| `muon` | `optimizer"))

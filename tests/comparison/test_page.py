@@ -426,5 +426,3 @@ def test_a_scaling_fit_has_tables_a_chart_and_a_file(tmp_path: Path) -> None:
     assert "\n\n\n" not in page
     fit = ScalingFit.parse((tmp_path / "scaling.json").read_bytes(), "scaling.json")
     assert pytest.approx(2.5, rel=1e-3) == fit.law.E
-    write_comparison(tmp_path, scaling_runs()[:-1], "Too few", 0.5)
-    assert not (tmp_path / "scaling.json").exists()

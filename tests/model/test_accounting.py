@@ -46,7 +46,7 @@ def test_parameters_by_component(name: str, shape: dict[str, Any]) -> None:
     assert counts.attention_per_block == count(block.attn) - inner_norms
     assert counts.mlp_per_block == count(block.mlp)
     assert counts.norms_per_block == norms + inner_norms
-    assert counts.skips_per_block * config.n_layer == sum(count(p) for n, p in net.named_parameters() if "." not in n)
+    assert counts.skips_per_block * config.n_layer == sum(p.numel() for n, p in net.named_parameters() if "." not in n)
     assert counts.outer_norms == count(net.ln_f) + count(net.embedding_norm)
     assert counts.head == (0 if config.tie_embeddings else count(model.lm_head))
     assert counts.without_embeddings == counts.total - count(net.wte) - count(net.wpe)

@@ -192,12 +192,12 @@ def test_the_loss_by_a_scaling_law(fit: ScalingFit) -> None:
 def test_a_run_unlike_those_of_the_law_has_warnings_or_no_prediction(fit: ScalingFit) -> None:
     (_, loss, _), (_, _, warning) = predicted(fit, model__position="rope")
     assert float(loss) > 0
-    assert "model.position is rope, in the runs of the fit learned" in warning
+    assert "model.position is rope; the fitted runs have learned" in warning
     assert "epochs" in predicted(fit, train_tokens=100_000)[1][2]
     for change in ({"data__source": "files"}, {"tokenizer__vocab_size": 512}, {"train__max_steps": 100_000}):
         ((_, loss, reason),) = predicted(fit, **change)
         assert loss == "unknown"
-        assert next(iter(change)).replace("__", ".") in reason or "tokens: over 10 times" in reason
+        assert next(iter(change)).replace("__", ".") in reason or "tokens: more than 10 times" in reason
 
 
 def test_the_command_reads_a_scaling_law(

@@ -77,7 +77,7 @@ def test_orthogonalising_moves_all_singular_values_towards_1() -> None:
 
 def test_normuon_divides_rows_by_their_running_mean_square_and_keeps_the_norm() -> None:
     (p,) = matrices((24, 16))
-    muon = Muon({p: (16, 8)}, 0.0, ONE_RANK, by_row=True)
+    muon = Muon({p: (16, 8)}, 0.0, ONE_RANK, normuon=True)
     muon.param_groups[0].update(lr=0.1, momentum=0.5)
     buffer, mean_square = torch.zeros(24, 16), torch.zeros(24, 1)
     for step in range(3):
@@ -113,7 +113,7 @@ def stepped_once(p: nn.Parameter, weight_decay: float, **variant: bool) -> list[
 
 def test_a_skipped_step_changes_nothing_although_the_gradient_is_nan() -> None:
     (p,) = matrices((16, 16))
-    muon = Muon({p: (16,)}, 0.1, ONE_RANK, by_row=True, cautious=True)
+    muon = Muon({p: (16,)}, 0.1, ONE_RANK, normuon=True, cautious=True)
     muon.param_groups[0]["lr"] = 0.1
     muon.step(skip=torch.tensor(False))
     weights, state = p.detach().clone(), {name: tensor.clone() for name, tensor in muon.state[p].items()}
