@@ -1,0 +1,71 @@
+"""Time of a training step after each step of a ladder: what an ablation's ingredients cost in time.
+
+    python -m benchmarks.ladder docs/experiments/modern-recipe/ladder.yaml
+
+The configurations take turns for several rounds, over params.yaml, on the shards of `dvc repro`. Prints, as markdown,
+the median time of an optimizer step of each, without compiling, and its ratio to that of the first.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.train import NEVER, Bench, Size, changed, pipeline_loop, time_in_turns
+from pipeline.config import PARAMS_FILE, load_yaml
+from pipeline.corpus.shards import open_split
+from pipeline.distributed import device_name
+from pipeline.dvc_lock import flat
+from pipeline.ladder import read_ladder
+from pipeline.log import logger
+from pipeline.model.config import GPTConfig, ModelParams
+from pipeline.runtime import RuntimeParams
+from pipeline.training.params import TrainParams
+
+SHARDS = Path("data/shards")
+
+
+def section(params: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The keys of a section of dotted params."""
+    return {key.partition(".")[2]: value for key, value in params.items() if key.startswith(f"{name}.")}
+
+
+def loop(params: Mapping[str, Any], steps: int, folder: Path) -> Callable[[], float]:
+    """Trains with these dotted params; returns tokens/s."""
+    model = ModelParams(**section(params, "model"))
+    train = TrainParams(**{**section(params, "train"), "max_steps": steps})
+    runtime = changed(RuntimeParams(**section(params, "runtime")), checkpoint_interval=NEVER, compile="on")
+    config = GPTConfig.from_params(model, text_vocab_size=params["tokenizer.vocab_size"])
+    sequences = train.total_batch_size // config.block_size
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    bench = Bench(config, Size({}, sequences, 1, steps), open_split(SHARDS, "train"), device)
+    return lambda: pipeline_loop(bench, runtime, train, folder)[0]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ladder", description=__doc__.partition("\n")[0])
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--only", nargs="*", help="names of steps (default: all)")
+    parser.add_argument("--steps", type=int, default=40, help="optimizer steps per round, half of them timed")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args(argv)
+    params = flat(load_yaml(PARAMS_FILE))
+    with tempfile.TemporaryDirectory() as name:
+        loops = {
+            step: loop({**params, **settings}, options.steps, Path(name))
+            for step, settings in read_ladder(options.file).cumulative().items()
+            if not options.only or step in options.only
+        }
+        rates = time_in_turns(loops, options.rounds)
+    milliseconds = {step: 1000 * params["train.total_batch_size"] / rate for step, rate in rates.items()}
+    first = next(iter(milliseconds.values()))
+    logger.info("%s\n\n| step | ms per optimizer step | ratio |\n|---|---:|---:|", device_name(torch.device("cpu")))
+    for step, value in milliseconds.items():
+        logger.info("| %s | %.0f | %.2f |", step, value, value / first)
+
+
+if __name__ == "__main__":
+    main()
