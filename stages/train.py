@@ -122,11 +122,13 @@ def make_trainer(
     """The trainer of the run on this rank, with a model that is the same on every rank."""
     stream = open_split(SHARDS, "train")
     tokenizer = load_tokenizer(SHARDS / TOKENIZER_DIRECTORY)
-    check_memory(GPTConfig.from_params(model_params, tokenizer.n_vocab), train, runtime, group)
+    config = GPTConfig.from_params(model_params, tokenizer.n_vocab)
+    check_memory(config, train, runtime, group)
     torch.manual_seed(train.seed)  # the same initial weights on every rank
-    # Of a model to be sharded, the other ranks receive their part from rank 0.
-    sharded = is_sharded(runtime.sharding, group) and not group.is_main
-    with torch.device("meta" if sharded else "cpu"):
+    if is_sharded(runtime.sharding, group) and not group.is_main:
+        with torch.device("meta"):  # receives its part of rank 0's weights
+            model = GPT(config)
+    else:
         extends = TokenizerConfig.read(SHARDS / TOKENIZER_DIRECTORY / TOKENIZER_FILE).extends
         model = initial_model(model_params, tokenizer.n_vocab, stream.manifest.tokenizer_sha256, extends)
     logger.info("model: %s", describe(model.config))

@@ -1,5 +1,6 @@
 """A model that is sharded over the ranks (FSDP) trains as one that every rank holds (DDP)."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,17 @@ from pipeline.corpus.shards import open_split
 from pipeline.corpus.tokenizer import bytes_tokenizer
 from pipeline.distributed import Group
 from pipeline.evaluation.val_loss import validation_loss
+from pipeline.model.config import Architecture, GPTConfig, ModelParams
 from pipeline.model.gpt import GPT
+from pipeline.model_directory import save_model
+from pipeline.runtime import RuntimeParams
+from pipeline.training.checkpoint import CheckpointStore
 from pipeline.training.metrics import Row
+from pipeline.training.params import TrainParams
 from pipeline.training.trainer import Probe
+from stages.train import make_trainer
 from tests.ranks import on_ranks
-from tests.training.conftest import MemoryLogger, same, trainer, weights_of
+from tests.training.conftest import CONFIG, RUNTIME, TRAIN, MemoryLogger, same, trainer, weights_of
 from tests.training.test_trainer import stop_after_step_7
 
 FSDP = {"sharding": "fsdp"}
@@ -82,6 +89,29 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], float]] = {
 def test_a_sharded_model_trains_as_a_replicated_one(shards: Path, tmp_path: Path, case: str) -> None:
     on_ranks(2, train_both_ways, shards, tmp_path, *CASES[case])
     assert same(*(torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)))
+
+
+def start_from_weights(group: Group, project: Path) -> None:
+    """As the train stage does, with model.init_from."""
+    os.chdir(project)
+    config = GPTConfig.model_validate(CONFIG)
+    fields = {key: getattr(config, key) for key in Architecture.model_fields}
+    model = ModelParams.model_validate({**fields, "init_from": "base", "vocab_multiple": 64})
+    train, trained = TrainParams.model_validate({**TRAIN, "max_steps": 2}), []
+    for sharding in ("ddp", "fsdp"):
+        runtime = RuntimeParams.model_validate({**RUNTIME, "sharding": sharding})
+        run = make_trainer(model, train, runtime, group, CheckpointStore(project / sharding, 1, {}), loggers=[])
+        run.run()
+        trained.append((weights_of(run), []))
+    assert_close(*trained)
+
+
+def test_a_sharded_model_starts_from_the_weights_that_rank_0_has_read(shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/shards").symlink_to(shards)
+    (tmp_path / "params.yaml").symlink_to(Path(__file__).parents[2] / "params.yaml")
+    save_model(tmp_path / "models/base", GPT(GPTConfig.model_validate(CONFIG)), None)
+    on_ranks(2, start_from_weights, tmp_path)
 
 
 @pytest.mark.slow
