@@ -6,7 +6,8 @@
                 3+2+1=6
                 632
 
-The steps add the digits from the right, each with the carry of the step before.
+The steps add the digits from the right, each with the carry of the step before. A conversation has one to three
+additions.
 """
 
 import random
@@ -15,19 +16,22 @@ from collections.abc import Iterator
 from pipeline.corpus.conversations import Conversation, Message
 
 ARITHMETIC_VERSION = 1  # raise it if the conversations change
-PROBLEMS = 20_000
+CONVERSATIONS = 20_000
 LARGEST = 999  # of the two numbers
 
 
 def additions() -> Iterator[Conversation]:
-    """PROBLEMS conversations about different pairs of numbers: none occurs again, not with its numbers swapped."""
+    """CONVERSATIONS with different pairs of numbers: none occurs again, not with its numbers swapped."""
     rng = random.Random(1)
     seen: set[tuple[int, int]] = set()
-    while len(seen) < PROBLEMS:
-        a, b = rng.randint(0, LARGEST), rng.randint(0, LARGEST)
-        if (pair := (min(a, b), max(a, b))) not in seen:
-            seen.add(pair)
-            yield (Message("user", f"{a}+{b}"), Message("assistant", worked_sum(a, b)))
+    for number in range(CONVERSATIONS):
+        messages: list[Message] = []
+        while len(messages) < 2 * (1 + number % 3):
+            a, b = rng.randint(0, LARGEST), rng.randint(0, LARGEST)
+            if (pair := (min(a, b), max(a, b))) not in seen:
+                seen.add(pair)
+                messages += [Message("user", f"{a}+{b}"), Message("assistant", worked_sum(a, b))]
+        yield tuple(messages)
 
 
 def worked_sum(a: int, b: int) -> str:

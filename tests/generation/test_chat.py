@@ -37,21 +37,26 @@ def test_answers_are_those_of_a_model_that_reads_the_whole_conversation(position
     model, chat = chat_model(position=position, block_size=block_size)
     chat.end_id = list(ChatSession(for_inference(model, torch.float32), chat, GREEDY).reply("Who?"))[3]
     session = ChatSession(for_inference(model, torch.float32), chat, GREEDY)
-    conversation: list[int] = []
+    turns: list[list[int]] = []
     caches = set()
     for message in MESSAGES:
-        conversation += chat.prompt([Message("user", message)], start=not conversation)
         answer = list(session.reply(message))
-        settings = {"eot_id": chat.end_id, "dtype": torch.float32, "samples_per_prompt": 1}
-        (expected,) = generate(model, [conversation], GREEDY, **settings)[0]  # type: ignore[arg-type]
-        assert answer == expected
-        assert len(answer) <= GREEDY.max_new_tokens
-        conversation += [*answer, chat.end_id]
         assert session.decoder is not None
-        assert session.decoder.rows == [conversation]
+        (row,) = session.decoder.rows
+        assert row[-1] == chat.end_id
+        context = row[: -len(answer) - 1]
+        settings = {"eot_id": chat.end_id, "dtype": torch.float32, "samples_per_prompt": 1}
+        (expected,) = generate(model, [context], GREEDY, **settings)[0]  # type: ignore[arg-type]
+        assert answer == expected
+        prompt = chat.prompt([Message("user", message)])
+        kept = [id for turn in turns[len(turns) + 1 - len(session._turns) :] for id in turn]
+        assert context == prompt[:1] + kept + prompt[1:]
+        assert position == "alibi" or not kept or len(context) <= block_size * 3 // 4
+        turns.append([*prompt[1:], *answer, chat.end_id])
         caches.add(id(session.decoder.cache))
-    if block_size == 128:  # nothing was read twice
+    if block_size == 128:  # nothing was forgotten, or read twice
         assert len(caches) == 1
+    assert (len(session._turns) < len(turns)) == (position == "rope")
 
 
 def test_the_command_answers_each_line_until_the_end_of_the_input(
