@@ -264,6 +264,9 @@ class RunSummary(TrainMetrics):
     parameters: ParameterCounts
     steps: int
     """Optimizer steps done; fewer than train.max_steps where train.patience stopped the run."""
+    epochs: float | None = None
+    """How often training read its split. Not tokens / tokens of the split: packed conversations have padding. None: an
+    older file."""
     kept_step: int | None = None
     """The step whose weights data/model holds, with train.keep: best; None: the last."""
     wall_time_s: float

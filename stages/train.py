@@ -203,6 +203,7 @@ def write_outputs(trainer: Trainer, metrics: TrainMetrics, model: ModelParams, w
         params={"model": model.model_dump(mode="json"), "train": train.model_dump(mode="json")},
         parameters=ParameterCounts(total=counts.total, without_embeddings=counts.without_embeddings),
         steps=trainer.steps,
+        epochs=trainer.steps * trainer.loader.sequences / trainer.loader.n_blocks,
         kept_step=trainer.metrics.best.step if trainer.best_weights else None,
         wall_time_s=round(stats.wall_time_s, 2),
         resumes=stats.resumes,

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifacts import MANIFEST_FILE, Manifest, RunSummary
+from pipeline.artifacts import MANIFEST_FILE, Manifest, RunSummary, SplitSize
 from pipeline.cli.arguments import positive_float, positive_int
 from pipeline.config import PARAMS_FILE, load_yaml, read_sections
 from pipeline.corpus.params import BenchmarkParams, TokenizerParams
+from pipeline.corpus.tokenizer import TOKENIZER_DIRECTORY, TOKENIZER_FILE, TokenizerConfig, fingerprint
 from pipeline.dvc_lock import differing, flat
 from pipeline.formatting import format_bytes, format_duration, significant
 from pipeline.log import UserError, logger
@@ -53,13 +54,18 @@ class Plan:
     sharded: bool
     """Whether the model is sharded over the ranks (FSDP)."""
     memory_per_rank: Memory
-    train_tokens: int | None
-    """Tokens of the training split; None before it is tokenized."""
+    split: SplitSize | None
+    """The training split; None before it is tokenized."""
 
     @property
     def tokens(self) -> int:
         """Trained tokens, repetitions included."""
         return self.train.total_batch_size * self.train.max_steps
+
+    @property
+    def epochs(self) -> float | None:
+        """How often training reads its split; of conversations, which are packed with padding, at most so often."""
+        return self.tokens / self.split.tokens if self.split else None
 
     @property
     def flops(self) -> int:
@@ -88,7 +94,7 @@ def make_plan(
     train: TrainParams,
     runtime: RuntimeParams,
     text_vocab_size: int,
-    train_tokens: int | None,
+    split: SplitSize | None,
     ranks: int,
 ) -> Plan:
     """The plan on `ranks` ranks. Raises UserError if the batch cannot be divided among them."""
@@ -110,33 +116,37 @@ def make_plan(
         shards=ranks if sharded else 1,
         accumulates=micro_batch < sequences,
     )
-    return Plan(config, train, ranks, micro_batch, sharded, memory_per_rank, train_tokens)
+    return Plan(config, train, ranks, micro_batch, sharded, memory_per_rank, split)
 
 
-def text_vocabulary(tokenizer: TokenizerParams, shards: Path) -> tuple[int, int | None]:
-    """Ids of the tokenizer, and tokens of the training split if there are shards of this tokenizer."""
+def text_vocabulary(tokenizer: TokenizerParams, shards: Path) -> tuple[int, SplitSize | None]:
+    """Ids of the tokenizer, and the size of the training split if there are shards of this tokenizer.
+
+    Shards of conversations may have added the special tokens of a chat template to it.
+    """
     sizes = {"bpe": tokenizer.vocab_size, "gpt2": GPT2_VOCAB_SIZE, "bytes": 257}
     sha256 = None
     if tokenizer.encoding in sizes:
         expected = sizes[tokenizer.encoding]
     else:
-        from pipeline.corpus.tokenizer import fingerprint
         from pipeline.corpus.vocabularies import stored_tokenizer
 
         stored = stored_tokenizer(tokenizer.encoding)
         expected, sha256 = stored.n_vocab, fingerprint(stored)
     try:
         manifest = Manifest.read(shards / MANIFEST_FILE)
+        config = TokenizerConfig.read(shards / TOKENIZER_DIRECTORY / TOKENIZER_FILE)
     except (FileNotFoundError, UserError):
         return expected, None
     if sha256:
-        same = manifest.tokenizer_sha256 == sha256
-    else:  # the name of a bpe tokenizer ends in its size, below vocab_size if the text has too few pairs to merge
-        same = manifest.tokenizer_name.partition("-")[0] == tokenizer.encoding and manifest.vocab_size <= expected
+        same = sha256 in (manifest.tokenizer_sha256, config.extends)
+    else:  # the name of a bpe tokenizer begins with bpe-; it is smaller if the text has too few pairs to merge
+        ids = manifest.vocab_size - (len(config.special_tokens) - 1)
+        same = manifest.tokenizer_name.partition("-")[0] == tokenizer.encoding and ids <= expected
     if not same:
         return expected, None
     train = manifest.splits.get("train")
-    return manifest.vocab_size, train.tokens if train else None
+    return manifest.vocab_size, train.size if train else None
 
 
 def last_run(summary: Path) -> RunSummary | None:
@@ -187,8 +197,9 @@ def run_rows(plan: Plan) -> Iterator[Row]:
     yield "tokens per step", f"{tokens_per_step:,}", f"{tokens_per_step // block_size:,} sequences of {block_size:,}"
     yield "steps", f"{plan.train.max_steps:,}", f"{plan.train.warmup_steps:,} of warmup"
     remark = f"{plan.tokens / parameters(plan.config).total:.1f} per parameter"
-    if plan.train_tokens is not None:
-        remark += f", {plan.tokens / plan.train_tokens:.2f} epochs of {plan.train_tokens:,}"
+    if plan.split:
+        most = "" if plan.split.counted is None else "at most "
+        remark += f", {most}{plan.epochs:.2f} epochs of {plan.split.tokens:,}"
     yield "tokens", f"{plan.tokens:,}", remark
     yield "FLOPs per token", f"{flops_per_token(plan.config):.3g}", "6N + 12 n_layer n_embd block_size"
     yield "FLOPs", f"{plan.flops:.3g}", ""
@@ -270,7 +281,7 @@ def loss_rows(plan: Plan, fit: "ScalingFit", params: Mapping[str, Any]) -> Itera
         for key, before, after in differences:
             yield "warning", "", f"{key} is {after}; the fitted runs have {before}"
         epochs = max(point.epochs for point in fit.points)
-        if plan.train_tokens is not None and plan.tokens / plan.train_tokens > max(epochs, 1):
+        if plan.epochs and plan.epochs > max(epochs, 1):
             yield "warning", "", f"more repetition of the text than in the fitted runs ({epochs:.2f} epochs)"
 
 
@@ -294,8 +305,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--scaling", type=Path, metavar="FILE", help="predict the loss by a scaling.json of `compare`")
     options = parser.parse_args(arguments)
     model, train, runtime, tokenizer, benchmarks = read_params(options.recipe)
-    vocabulary, train_tokens = text_vocabulary(tokenizer, SHARDS)
-    plan = make_plan(model, train, runtime, vocabulary, train_tokens, options.ranks)
+    vocabulary, split = text_vocabulary(tokenizer, SHARDS)
+    plan = make_plan(model, train, runtime, vocabulary, split, options.ranks)
     sections = {
         "Training time": [
             *time_rows(plan, options.tokens_per_sec, last_run(SUMMARY)),

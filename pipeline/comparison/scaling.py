@@ -95,7 +95,7 @@ class Point(Record):
     flops: float
     loss: float
     epochs: float
-    """Tokens / tokens of the training split."""
+    """How often training read its split."""
 
 
 class ScalingFit(Record):
@@ -220,7 +220,7 @@ def _point(configuration: Configuration) -> Point:
         tokens=run.tokens,
         flops=float(run.flops),
         loss=configuration.mean(LOSS).value,
-        epochs=run.tokens / run.data["train"].tokens,
+        epochs=run.epochs or run.tokens / run.data["train"].tokens,
     )
 
 

@@ -76,7 +76,7 @@ class Run:
     @property
     def epochs(self) -> float:
         """How often training read its split."""
-        return self.train.tokens / self.train.data["train"].tokens
+        return self.train.epochs or self.train.tokens / self.train.data["train"].tokens
 
     @property
     def validation_in_training(self) -> int | None:

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.artifacts import SplitSize
 from pipeline.cli import plan as planning
 from pipeline.comparison.configurations import LOSS, configurations
 from pipeline.comparison.scaling import ScalingFit, recipe, scaling_fit
 from pipeline.config import load_yaml
+from pipeline.corpus.chat import with_special_tokens
 from pipeline.corpus.params import BenchmarkParams, TokenizerParams
 from pipeline.corpus.tokenizer import bytes_tokenizer, fingerprint, save_tokenizer
 from pipeline.distributed import Group
@@ -45,7 +47,7 @@ def make(values: dict[str, Any], ranks: int = 8, train_tokens: int | None = None
         TrainParams(**values["train"]),
         RuntimeParams(**values["runtime"]),
         50257,
-        train_tokens,
+        train_tokens and SplitSize(tokens=train_tokens, documents=1, utf8_bytes=1),
         ranks,
     )
 
@@ -129,30 +131,35 @@ def test_without_a_valid_summary_no_speed_is_known(content: str | None, tmp_path
     assert planning.flops_per_sec(run_summary(tokens_per_sec=0.0)) is None
 
 
+@pytest.mark.parametrize("template", [None, "<|{role}|>{content}<|end|>"])
+@pytest.mark.parametrize("encoding", ["bytes", "mine"])
 def test_the_vocabulary_is_that_of_the_shards_if_they_are_of_this_tokenizer(
-    params: dict[str, Any], tmp_path: Path
+    params: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, template: str | None
 ) -> None:
-    tokenizer = TokenizerParams(**{**params["tokenizer"], "encoding": "bpe", "vocab_size": 4096})
-    assert planning.text_vocabulary(tokenizer, tmp_path) == (4096, None)
+    """`mine`: a tokenizer in models/. The template of conversations adds four special tokens."""
+    monkeypatch.chdir(tmp_path)
+    base = bytes_tokenizer()
+    save_tokenizer(base, Path("models/mine/tokenizer"))
+    tokenizer = TokenizerParams(**{**params["tokenizer"], "encoding": encoding})
+    assert planning.text_vocabulary(tokenizer, tmp_path) == (257, None)
+    used = with_special_tokens(base, template) if template else base
+    save_tokenizer(used, tmp_path / "tokenizer", template, fingerprint(base) if template else None)
+    fields = {"tokenizer_name": used.name, "tokenizer_sha256": fingerprint(used), "vocab_size": used.n_vocab}
+    shards = manifest().model_copy(update=fields)
+    shards.write(tmp_path / "manifest.json")
+    assert planning.text_vocabulary(tokenizer, tmp_path) == (used.n_vocab, shards.splits["train"].size)
+    assert used.n_vocab == (261 if template else 257)
+    other = tokenizer.model_copy(update={"encoding": "bpe"})
+    assert planning.text_vocabulary(other, tmp_path) == (4096, None)
+
+
+def test_a_bpe_tokenizer_may_have_fewer_ids_than_requested(params: dict[str, Any], tmp_path: Path) -> None:
+    save_tokenizer(bytes_tokenizer(), tmp_path / "tokenizer")
     shards = manifest().model_copy(update={"tokenizer_name": "bpe-4000", "vocab_size": 4000})
     shards.write(tmp_path / "manifest.json")
-    assert planning.text_vocabulary(tokenizer, tmp_path) == (4000, shards.splits["train"].tokens)
-    shards.model_copy(update={"tokenizer_name": "gpt2", "vocab_size": 50257}).write(tmp_path / "manifest.json")
-    assert planning.text_vocabulary(tokenizer, tmp_path) == (4096, None)
-
-
-def test_the_vocabulary_is_that_of_a_tokenizer_in_models(
-    params: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    stored = bytes_tokenizer()
-    save_tokenizer(stored, Path("models/mine/tokenizer"))
-    tokenizer = TokenizerParams(**{**params["tokenizer"], "encoding": "mine"})
-    manifest().write(tmp_path / "manifest.json")
-    assert planning.text_vocabulary(tokenizer, tmp_path) == (257, None)
-    shards = manifest().model_copy(update={"tokenizer_sha256": fingerprint(stored), "vocab_size": 257})
-    shards.write(tmp_path / "manifest.json")
-    assert planning.text_vocabulary(tokenizer, tmp_path) == (257, shards.splits["train"].tokens)
+    for vocab_size, expected in ((4096, (4000, shards.splits["train"].size)), (512, (512, None))):
+        tokenizer = TokenizerParams(**{**params["tokenizer"], "encoding": "bpe", "vocab_size": vocab_size})
+        assert planning.text_vocabulary(tokenizer, tmp_path) == expected
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +181,7 @@ def predicted(fit: ScalingFit, train_tokens: int | None = None, **changed: Any) 
         TrainParams(**values["train"]),
         RuntimeParams(**values["runtime"]),
         4096,
-        train_tokens,
+        train_tokens and SplitSize(tokens=train_tokens, documents=1, utf8_bytes=1),
         1,
     )
     return list(planning.loss_rows(plan, fit, flat(values)))

@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,8 @@ def test_the_values_of_the_page(run: Run) -> None:
     assert values["hardest"][:2] == [("telephone", 11.2), ("KING", 6.0)]
     assert values["cut_off"] == pytest.approx(8.8, abs=0.3)
     assert run.epochs == pytest.approx(fixtures.STEPS * fixtures.TOKENS_PER_STEP / 1_362_511)
+    packed = run.train.model_copy(update={"epochs": 1.25})  # with padding
+    assert replace(run, train=packed).epochs == 1.25
     assert run.validation_tokens == 61_299
 
 
