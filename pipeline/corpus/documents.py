@@ -50,10 +50,10 @@ class _Writer:
 
     def add(self, content: Content) -> None:
         size = content_bytes(content)
-        if self._pending and self._pending_cost + size > self.row_group_bytes:
-            self._write_row_group()
         if self._pending and isinstance(content, str) != isinstance(self._pending[0], str):
             raise UserError("data.source: has both texts and conversations, must have one of them")
+        if self._pending and self._pending_cost + size > self.row_group_bytes:
+            self._write_row_group()
         self._pending.append(content)
         self._pending_cost += size + _ROW_COST
         self.documents += 1

@@ -91,6 +91,12 @@ def test_a_bad_file_is_named_with_its_line_or_offset(tmp_path: Path, name: str, 
     assert not (tmp_path / "raw").exists()
 
 
+def test_texts_and_conversations_are_not_mixed_across_row_groups(tmp_path: Path) -> None:
+    documents = [Document(0, "x"), Document(1, (Message("assistant", "y"),))]
+    with pytest.raises(UserError, match=r"data\.source: has both texts and conversations"):
+        write_documents(tmp_path, 0, documents, None, row_group_bytes=1)
+
+
 def test_a_bad_row_and_a_missing_column_of_parquet_are_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a", "b", None]}), tmp_path / "a.parquet", row_group_size=1)
     with pytest.raises(UserError, match=r"a\.parquet: row 2: text \('None'\)"):
