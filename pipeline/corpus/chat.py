@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import tiktoken
 
-from pipeline.corpus.conversations import ROLES, Conversation, Message
+from pipeline.corpus.conversations import ROLES, Message
 from pipeline.corpus.tokenizer import TOKENIZER_FILE, TokenizerConfig, encode_text
 
 COUNTS, STARTS = 1, 2
@@ -31,7 +31,7 @@ class Chat:
     """A template with the tokenizer that has its special tokens."""
 
     def __init__(self, tokenizer: tiktoken.Encoding, template: str) -> None:
-        self.tokenizer = tokenizer
+        self.tokenizer, self.template = tokenizer, template
         before, end = template.split("{content}")
         self._before = {role: tokenizer.encode(before.replace("{role}", role), allowed_special="all") for role in ROLES}
         self.end_id: int = tokenizer.encode_single_token(end)
@@ -41,16 +41,12 @@ class Chat:
         """The ids of a message and of the end of its turn."""
         return [*encode_text(self.tokenizer, text).tolist(), self.end_id]
 
-    def turn(self, message: Message) -> list[int]:
-        """The ids of a message with all that the template adds."""
-        return self._before[message.role] + self.content(message.content)
-
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """The ids of a conversation's first messages, after which the assistant answers."""
-        ids = [id for message in messages for id in self.turn(message)]
-        return [self.tokenizer.eot_token, *ids, *self._before["assistant"]]
+        ids, _ = self.encode(messages)
+        return ids + self._before["assistant"]
 
-    def encode(self, conversation: Conversation) -> tuple[list[int], Mask]:
+    def encode(self, conversation: Sequence[Message]) -> tuple[list[int], Mask]:
         """A conversation's ids, from its end-of-text token on, and the mask of the same length."""
         ids, mask = [self.tokenizer.eot_token], [STARTS]
         for message in conversation:

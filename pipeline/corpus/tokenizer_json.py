@@ -5,6 +5,7 @@ token is recovered by applying the merges of lower rank to its bytes. If a file 
 ids, both libraries give the same ids.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -140,9 +141,13 @@ def tokenizer_json(tokenizer: tiktoken.Encoding) -> dict[str, Any]:
     }
 
 
-def tokenizer_config(context: int) -> dict[str, Any]:
-    """The content of tokenizer_config.json; `context`: the model's context in tokens."""
-    return {
+def tokenizer_config(context: int, chat_template: str | None = None) -> dict[str, Any]:
+    """The content of tokenizer_config.json; `context`: the model's context in tokens; `chat_template`: ours, or None.
+
+    transformers applies it to the text of a conversation. So a message that spells a special token becomes that token,
+    and text of the template right before {content} may be merged with it.
+    """
+    values = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": END_OF_TEXT,
         "eos_token": END_OF_TEXT,
@@ -150,6 +155,17 @@ def tokenizer_config(context: int) -> dict[str, Any]:
         "model_max_length": context,
         "clean_up_tokenization_spaces": False,
     }
+    return values if chat_template is None else values | {"chat_template": _jinja(chat_template)}
+
+
+def _jinja(chat_template: str) -> str:
+    """The same template in the language of transformers."""
+    start, middle, end = map(repr, re.split(r"\{role\}|\{content\}", chat_template))  # as literals
+    return (
+        f"{{{{ bos_token }}}}{{% for message in messages %}}"
+        f"{{{{ {start} + message.role + {middle} + message.content + {end} }}}}{{% endfor %}}"
+        f"{{% if add_generation_prompt %}}{{{{ {start} + 'assistant' + {middle} }}}}{{% endif %}}"
+    )
 
 
 def merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:

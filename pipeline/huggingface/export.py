@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pipeline.corpus.chat import load_chat
 from pipeline.corpus.tokenizer import TOKENIZER_DIRECTORY, load_tokenizer
 from pipeline.corpus.tokenizer_json import tokenizer_config, tokenizer_json
 from pipeline.files import atomic_directory, check_replaceable, write_json
@@ -44,15 +45,18 @@ def export_model(model: GPT, tokenizer_directory: Path | None, directory: Path) 
     check_replaceable(directory)
     tokenizer = None if tokenizer_directory is None else load_tokenizer(tokenizer_directory)
     end_of_text = None if tokenizer is None else tokenizer.eot_token
+    chat = load_chat(tokenizer_directory, tokenizer) if tokenizer_directory and tokenizer else None
     with atomic_directory(directory, ()) as temporary:
         write_json(temporary / CONFIG, config_to(model.config, end_of_text))
-        special_ids = {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
-        write_json(temporary / "generation_config.json", {"_from_model_config": True, **special_ids})
+        ends = [end_of_text, chat.end_id] if chat else end_of_text
+        special_ids = {"bos_token_id": end_of_text, "eos_token_id": ends}
+        write_json(temporary / "generation_config.json", {"_from_model_config": not chat, **special_ids})
         # some readers refuse a file whose metadata does not name the framework
         save_file(weights_to(model), temporary / WEIGHTS, metadata={"format": "pt"})
         if tokenizer is not None and tokenizer_directory is not None:
             write_json(temporary / "tokenizer.json", tokenizer_json(tokenizer))
-            write_json(temporary / "tokenizer_config.json", tokenizer_config(model.config.block_size))
+            config = tokenizer_config(model.config.block_size, chat.template if chat else None)
+            write_json(temporary / "tokenizer_config.json", config)
             shutil.copytree(tokenizer_directory, temporary / TOKENIZER_DIRECTORY)
 
 

@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.charts.pages import write_svgs
 from pipeline.cli import convert
+from pipeline.corpus.chat import Chat, with_special_tokens
+from pipeline.corpus.conversations import Message
 from pipeline.corpus.tokenizer import END_OF_TEXT, bytes_tokenizer, fingerprint, load_tokenizer, save_tokenizer
 from pipeline.corpus.tokenizer_json import merges, tokenizer_config, tokenizer_json
 from pipeline.corpus.vocabularies import gpt2_tokenizer, huggingface_tokenizer
@@ -315,6 +317,23 @@ def test_transformers_generates_from_an_exported_directory(tmp_path: Path) -> No
     for _ in range(out.size(1) - idx.size(1)):
         idx = torch.cat((idx, ours(idx)[:, -1].argmax(-1, keepdim=True)), dim=1)
     assert idx.tolist() == out.tolist()
+
+
+@pytest.mark.parametrize("template", ["<|{role}|>{content}<|end|>", "<|{role}|>'é🙂\n\"<|is|>{content}<|endoftext|>"])
+def test_transformers_applies_the_exported_chat_template(template: str, tmp_path: Path) -> None:
+    base = small_bpe()
+    chat = Chat(with_special_tokens(base, template), template)
+    save_tokenizer(chat.tokenizer, tmp_path / "tokenizer", template, fingerprint(base))
+    ids = chat.tokenizer.n_vocab
+    export_model(GPT(TINY.changed(vocab_size=ids, text_vocab_size=ids)), tmp_path / "tokenizer", tmp_path / "out")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    messages = [Message("system", " the {content}"), Message("user", "it's 12\n\n"), Message("assistant", "the thing ")]
+    theirs = [message._asdict() for message in messages]
+    assert tokenizer.apply_chat_template(theirs, return_dict=False) == chat.encode(messages)[0]
+    prompt = tokenizer.apply_chat_template(theirs[:2], add_generation_prompt=True, return_dict=False)
+    assert prompt == chat.prompt(messages[:2])
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.generation_config.eos_token_id == [chat.tokenizer.eot_token, chat.end_id]
 
 
 @pytest.mark.index
