@@ -20,8 +20,7 @@ from pipeline.corpus.tokenizer import TOKENIZER_DIRECTORY, load_tokenizer
 from pipeline.evaluation.benchmarks import answer, build_questions, endings
 from pipeline.evaluation.params import EvaluateParams
 from pipeline.evaluation.val_loss import ValLoss, validation_loss
-from pipeline.generation.exact_match import exact_match
-from pipeline.generation.exact_match import questions as ask
+from pipeline.generation.exact_match import build_requests, exact_match
 from pipeline.log import UserError, cli_errors, logger
 from pipeline.model_directory import check_tokenizer, load_model, match_vocabulary
 from pipeline.progress import Progress
@@ -52,7 +51,8 @@ def main() -> None:
             "dtype": distributed.autocast_dtype(params.dtype, group.device),
             "group": group,
         }
-        with Progress("validation loss", total=len(stream) - 1, unit="tok") as progress:
+        texts = len(stream.document_starts()) if stream.has_mask else 1  # read alone; nothing predicts the first token
+        with Progress("validation loss", total=len(stream) - texts, unit="tok") as progress:
             loss = validation_loss(
                 model, stream, tokenizer, tokens=None, stride=params.stride, progress=progress, **common
             )
@@ -61,11 +61,9 @@ def main() -> None:
             with Progress(TASKS[task].name, total=endings(asked), unit="endings") as progress:
                 results[task] = answer(model, asked, progress=progress, **common).metrics(task)
         if chat and params.checker:
-            conversations = ask(stream, chat, params.checker_items)
-            with Progress("exact match", total=len(conversations), unit="conversations") as progress:
-                results["exact_match"] = exact_match(
-                    model, conversations, chat, params.checker, progress=progress, **common
-                )
+            requests = build_requests(stream, chat, params.checker_items)
+            with Progress("exact match", total=len(requests), unit="conversations") as progress:
+                results["exact_match"] = exact_match(model, requests, chat, params.checker, progress=progress, **common)
         if group.is_main:
             written = metrics(loss, results)
             written.write(METRICS)

@@ -127,6 +127,7 @@ def _plan(stream: TokenStream, count: int, block_size: int, stride: int) -> Iter
         yield from windows(count, block_size, stride)
         return
     for begin, end in pairwise([*stream.document_starts().tolist(), len(stream)]):
-        if begin < count:
-            for window in windows(end - begin, block_size, stride):
-                yield replace(window, start=begin + window.start)
+        if begin >= count:
+            break
+        for window in windows(end - begin, block_size, stride):
+            yield replace(window, start=begin + window.start)

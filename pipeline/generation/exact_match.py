@@ -1,4 +1,4 @@
-"""Exact match: the share of held-out conversations to whose last turn the model, decoding greedily, answers correctly.
+"""Exact match: the share of held-out conversations whose last turn the model generates correctly by greedy decoding.
 
 A checker compares the model's answer with the one in the data:
 
@@ -41,8 +41,8 @@ CHECKERS: dict[str, Callable[[str, str], bool]] = {
 
 
 @dataclass(frozen=True)
-class Question:
-    """The last turn of a conversation."""
+class Request:
+    """The last turn of a conversation, to be generated."""
 
     prompt: list[int]
     """All before the answer."""
@@ -50,22 +50,22 @@ class Question:
     """The answer."""
 
 
-def questions(stream: TokenStream, chat: Chat, limit: int | None) -> list[Question]:
-    """The questions of the first `limit` conversations in a split, or of all."""
-    asked = []
+def build_requests(stream: TokenStream, chat: Chat, limit: int | None) -> list[Request]:
+    """The requests of the first `limit` conversations in a split, or of all."""
+    requests = []
     for begin, end in islice(pairwise([*stream.document_starts().tolist(), len(stream)]), limit):
         tokens = stream.read(begin, end - begin).tolist()
         counted = np.flatnonzero(stream.mask(begin, end - begin) & COUNTS)
         if len(counted):  # not so in a piece of a conversation, where data.val_every is null
             last_turn = int(counted[np.flatnonzero(np.diff(counted, prepend=-1) > 1)[-1]])
             answer = [id for id in tokens[last_turn : int(counted[-1]) + 1] if id != chat.end_id]
-            asked.append(Question(tokens[:last_turn], chat.tokenizer.decode(answer)))
-    return asked
+            requests.append(Request(tokens[:last_turn], chat.tokenizer.decode(answer)))
+    return requests
 
 
 def exact_match(
     model: GPT,
-    asked: list[Question],
+    requests: list[Request],
     chat: Chat,
     checker: str,
     *,
@@ -82,24 +82,24 @@ def exact_match(
     block_size = model.config.block_size
     correct = torch.zeros(1, dtype=torch.int64)
     at_once = batch_size * group.world_size
-    for start in range(0, len(asked), at_once):
-        mine = asked[start + group.rank * batch_size : start + (group.rank + 1) * batch_size]
+    for start in range(0, len(requests), at_once):
+        mine = requests[start + group.rank * batch_size : start + (group.rank + 1) * batch_size]
         if mine:
-            prompts = [question.prompt for question in mine]
-            longest = max(1, block_size - min(map(len, prompts)))
-            settings = SampleSettings(temperature=0, top_k=0, top_p=1, max_new_tokens=longest, seed=0)
+            prompts = [request.prompt for request in mine]
+            limits = [max(1, block_size - len(prompt)) for prompt in prompts]
+            settings = SampleSettings(temperature=0, top_k=0, top_p=1, max_new_tokens=max(limits), seed=0)
             answers = generate(model, prompts, settings, eot_id=chat.end_id, dtype=dtype, samples_per_prompt=1)
-            for question, (tokens,) in zip(mine, answers, strict=True):
-                correct += CHECKERS[checker](chat.tokenizer.decode(tokens), question.expected)
+            for request, limit, (tokens,) in zip(mine, limits, answers, strict=True):
+                correct += CHECKERS[checker](chat.tokenizer.decode(tokens[:limit]), request.expected)
         if progress is not None:
-            progress.advance(min(at_once, len(asked) - start))
+            progress.advance(min(at_once, len(requests) - start))
     group.sum_(correct)
-    accuracy = int(correct) / len(asked)
+    accuracy = int(correct) / len(requests)
     return BenchmarkMetrics(
         name="Exact match",
-        items=len(asked),
-        truncated=sum(len(question.prompt) >= block_size for question in asked),
+        items=len(requests),
+        truncated=sum(len(request.prompt) >= block_size for request in requests),
         chance=0.0,
         acc=accuracy,
-        acc_stderr=math.sqrt(accuracy * (1 - accuracy) / max(len(asked) - 1, 1)),
+        acc_stderr=math.sqrt(accuracy * (1 - accuracy) / max(len(requests) - 1, 1)),
     )

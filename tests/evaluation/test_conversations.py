@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.artifacts import SplitName
+from pipeline.artifacts import SampleSettings, SplitName
 from pipeline.corpus.chat import COUNTS, Chat, load_chat
 from pipeline.corpus.conversations import Conversation, Message
 from pipeline.corpus.shards import TokenStream, open_split
@@ -16,7 +16,8 @@ from pipeline.corpus.tokenizer import load_tokenizer, token_byte_lengths
 from pipeline.distributed import Group
 from pipeline.evaluation.val_loss import ValLoss, validation_loss
 from pipeline.generation import exact_match as module
-from pipeline.generation.exact_match import CHECKERS, exact_match, questions
+from pipeline.generation.exact_match import CHECKERS, Request, build_requests, exact_match
+from pipeline.generation.sampling import generate
 from pipeline.model.gpt import GPT
 from tests.corpus.conftest import tokenizer_params, write_corpus
 from tests.evaluation.small import ALONE, tiny_model
@@ -95,15 +96,15 @@ def test_the_loss_is_the_same_on_two_ranks(shards: Path) -> None:
     on_ranks(2, same_on_each_rank, shards, loss_of(shards))
 
 
-def test_a_question_is_the_last_turn_of_a_held_out_conversation(shards: Path) -> None:
+def test_a_request_is_for_the_last_turn_of_a_held_out_conversation(shards: Path) -> None:
     stream, chat, _ = opened(shards)
-    asked = questions(stream, chat, None)
-    held_out = [*SHORT, LONG][: len(asked)]
-    assert len(asked) == len(stream.document_starts()) == 9
-    for question, conversation in zip(asked, held_out, strict=True):
-        assert question.expected == conversation[-1].content
-        assert question.prompt == chat.prompt(conversation[:-1])
-    assert questions(stream, chat, 2) == asked[:2]
+    requests = build_requests(stream, chat, None)
+    held_out = [*SHORT, LONG][: len(requests)]
+    assert len(requests) == len(stream.document_starts()) == 9
+    for request, conversation in zip(requests, held_out, strict=True):
+        assert request.expected == conversation[-1].content
+        assert request.prompt == chat.prompt(conversation[:-1])
+    assert build_requests(stream, chat, 2) == requests[:2]
 
 
 @pytest.mark.parametrize(
@@ -122,17 +123,18 @@ def test_checkers(checker: str, answer: str, expected: str, correct: bool) -> No
 
 def count_correct(group: Group, shards: Path) -> None:
     """The accuracy over all ranks, of answers that are right in every other conversation."""
-    stream, chat, model = opened(shards)
-    asked = questions(stream, chat, None)
+    stream, chat, _ = opened(shards)
+    model = tiny_model(text_vocab_size=chat.tokenizer.n_vocab, block_size=128)  # room for all answers
+    requests = build_requests(stream, chat, None)
 
     def answers(_: GPT, prompts: list[list[int]], *__: object, eot_id: int, **___: object) -> list[list[list[int]]]:
         assert eot_id == chat.end_id
-        right = {tuple(question.prompt): question.expected for question in asked[::2]}
+        right = {tuple(request.prompt): request.expected for request in requests[::2]}
         return [[chat.content(right.get(tuple(prompt), "no"))[:-1]] for prompt in prompts]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "generate", answers)
-        result = exact_match(model, asked, chat, "text", batch_size=2, dtype=torch.float32, group=group)
+        result = exact_match(model, requests, chat, "text", batch_size=2, dtype=torch.float32, group=group)
     assert (result.items, result.acc) == (9, 5 / 9)
     assert result.acc_stderr == pytest.approx(math.sqrt(5 / 9 * 4 / 9 / 8))
 
@@ -142,10 +144,18 @@ def test_exact_match_counts_the_answers_of_all_ranks(shards: Path, world: int) -
     on_ranks(world, count_correct, shards)
 
 
-def test_greedy_answers_end_with_their_turn(shards: Path) -> None:
-    """End to end: whatever the model says, it is checked."""
-    stream, chat, model = opened(shards)
-    asked = questions(stream, chat, 3)
-    result = exact_match(model, asked, chat, "last_number", batch_size=2, dtype=torch.float32, group=ALONE)
-    assert (result.items, result.chance) == (3, 0.0)
-    assert result.truncated == sum(len(question.prompt) >= model.config.block_size for question in asked)
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_an_answer_ends_where_its_conversation_fills_the_context(shards: Path, batch_size: int) -> None:
+    """Whatever the lengths of the prompts beside it; of one without room, after a token."""
+    _, chat, model = opened(shards)
+    requests = []
+    for length in (5, 12, 20):
+        prompt, limit = [chat.tokenizer.eot_token, *range(1, length)], max(1, model.config.block_size - length)
+        settings = SampleSettings(temperature=0, top_k=0, top_p=1, max_new_tokens=limit, seed=0)
+        (answer,) = generate(model, [prompt], settings, eot_id=chat.end_id, dtype=torch.float32, samples_per_prompt=1)[
+            0
+        ]
+        assert len(answer) == limit
+        requests.append(Request(prompt, chat.tokenizer.decode(answer)))
+    result = exact_match(model, requests, chat, "text", batch_size=batch_size, dtype=torch.float32, group=ALONE)
+    assert (result.items, result.acc, result.truncated) == (3, 1.0, 1)
