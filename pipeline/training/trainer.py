@@ -89,7 +89,8 @@ class Trainer:
         for block in model.transformer.h:
             block.attn.attend = ATTENTION[runtime.attention]  # type: ignore[union-attr]
             block.activation_checkpointing = runtime.activation_checkpointing  # type: ignore[assignment]
-        parallelize(model, runtime.sharding, group)
+        with group.name_absent_ranks(lambda: "the start"):  # rank 0 may have failed to read model.init_from
+            parallelize(model, runtime.sharding, group)
         self.model = model
         self.dtype = autocast_dtype(runtime.dtype, group.device)
         self.optimizer = Optimizer(model, train, group)
