@@ -160,7 +160,7 @@ def _targets(
 
 def _eval_tokens(runs: Sequence[Run]) -> list[int]:
     """How many tokens the validation curves cover, for runs where that is not the whole split."""
-    return sorted({part for run in runs if (part := validated_tokens(run)) < run.evaluation.val.tokens})
+    return sorted({part for run in runs if (part := validated_tokens(run)) < run.summary.data["val"].tokens - 1})
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,7 @@ def _columns(runs: Sequence[Run], times: bool) -> list[Column]:
     )
     columns = [ranking, Column("Tokens", lambda run: run.summary.tokens, count)]
     if any(run.summary.data["train"].counted is not None for run in runs):
-        columns.append(Column("Counted", _counted_share, lambda share: percent(share, 0)))
+        columns.append(Column("Loss tokens", _counted_share, lambda share: percent(share, 0)))
     if times:
         same_work = len({(run.summary.tokens, run.summary.hardware.describe()) for run in runs}) == 1
         seconds = Column("Time", lambda run: run.summary.train_time_s, format_duration, min if same_work else None)

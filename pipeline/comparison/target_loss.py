@@ -92,7 +92,7 @@ def target_loss(
 
 def validated_tokens(run: Run) -> int:
     """How many tokens of the validation split the run's validation curve covers."""
-    whole = run.evaluation.val.tokens
+    whole = run.summary.data["val"].tokens - 1  # nothing predicts the first
     return min(run.params.get("train.eval_tokens") or whole, whole)
 
 

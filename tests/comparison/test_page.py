@@ -79,7 +79,7 @@ def test_runs_on_conversations_show_the_share_of_tokens_that_count() -> None:
     size = SplitSize(tokens=1000, documents=10, utf8_bytes=900, counted=250)
     chats = run("b", summary={"data": {"train": size, "val": size}}, train__seed=2)
     table = rows([run("a"), chats])
-    assert (table["`a`"]["Counted"], table["`b`"]["Counted"]) == ("100\xa0%", "25\xa0%")
+    assert (table["`a`"]["Loss tokens"], table["`b`"]["Loss tokens"]) == ("100\xa0%", "25\xa0%")
 
 
 def test_columns_of_cost_are_those_that_differ() -> None:
@@ -182,8 +182,10 @@ def test_commits_days_and_machines() -> None:
 
 def test_validation_curves_over_a_part_of_the_split() -> None:
     assert page_context([run("a", train__eval_tokens=32_768)])["eval_tokens"] == [32_768]
-    assert page_context([run("a", train__eval_tokens=61_234)])["eval_tokens"] == []
+    assert page_context([run("a", train__eval_tokens=61_299)])["eval_tokens"] == []
     assert page_context([run("a", train__eval_tokens=None)])["eval_tokens"] == []
+    conversations = run("a", val_tokens=20_000, train__eval_tokens=32_768)  # that count; read are all of the split
+    assert page_context([conversations])["eval_tokens"] == [32_768]
 
 
 def texts(*pairs: tuple[str | None, str], temperature: float = 0.8) -> Samples:
