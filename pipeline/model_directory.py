@@ -229,7 +229,7 @@ def initial_model(params: ModelParams, text_vocab_size: int, tokenizer_sha256: s
     loaded = load_model(directory)
     grows = extends is not None and _tokenizer_sha256(directory) == extends
     loaded_ids = loaded.config.text_vocab_size
-    _check_fit(params, loaded.config, loaded_ids if grows else text_vocab_size)
+    _check_fit(params, loaded.config, loaded_ids if grows else text_vocab_size, extends is not None)
     if not grows:
         check_tokenizer(directory, tokenizer_sha256, f"model.init_from ({params.init_from})")
     loaded.crop_block_size(config.block_size)
@@ -278,14 +278,21 @@ def weights_directory(path: Path) -> Path:
     return download(hub_id)
 
 
-def _check_fit(params: ModelParams, loaded: GPTConfig, text_vocab_size: int) -> None:
+def _check_fit(params: ModelParams, loaded: GPTConfig, text_vocab_size: int, extended: bool) -> None:
+    """`extended`: whether special tokens of a chat template were added to the tokenizer."""
     mistakes = [
         f"model.{key} ({here}) must be {there}{' or less' if key == 'block_size' else ''}"
         for key, (here, there) in params.differences(loaded).items()
     ]
     if text_vocab_size != loaded.text_vocab_size:
         mistakes.append(f"the tokenizer's vocabulary ({text_vocab_size}) must be {loaded.text_vocab_size}")
-        if loaded.text_vocab_size in padded_sizes(text_vocab_size):  # only import reads the tokenizer to tell padding
+        if extended:
+            mistakes[-1] += (
+                " (tokenizer.chat_template adds special tokens, which needs weights with the same tokenizer beside "
+                f"them: python -m pipeline import {MODELS / params.init_from} models/imported; or a template whose "
+                "only special token is <|endoftext|>)"
+            )
+        elif loaded.text_vocab_size in padded_sizes(text_vocab_size):  # only import reads the tokenizer to tell padding
             mistakes[-1] += (
                 f" (if ids from {text_vocab_size} on are padding, import the model first: "
                 f"python -m pipeline import {MODELS / params.init_from} models/imported)"
