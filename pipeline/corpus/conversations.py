@@ -1,4 +1,4 @@
-"""Conversations: documents of messages, of which training counts the assistant's.
+"""Conversations: documents made of messages. Only the assistant's messages count in the loss.
 
 A record of a source (a line of .jsonl, a row of parquet or of the hub) is one if it has
 

@@ -230,7 +230,10 @@ def _write_divided(val_every: int, parts: list[_Part], work: Path, directory: Pa
     Raises UserError if they are too short for that, or conversations.
     """
     if holds_conversations(work / "000000" / next(iter(parts[0].files.values())).file):
-        raise UserError(f"data.val_every ({val_every}): too few conversations to hold out every n-th, and keep others")
+        raise UserError(
+            f"data.val_every ({val_every}): too few conversations to hold out every n-th: lower data.val_every, or add "
+            "conversations"
+        )
     logger.info("download: too few documents to hold out whole ones: the end of each is for validation")
 
     def documents() -> Iterator[Document]:

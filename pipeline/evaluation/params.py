@@ -24,8 +24,8 @@ class EvaluateParams(Section):
     block_size - stride tokens before them: a lower loss, at block_size / stride times the work."""
 
     checker: Literal["text", "last_number"] | None
-    """Of conversations: measures exact match, the share of held-out conversations whose last turn the model answers
-    correctly by greedy decoding: with the same text, or with the same last number. null: off."""
+    """Of conversations: measures exact match. The model generates the last turn of held-out conversations by greedy
+    decoding; it is correct with the same text, or with the same last number. null: off."""
 
     checker_items: int | None = Field(ge=1)
     """At most this many of them, from the start of the validation split; null: all."""

@@ -13,7 +13,8 @@ class SampleParams(Section):
     section: ClassVar[str] = "sample"
 
     prompts: Annotated[tuple[str | None, ...], Strict(False), Field(min_length=1)]
-    """Texts to continue. null: no prompt, the model starts a document."""
+    """Texts to continue. null: no prompt, the model starts a document. Of a model trained on conversations: messages
+    that it answers."""
 
     samples_per_prompt: int = Field(ge=1, le=10_000)
     """Continuations of each prompt."""

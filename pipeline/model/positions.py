@@ -27,7 +27,8 @@ class Positions(nn.Module):
         return None
 
     def scores_mask(self, mask: Tensor | None, queries: int, keys: int) -> Tensor | None:
-        """The attention mask (see `gpt.py`) for the last `queries` of `keys` tokens, given that of the cache."""
+        """The attention mask (see `gpt.py`) for the last `queries` of `keys` tokens, given the mask of
+        the cache or of the documents."""
         return mask
 
     def crop(self, block_size: int) -> None:

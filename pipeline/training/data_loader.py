@@ -108,9 +108,9 @@ class MicroBatch(NamedTuple):
     documents: Tensor | None
     """With train.document_mask: the number of each input's document, (B, T) int64."""
     divisor: float
-    """Of its mean loss, so that the sum over a rank's micro-batches, averaged over the ranks as gradients are, is the
-    mean over all targets of the step that count. The number of micro-batches where all count; infinite where none do,
-    and then all targets are there, for a loss that is finite."""
+    """What to divide this micro-batch's mean loss by. Summed over micro-batches and averaged over ranks, the result is
+    the mean over all counted targets of the step. Equals the number of micro-batches where every target counts.
+    Infinite where none does: `targets` are then unmasked, so that the loss is finite, and contribute zero."""
 
 
 class Step(NamedTuple):

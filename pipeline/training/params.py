@@ -22,7 +22,8 @@ class TrainParams(Section):
 
     document_mask: bool
     """Tokens attend only to their own document, in which positions count from 0: packed documents are trained on as if
-    each were alone. false: a block is one text (GPT-2)."""
+    each were alone. false: a block is one text (GPT-2). The validation loss of texts is still read in windows across
+    documents."""
 
     total_batch_size: int = Field(ge=1, le=2**30)
     """Tokens per optimizer step, over all ranks and micro-batches; a multiple of model.block_size."""

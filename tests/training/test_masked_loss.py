@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from pipeline.corpus.chat import COUNTS, STARTS
 from pipeline.corpus.shards import open_split
-from pipeline.distributed import Group
 from pipeline.model.gpt import GPT, IGNORE_INDEX
 from pipeline.training.data_loader import pack
 from tests.ranks import on_ranks
@@ -149,17 +148,3 @@ def test_a_run_on_conversations_resumes_bit_for_bit(masked: Path, tmp_path: Path
     resumed.run()
     assert [resume.step for resume in resumed.metrics.stats.resumes] == [5]
     assert same(weights_of(whole), weights_of(resumed))
-
-
-def ranks_agree(group: Group, shards: Path) -> None:
-    """The divisors need no communication: every rank reads the masks of all."""
-    loader = loader_of(open_split(shards, "train"), 8, 2, rank=group.rank, world=group.world_size)
-    counted = torch.zeros(group.world_size)
-    for batch in loader.micro_batches(0):
-        counted[group.rank] += 1 / batch.divisor
-    loader.close()
-    assert float(group.sum_(counted).mean()) == pytest.approx(1)
-
-
-def test_the_weights_of_a_step_add_up_to_one(masked: Path) -> None:
-    on_ranks(2, ranks_agree, masked)
