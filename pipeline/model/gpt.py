@@ -95,6 +95,7 @@ class CausalSelfAttention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, config.n_embd + 2 * self.kv_heads * self.head_size, bias=config.bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.scale = config.attention_scale
+        self.value_residual = config.value_residual
         self.qk_norm = config.qk_norm
         if self.qk_norm:
             self.q_norm = build_norm(config, self.head_size)
@@ -110,8 +111,8 @@ class CausalSelfAttention(nn.Module):
         mask: Tensor | None,
         rotation: Rotation | None,
         cache: LayerCache | None,
-    ) -> tuple[Tensor, Tensor]:
-        """x (B, T, C) -> (B, T, C), and the values (B, K, T, D).
+    ) -> tuple[Tensor, Tensor | None]:
+        """x (B, T, C) -> (B, T, C), and with value_residual the first block's values (B, K, T, D).
 
         `first`: to mix into the values; `rotation`: RoPE's cosines and sines, None for other position schemes.
         """
@@ -121,10 +122,12 @@ class CausalSelfAttention(nn.Module):
         q = q.view(B, T, self.n_head, self.head_size).transpose(1, 2)  # (B, H, T, D)
         k = k.view(B, T, self.kv_heads, self.head_size).transpose(1, 2)  # (B, K, T, D)
         v = v.view(B, T, self.kv_heads, self.head_size).transpose(1, 2)  # (B, K, T, D)
-        values = v
+        values = None
         if first is not None:
             first_values, weight = first
             v = (1 - weight) * v + weight * first_values
+        elif self.value_residual:
+            values = v.contiguous()  # FSDP wants no view
         if self.qk_norm:
             q, k = self.q_norm(q).type_as(v), self.k_norm(k).type_as(v)
         if rotation is not None:
@@ -188,14 +191,14 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.activation_checkpointing = False  # set by the trainer: it does not change the function
 
-    def forward(self, x: Tensor, *attention_inputs: Any) -> tuple[Tensor, Tensor]:
-        """(B, T, C) -> the same, and the values of the attention, whose other inputs follow x."""
+    def forward(self, x: Tensor, *attention_inputs: Any) -> tuple[Tensor, Tensor | None]:
+        """(B, T, C) -> the same, and what the attention returns beside; its other inputs follow x."""
         if self.activation_checkpointing and self.training:
             # Keeps only the inputs. The backward pass computes the rest again, with the same dropout masks.
             return checkpoint(self.compute, x, *attention_inputs, use_reentrant=False)
         return self.compute(x, *attention_inputs)
 
-    def compute(self, x: Tensor, *attention_inputs: Any) -> tuple[Tensor, Tensor]:
+    def compute(self, x: Tensor, *attention_inputs: Any) -> tuple[Tensor, Tensor | None]:
         """As `forward`."""
         if self.pre_norm:  # GPT-2
             y, values = self.attn(self.ln_1(x), *attention_inputs)
@@ -217,11 +220,11 @@ class Transformer(nn.Module):
         self.wpe = POSITIONS[config.position](config)
         self.embedding_norm = build_norm(config, config.n_embd) if config.embedding_norm else nn.Identity()
         self.drop = nn.Dropout(config.dropout)
-        self.embedding_skip, self.value_residual = config.embedding_skip, config.value_residual
+        self.embedding_skip = config.embedding_skip
         if self.embedding_skip:  # each block's input: x_scale * x + x0_scale * embeddings
             self.x_scale = nn.Parameter(torch.empty(config.n_layer))
             self.x0_scale = nn.Parameter(torch.empty(config.n_layer))
-        if self.value_residual:  # weights of the first block's values in each block; the first does not use its own
+        if config.value_residual:  # weights of the first block's values in each block; the first does not use its own
             self.value_mix = nn.Parameter(torch.empty(config.n_layer))
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         # with post-norm, the last block already ends in a norm
@@ -249,8 +252,7 @@ class Transformer(nn.Module):
                 x = self.x_scale[i] * x + self.x0_scale[i] * x0
             mixed_in = None if first is None else (first, self.value_mix[i])
             x, values = block(x, mixed_in, mask, rotation, None if cache is None else cache.layers[i])
-            if self.value_residual and i == 0:
-                first = values
+            first = values if i == 0 else first
         return self.ln_f(x)
 
 

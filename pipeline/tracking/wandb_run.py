@@ -211,7 +211,8 @@ class WandbRun:
         self._run: Any = None
         self._given_up = False
         self._warnings: set[str] = set()
-        self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(QUEUE_LENGTH)
+        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        """Not a Queue, whose put holds a lock: a signal that logs during a put would wait for that lock for ever."""
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self._log_handler = _LogHandler(self)
         if identity.mode != "disabled":
@@ -346,11 +347,11 @@ class WandbRun:
             self._put(call)
 
     def _put(self, call: Callable[[], None] | None) -> None:
-        try:
-            self._queue.put_nowait(call)
-        except queue.Full:
+        if self._queue.qsize() >= QUEUE_LENGTH:
             self._given_up = True
             self._warn(f"the queue is full ({QUEUE_LENGTH} calls)")
+        else:
+            self._queue.put(call)
 
     def _work(self) -> None:
         while (call := self._queue.get()) is not None:

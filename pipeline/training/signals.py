@@ -51,10 +51,10 @@ class SignalHandler:
         # Before the first step there is nothing to save, and compiling may take minutes: exit at once.
         if not self._step_began:
             sys.exit(128 + number)
-        if not self._received:  # torchrun and a terminal may each send one
+        first, self._received = not self._received, number
+        if first:  # torchrun and a terminal may each send one
             with suppress(RuntimeError):  # the signal has interrupted another print
                 logger.info("%s received: stopping after this step or the next", signal.Signals(number).name)
-        self._received = number
 
     def __enter__(self) -> Self:
         self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}

@@ -100,7 +100,7 @@ def test_edits_rerun_what_they_can_change(project: Project) -> None:
     append(project, "pipeline/training/optim.py")
     assert changed_stages(project) == {"train"}
     append(project, "pipeline/generation/sampling.py")
-    assert changed_stages(project) == {"train", "sample"}
+    assert changed_stages(project) == {"train", "evaluate", "sample"}  # evaluate: answers of conversations
 
 
 def test_other_benchmarks_neither_download_nor_train_again(project: Project) -> None:

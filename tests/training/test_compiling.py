@@ -30,13 +30,13 @@ class Breaks(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, idx: Tensor, targets: Tensor) -> None:
+    def forward(self, *batch: Tensor) -> None:
         def fail(*_: Any, **__: Any) -> None:
             raise self.error("no compiler")
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(F, "cross_entropy", fail)
-            self.model(idx, targets)
+            self.model(*batch)
 
 
 class RunsOutOfMemory(Breaks):

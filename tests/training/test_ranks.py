@@ -132,10 +132,10 @@ def diverge_on_rank_1(
     def no_loss(*arguments: Any) -> torch.Tensor:
         return forward(*arguments) * torch.inf
 
-    def no_gradient(*arguments: Any) -> torch.Tensor:
-        x = block(*arguments)
+    def no_gradient(*arguments: Any) -> tuple[torch.Tensor, None]:
+        x, _ = block(*arguments)
         x.register_hook(lambda gradient: gradient * torch.inf)
-        return x
+        return x, None
 
     with pytest.MonkeyPatch.context() as patch:
 
