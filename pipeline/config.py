@@ -22,6 +22,7 @@ from pipeline.log import UserError
 
 PARAMS_FILE = Path("params.yaml")
 MODELS = Path("models")
+SCRATCH = "scratch"  # of model.init_from: random weights
 DEEPEST_YAML = 100  # nested collections; ruamel's time grows with the square of the depth
 
 # Section -> the class that owns it. Named by string and imported only when the file is checked: a stage depends, in

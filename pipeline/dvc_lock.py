@@ -3,12 +3,13 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from os.path import normpath
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config import ConfigError, parse_yaml
+from pipeline.config import MODELS, SCRATCH, ConfigError, parse_yaml
 
 ABSENT = "–"
 
@@ -41,6 +42,11 @@ class Lock:
     def output(self, path: str) -> Output | None:
         """The output with this path, if it is recorded."""
         return next((output for output in self.outputs if output.path == path), None)
+
+    def initial_weights(self, init_from: str) -> tuple[str, str] | None:
+        """Path and hash of what `model.init_from` names; None for random weights, or if they are not recorded."""
+        path = normpath(MODELS / init_from)
+        return (path, self.inputs[path]) if init_from != SCRATCH and path in self.inputs else None
 
 
 class _Entry(BaseModel):

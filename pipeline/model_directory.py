@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.artifacts import Record
-from pipeline.config import MODELS
+from pipeline.config import MODELS, SCRATCH
 from pipeline.corpus.tokenizer import TOKENIZER_DIRECTORY, TOKENIZER_FILE, TokenizerConfig
 from pipeline.files import atomic_directory, parsing, read_json, sha256_of
 from pipeline.huggingface.convert import (
@@ -40,7 +40,6 @@ from pipeline.model.config import OFF, GPTConfig, ModelParams
 from pipeline.model.gpt import GPT
 
 MODEL_FILES = (WEIGHTS, CONFIG, TOKENIZER_DIRECTORY, "encoding")  # encoding/: the tokenizer in format version 1
-SCRATCH = "scratch"
 
 
 class ModelFile(Record):

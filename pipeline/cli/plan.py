@@ -302,7 +302,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--recipe", metavar="NAME", help="plan recipes/NAME.yaml applied over params.yaml")
     parser.add_argument("--ranks", type=positive_int, default=1, help="processes, one per GPU (default: 1)")
     parser.add_argument("--tokens-per-sec", type=positive_float, help="speed over all ranks, for the time estimate")
-    parser.add_argument("--scaling", type=Path, metavar="FILE", help="predict the loss by a scaling.json of `compare`")
+    parser.add_argument(
+        "--scaling", type=Path, metavar="FILE", help="predict the loss from a scaling.json of `compare`"
+    )
     options = parser.parse_args(arguments)
     model, train, runtime, tokenizer, benchmarks = read_params(options.recipe)
     vocabulary, split = text_vocabulary(tokenizer, SHARDS)

@@ -233,7 +233,12 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     of_file.add_argument(
         "--ladder", type=Path, metavar="FILE", help="cumulative ablation: each step in FILE with those before it"
     )
-    of_file.add_argument("--leave-one-out", type=Path, metavar="FILE", help="all steps in FILE, and all but each one")
+    of_file.add_argument(
+        "--leave-one-out",
+        type=Path,
+        metavar="FILE",
+        help="leave-one-out ablation: all steps in FILE, then without each",
+    )
 
 
 def read_trials(parser: argparse.ArgumentParser, options: argparse.Namespace) -> tuple[list[Trial], Ladder | None]:

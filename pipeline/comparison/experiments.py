@@ -16,6 +16,7 @@ import pandas as pd
 
 from pipeline import git
 from pipeline.artifacts import EvaluationMetrics, RunSummary, Samples
+from pipeline.config import SCRATCH
 from pipeline.curves import parse_curves
 from pipeline.dvc_lock import ABSENT, differing, flat, parse_lock
 from pipeline.log import UserError
@@ -76,6 +77,10 @@ class Run(Experiment):
     evaluation: EvaluationMetrics
     samples: Samples
     curves: pd.DataFrame
+    base_md5: str = ""
+    """DVC's hash of the weights that model.init_from names; empty for random ones."""
+    model_md5: str = ""
+    """DVC's hash of data/model, which another run may have started from."""
 
 
 def metric_params(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,12 +165,14 @@ def with_results(experiment: Experiment, show: Show) -> Experiment | None:
         return experiment
     texts = {path: show(experiment.rev, path) for path in (SUMMARY, EVALUATION, SAMPLES, CURVES)}
     known = vars(experiment)
+    lock = parse_lock(show(experiment.rev, "dvc.lock"))
     if experiment.committed:
         if texts[SUMMARY] is None and texts[EVALUATION] is None:
             return None
         # params.yaml may have been edited since the results were computed: dvc.lock records their params.
-        lock = parse_lock(show(experiment.rev, "dvc.lock"))
         known = {**known, "params": {**experiment.params, **(lock.params if lock else {})}}
+    base = lock and lock.initial_weights(known["params"].get("model.init_from", SCRATCH))
+    model = lock and lock.output("data/model")
     try:
         summary, evaluation, samples, curves = (_present(text, path) for path, text in texts.items())
         return Run(
@@ -174,6 +181,8 @@ def with_results(experiment: Experiment, show: Show) -> Experiment | None:
             evaluation=EvaluationMetrics.parse(evaluation, EVALUATION),
             samples=Samples.parse(samples, SAMPLES),
             curves=parse_curves(io.StringIO(curves), CURVES),
+            base_md5=base[1] if base else "",
+            model_md5=model.md5 if model else "",
         )
     except ValueError as error:
         return Experiment(**{**known, "state": "unreadable", "problem": str(error)})

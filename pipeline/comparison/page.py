@@ -201,10 +201,21 @@ def runs_table(experiments: Sequence[Experiment], settings: Sequence[str], kept:
     cells: list[list[str]] = [[_name(experiment, runs) for experiment in experiments]]
     cells += [[*column.cells(runs), *dashes] for column in columns]
     cells += [[md.setting(experiment.params.get(key, ABSENT)) for experiment in experiments] for key in keys]
+    if any(run.base_md5 for run in runs):
+        header.append("Initial weights")
+        cells.append([*(_initial_weights(run, runs) for run in runs), *dashes])
     if any(wandb := [_wandb(run, kept) for run in runs]):
         header.append(Markup("W&B"))
         cells.append([*(cell or DASH for cell in wandb), *dashes])
     return Table(header, [list(row) for row in zip(*cells, strict=True)], range(1, 1 + len(columns)))
+
+
+def _initial_weights(run: Run, runs: Sequence[Run]) -> str:
+    """The run whose model this one started from, if it is compared too; else DVC's hash of the weights."""
+    if not run.base_md5:
+        return "random"
+    base = next((other.name for other in runs if other.model_md5 == run.base_md5), None)
+    return Markup(f"model of {md.code(base)}" if base else f"MD5 {md.code(run.base_md5)}")
 
 
 def settings_table(groups: Sequence[Configuration]) -> Table | None:

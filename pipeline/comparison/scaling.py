@@ -69,7 +69,7 @@ class Law(Record):
     """The fitted function, in nats per token."""
 
     E: float
-    """The loss that no size and no number of tokens removes."""
+    """The irreducible loss."""
     A: float
     alpha: float
     B: float

@@ -111,7 +111,8 @@ class TokenizerParams(Section):
     chat_template: str
     """How a message of a conversation becomes tokens: text with {role} and {content}, and a special token for the end
     of the turn. Words of the form <|...|> are special tokens, which are added to the tokenizer where it lacks them;
-    with <|endoftext|> alone, a template fits every tokenizer. Stored with the model. Ignored for texts."""
+    a template whose only special token is <|endoftext|> works with any tokenizer. Stored with the model. Ignored for
+    texts."""
 
     shard_tokens: int = Field(ge=1, le=10**12)
     """Tokens per shard. Where no documents are held out (data.val_every null), the first shard is the validation

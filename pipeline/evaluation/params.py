@@ -25,10 +25,10 @@ class EvaluateParams(Section):
 
     checker: Literal["text", "last_number"] | None
     """Of conversations: measures exact match. The model generates the last turn of held-out conversations by greedy
-    decoding; it is correct with the same text, or with the same last number. null: off."""
+    decoding; the turn is correct if its text (text) or its last number (last_number) matches the data. null: off."""
 
     checker_items: int | None = Field(ge=1)
-    """At most this many of them, from the start of the validation split; null: all."""
+    """At most this many held-out conversations, from the start of the validation split; null: all."""
 
     def cross_validate(self, sections: Mapping[str, Section]) -> Iterator[str]:
         """The stride must fit the model's context."""

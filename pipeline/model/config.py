@@ -123,7 +123,9 @@ class Architecture(Section):
                 f"model.n_embd / n_head ({self.head_size}) must be even for position rope, which rotates pairs"
             )
         if self.position == "rope" and self.rotated_pairs == 0:
-            raise ValueError(f"model.rope_share ({self.rope_share}) must leave a pair of a head's dimensions to rotate")
+            raise ValueError(
+                f"model.rope_share ({self.rope_share}) must rotate at least one pair of each head's dimensions"
+            )
         if self.value_residual and self.n_layer == 1:
             raise ValueError("model.value_residual (true): needs at least 2 blocks, not model.n_layer 1")
         if self.position == "sinusoidal" and self.n_embd % 2:

@@ -5,7 +5,6 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from os.path import normpath
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
@@ -16,13 +15,12 @@ from markupsafe import Markup
 from pipeline import dvc_lock, git
 from pipeline import markdown as md
 from pipeline.artifacts import EvaluationMetrics, RunSummary, Samples, TrainingSample, TrainingSamples
-from pipeline.config import MODELS
+from pipeline.config import SCRATCH
 from pipeline.curves import read_curves
 from pipeline.formatting import hydra_value
 from pipeline.log import UserError
 
 SUMMARY = "reports/train/summary.json"
-SCRATCH = "scratch"  # of model.init_from: random weights
 
 
 @dataclass(frozen=True)
@@ -112,10 +110,9 @@ def read_run(root: Path) -> Run:
 
 def _base(root: Path, lock: dvc_lock.Lock | None, init_from: str) -> BaseRun | None:
     """What `model.init_from` names, by the hash that DVC has recorded."""
-    path = normpath(MODELS / init_from)
-    if init_from == SCRATCH or lock is None or path not in lock.inputs:
+    if lock is None or (weights := lock.initial_weights(init_from)) is None:
         return None
-    md5 = lock.inputs[path]
+    path, md5 = weights
     commit = git.first_commit_with(root, "dvc.lock", md5)
     made = dvc_lock.parse_lock(git.show(root, commit, "dvc.lock")) if commit else None
     return BaseRun(path, md5, commit if made and md5 in {output.md5 for output in made.outputs} else None)

@@ -24,7 +24,17 @@ from pipeline.training.params import TrainParams
 from pipeline.training.trainer import Probe
 from stages.train import make_trainer
 from tests.ranks import on_ranks
-from tests.training.conftest import CONFIG, RUNTIME, TRAIN, MemoryLogger, same, trainer, weights_of
+from tests.training.conftest import (
+    CONFIG,
+    RUNTIME,
+    TRAIN,
+    MemoryLogger,
+    same,
+    trainer,
+    weights_of,
+    write_shards,
+)
+from tests.training.test_masked_loss import ragged
 from tests.training.test_trainer import stop_after_step_7
 
 FSDP = {"sharding": "fsdp"}
@@ -154,7 +164,10 @@ def stop_and_resume(group: Group, shards: Path, states: Path) -> None:
             assert log.curve() == expected[1]
 
 
-def test_a_stopped_run_resumes_bit_for_bit_and_with_the_other_sharding(shards: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("data", ["texts", "conversations"])
+def test_a_stopped_run_resumes_bit_for_bit_and_with_the_other_sharding(shards: Path, tmp_path: Path, data: str) -> None:
+    if data == "conversations":
+        shards = write_shards(tmp_path / "shards", mask=ragged)
     on_ranks(2, stop_and_resume, shards, tmp_path)
 
 
