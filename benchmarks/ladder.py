@@ -33,16 +33,16 @@ def section(params: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {key.partition(".")[2]: value for key, value in params.items() if key.startswith(f"{name}.")}
 
 
-def loop(params: Mapping[str, Any], steps: int, folder: Path) -> Callable[[], float]:
-    """Trains with these dotted params; returns tokens/s."""
+def loop(params: Mapping[str, Any], steps: int, device: torch.device, folder: Path) -> Callable[[], float]:
+    """Trains with these dotted params; returns steps per second."""
+    stream = open_split(SHARDS, "train")
     model = ModelParams(**section(params, "model"))
     train = TrainParams(**{**section(params, "train"), "max_steps": steps})
     runtime = changed(RuntimeParams(**section(params, "runtime")), checkpoint_interval=NEVER, compile="on")
-    config = GPTConfig.from_params(model, text_vocab_size=params["tokenizer.vocab_size"])
+    config = GPTConfig.from_params(model, text_vocab_size=stream.manifest.vocab_size)
     sequences = train.total_batch_size // config.block_size
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    bench = Bench(config, Size({}, sequences, 1, steps), open_split(SHARDS, "train"), device)
-    return lambda: pipeline_loop(bench, runtime, train, folder)[0]
+    bench = Bench(config, Size({}, sequences, 1, steps), stream, device)
+    return lambda: pipeline_loop(bench, runtime, train, folder)[0] / bench.step_tokens
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -52,17 +52,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=40, help="optimizer steps per round, half of them timed")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args(argv)
-    params = flat(load_yaml(PARAMS_FILE))
+    params, device = flat(load_yaml(PARAMS_FILE)), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as name:
         loops = {
-            step: loop({**params, **settings}, options.steps, Path(name))
+            step: loop({**params, **settings}, options.steps, device, Path(name))
             for step, settings in read_ladder(options.file).cumulative().items()
             if not options.only or step in options.only
         }
         rates = time_in_turns(loops, options.rounds)
-    milliseconds = {step: 1000 * params["train.total_batch_size"] / rate for step, rate in rates.items()}
+    milliseconds = {step: 1000 / rate for step, rate in rates.items()}
     first = next(iter(milliseconds.values()))
-    logger.info("%s\n\n| step | ms per optimizer step | ratio |\n|---|---:|---:|", device_name(torch.device("cpu")))
+    logger.info("%s\n\n| step | ms per optimizer step | ratio |\n|---|---:|---:|", device_name(device))
     for step, value in milliseconds.items():
         logger.info("| %s | %.0f | %.2f |", step, value, value / first)
 

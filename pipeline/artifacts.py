@@ -112,6 +112,10 @@ class BenchmarkSource(Record):
 # tokenize
 
 
+COUNTS, STARTS = 1, 2
+"""Bits of a mask: the token counts in the loss; it is the first of a document."""
+
+
 class Shard(Record):
     """One file of tokens."""
 

@@ -12,7 +12,7 @@ import tiktoken
 from pipeline.artifacts import SOURCE_FILE, BenchmarkSource, SampleSettings
 from pipeline.config import read_sections
 from pipeline.corpus.benchmarks import TASKS, items_file, read_items, subset
-from pipeline.corpus.chat import Chat, prompt_ids, prompt_text
+from pipeline.corpus.chat import load_chat, prompt_ids, prompt_text
 from pipeline.distributed import Group, autocast_dtype
 from pipeline.evaluation.benchmarks import answer, build_questions
 from pipeline.generation.params import SampleParams
@@ -32,11 +32,12 @@ def training_probes(
     runtime: RuntimeParams,
     group: Group,
     tokenizer: tiktoken.Encoding,
-    chat: Chat | None,
+    tokenizer_directory: Path,
     benchmarks: Path,
 ) -> list[Probe]:
     """The probes that the `train` section asks for, the same on every rank. Each uses the code of a later stage."""
     (sample,) = read_sections(SampleParams)
+    chat = load_chat(tokenizer_directory, tokenizer)
     dtype, batch_size = autocast_dtype(runtime.dtype, group.device), runtime.micro_batch_size
 
     def draw_sample(model: GPT, step: int) -> Row:

@@ -18,9 +18,9 @@ from pipeline.corpus.chat import load_chat
 from pipeline.corpus.shards import open_split
 from pipeline.corpus.tokenizer import TOKENIZER_DIRECTORY, load_tokenizer
 from pipeline.evaluation.benchmarks import answer, build_questions, endings
+from pipeline.evaluation.exact_match import build_requests, exact_match
 from pipeline.evaluation.params import EvaluateParams
 from pipeline.evaluation.val_loss import ValLoss, validation_loss
-from pipeline.generation.exact_match import build_requests, exact_match
 from pipeline.log import UserError, cli_errors, logger
 from pipeline.model_directory import check_tokenizer, load_model, match_vocabulary
 from pipeline.progress import Progress
@@ -51,7 +51,7 @@ def main() -> None:
             "dtype": distributed.autocast_dtype(params.dtype, group.device),
             "group": group,
         }
-        texts = len(stream.document_starts()) if stream.has_mask else 1  # read alone; nothing predicts the first token
+        texts = len(stream.document_starts) if stream.has_mask else 1  # read alone; nothing predicts the first token
         with Progress("validation loss", total=len(stream) - texts, unit="tok") as progress:
             loss = validation_loss(
                 model, stream, tokenizer, tokens=None, stride=params.stride, progress=progress, **common

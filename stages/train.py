@@ -25,7 +25,6 @@ from pipeline.artifacts import (
     TrainMetrics,
 )
 from pipeline.config import PARAMS_FILE, load_yaml, read_sections
-from pipeline.corpus.chat import load_chat
 from pipeline.corpus.shards import open_split
 from pipeline.corpus.tokenizer import TOKENIZER_DIRECTORY, TOKENIZER_FILE, TokenizerConfig, load_tokenizer
 from pipeline.curves import Curves, SampleLog
@@ -134,9 +133,7 @@ def make_trainer(
     logger.info("model: %s", describe(model.config))
     probes = [
         Probe(train.eval_interval, validation_probe(train, runtime, group, tokenizer)),
-        *training_probes(
-            train, runtime, group, tokenizer, load_chat(SHARDS / TOKENIZER_DIRECTORY, tokenizer), BENCHMARKS
-        ),
+        *training_probes(train, runtime, group, tokenizer, SHARDS / TOKENIZER_DIRECTORY, BENCHMARKS),
     ]
     trainer = Trainer(model, stream, train, runtime, group, store, loggers, probes)
     counted = stream.manifest.splits["train"].counted

@@ -50,6 +50,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--logprobs", action="store_true", help="print each token with its log-probability")
     parser.add_argument("--chat", action="store_true", help="talk to the model; the prompt is the first message")
     options = parser.parse_args(arguments)
+    if options.chat and (options.logprobs or options.samples != 1):
+        parser.error("--chat: not with --samples or --logprobs")
 
     if options.seed is None:
         options.seed = secrets.randbelow(2**32)

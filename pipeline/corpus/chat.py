@@ -18,11 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import tiktoken
 
+from pipeline.artifacts import COUNTS, STARTS
 from pipeline.corpus.conversations import ROLES, Message
 from pipeline.corpus.tokenizer import TOKENIZER_FILE, TokenizerConfig, encode_text
-
-COUNTS, STARTS = 1, 2
-"""Bits of a mask: the token counts in the loss; it is the first of a document."""
 
 Mask = npt.NDArray[np.uint8]
 

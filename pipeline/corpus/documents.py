@@ -130,9 +130,10 @@ def holds_conversations(path: Path) -> bool:
 
 def read_row_group(path: Path, row_group: int) -> list[Content]:
     """The documents of one row group. Raises UserError that names the file and the row group if they are not text."""
-    name = MESSAGES if holds_conversations(path) else TEXT
     with parsing(f"{path}: row group {row_group} cannot be read"):
-        column = pq.ParquetFile(path).read_row_group(row_group, columns=[name], use_threads=False).column(name)
+        file = pq.ParquetFile(path)
+        name = MESSAGES if file.schema_arrow.names == [MESSAGES] else TEXT
+        column = file.read_row_group(row_group, columns=[name], use_threads=False).column(name)
         rows = column.to_pylist()
         if name == MESSAGES:
             return [tuple(Message(**message) for message in messages) for messages in rows]

@@ -4,7 +4,7 @@ A directory of shards, `data/shards/` in the pipeline:
 
     manifest.json                      Manifest: tokens and hash of each shard
     train_000000.npy, val_000000.npy   1-D little-endian uint16 (uint32 where the vocabulary needs it), no pickles
-    train_000000.mask.npy              of conversations: 1-D uint8, the bits of pipeline.corpus.chat for each token
+    train_000000.mask.npy              of conversations: 1-D uint8, the bits COUNTS and STARTS of each token
     tokenizer/                         the tokenizer's files (pipeline.corpus.tokenizer)
 
 Every document starts with the end-of-text token. A document can continue in the next shard. Without masks, every token
@@ -18,14 +18,14 @@ counts in the loss.
 import bisect
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.artifacts import MANIFEST_FILE, Manifest, SplitName
-from pipeline.corpus.chat import COUNTS, STARTS, Mask
+from pipeline.artifacts import MANIFEST_FILE, STARTS, Manifest, SplitName
 from pipeline.corpus.tokenizer import (
     END_OF_TEXT,
     TOKENIZER_DIRECTORY,
@@ -73,20 +73,18 @@ class TokenStream:
             verify(self.directory)
         return out
 
-    def mask(self, start: int, count: int) -> Mask:
-        """Of the same tokens, the bits COUNTS and STARTS (pipeline.corpus.chat).  # (count,)"""
-        if self.has_mask:
-            return self._copy(self._masks, start, np.empty(count, np.uint8))
-        is_start = self.read(start, count) == self.manifest.eot_id
-        return np.where(is_start, COUNTS | STARTS, COUNTS).astype(np.uint8)
+    def mask(self, start: int, count: int) -> npt.NDArray[np.uint8]:
+        """Of the same tokens, where the split has masks, the bits COUNTS and STARTS.  # (count,)"""
+        return self._copy(self._masks, start, np.empty(count, np.uint8))
 
+    @cached_property
     def document_starts(self) -> npt.NDArray[np.int64]:
-        """The index of each document's first token; also 0, where the split begins inside a document."""
-        starts = [0]
+        """By the masks, the index of each document's first token; also 0, where the split begins inside a document."""
+        starts = [np.zeros(1, np.int64)]
         for begin in range(0, len(self), VERIFY_TOKENS):
             mask = self.mask(begin, min(VERIFY_TOKENS, len(self) - begin))
-            starts += (begin + np.flatnonzero(mask & STARTS)).tolist()
-        return np.unique(np.array(starts, np.int64))
+            starts.append(begin + np.flatnonzero(mask & STARTS))
+        return np.unique(np.concatenate(starts))
 
     def _copy(self, shards: Sequence[npt.NDArray[T]], start: int, out: npt.NDArray[T]) -> npt.NDArray[T]:
         """Fills `out` from index `start` of shards on; returns it. Raises IndexError."""

@@ -3,7 +3,7 @@
 A token file holds the tokens of a row group or of a shard:
 
     train-000042.npy        1-D tokens
-    train-000042.mask.npy   1-D uint8, of conversations: the bits of pipeline.corpus.chat for each token
+    train-000042.mask.npy   1-D uint8, of conversations: the bits of pipeline.artifacts for each token
     train-000042.json       TokenFile, written last: without it, the others are ignored
 
 The files are not flushed to disk one by one, which would take up to a tenth of the stage's time: damage by a power
@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import tiktoken
 
-from pipeline.artifacts import Record
-from pipeline.corpus.chat import COUNTS, STARTS, Chat, Mask, load_chat
+from pipeline.artifacts import COUNTS, STARTS, Record
+from pipeline.corpus.chat import Chat, Mask, load_chat
 from pipeline.corpus.documents import read_row_group
 from pipeline.corpus.shards import Tokens, mask_file
 from pipeline.corpus.tokenizer import encode_text, load_tokenizer, token_byte_lengths

@@ -20,7 +20,7 @@ import numpy as np
 import tiktoken
 import torch
 
-from pipeline.corpus.chat import COUNTS
+from pipeline.artifacts import COUNTS
 from pipeline.corpus.shards import TokenStream
 from pipeline.corpus.tokenizer import token_byte_lengths
 from pipeline.distributed import Group
@@ -126,7 +126,7 @@ def _plan(stream: TokenStream, count: int, block_size: int, stride: int) -> Iter
     if not stream.has_mask:
         yield from windows(count, block_size, stride)
         return
-    for begin, end in pairwise([*stream.document_starts().tolist(), len(stream)]):
+    for begin, end in pairwise([*stream.document_starts.tolist(), len(stream)]):
         if begin >= count:
             break
         for window in windows(end - begin, block_size, stride):

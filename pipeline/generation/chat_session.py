@@ -13,6 +13,7 @@ from pipeline.artifacts import SampleSettings
 from pipeline.corpus.chat import Chat
 from pipeline.corpus.conversations import Message
 from pipeline.generation.sampling import Decoder, sample_token
+from pipeline.log import UserError
 from pipeline.model.gpt import GPT
 
 ANSWER_SHARE = 4  # a message may fill the context except for a quarter, which is for the answer
@@ -45,6 +46,8 @@ class ChatSession:
         for _ in range(settings.max_new_tokens):
             uniforms = torch.tensor([self._random.random()], dtype=torch.float64)
             logits = self.decoder.logits()  # (1, V)
+            if logits.isnan().any():
+                raise UserError("the model's logits are NaN: its weights are broken")
             token = int(sample_token(logits, settings.temperature, settings.top_k, settings.top_p, uniforms))
             self.decoder.append([token])
             if token == self.chat.end_id:

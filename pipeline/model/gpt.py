@@ -34,7 +34,7 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) -> the same, in the dtype of the gain: float32 under autocast, as nn.LayerNorm."""
-        return super().forward(x if self.weight is None else x.type_as(self.weight))
+        return super().forward(x.float() if self.weight is None else x.type_as(self.weight))
 
 
 def build_norm(config: GPTConfig, width: int) -> nn.Module:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.corpus.chat import COUNTS, STARTS
+from pipeline.artifacts import COUNTS, STARTS
 from pipeline.corpus.shards import TokenStream
 from pipeline.distributed import Group
 from pipeline.log import UserError
@@ -119,7 +119,7 @@ class Step(NamedTuple):
     tokens: Tensor
     """(accumulation steps, B, T + 1) int32."""
     mask: Tensor | None
-    """The same shape in uint8, with the bits of pipeline.corpus.chat; None: all count, and attend to each other."""
+    """The same shape in uint8, with the bits of pipeline.artifacts; None: all count, and attend to each other."""
     divisors: list[float]
     """Of each micro-batch."""
 
@@ -141,8 +141,11 @@ class Loader:
         self.blocks: Indices | None = None  # of conversations
         self.n_blocks = (len(stream) - 1) // block_size  # the last block needs one more token, its final target
         if stream.has_mask:
-            self.blocks = pack(stream.document_starts(), len(stream), block_size)
+            self.blocks = pack(stream.document_starts, len(stream), block_size)
             self.n_blocks = len(self.blocks)
+            # of each block, the targets that count
+            masks = (stream.mask(begin + 1, end - begin - 1) for begin, end in self.blocks.tolist())
+            self.counted = np.array([np.count_nonzero(mask & COUNTS) for mask in masks])
         if self.n_blocks < 1:
             raise UserError(
                 f"data/shards: the train split ({len(stream)} tokens) must hold model.block_size ({block_size}) + 1"
@@ -179,7 +182,7 @@ class Loader:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _read(self, step: int) -> Step:
-        """This rank's blocks of a step, in pinned memory for a GPU. Of the other ranks' blocks, only the mask is read.
+        """This rank's blocks of a step, in pinned memory for a GPU.
 
         Micro-batch m of rank r holds rows [(m x world + r) B, ...) of the step. Without shuffling, this matches the
         order of build-nanogpt's DataLoaderLite within a shard: neighbouring ranks read neighbouring chunks of B x T
@@ -195,17 +198,20 @@ class Loader:
             tokens[row, :count] = self.stream.read(start, count)
             tokens[row, count:] = tokens[row, 0]  # padding: neither counted nor, with a document mask, attended to
         mask, divisors = None, [float(self.accumulation_steps)] * self.accumulation_steps
-        if self.stream.has_mask or self.train.document_mask:
-            masks = np.zeros((blocks.size, length), dtype=np.uint8)
-            for row, block in enumerate(blocks):
+        if self.stream.has_mask:
+            masks = np.zeros((mine.size, length), dtype=np.uint8)
+            for row, block in enumerate(mine.ravel()):
                 start, count = self._range(int(block))
                 masks[row, :count] = self.stream.mask(start, count)
                 masks[row, count : count + 1] = STARTS
-            counted = (masks[:, 1:] & COUNTS).reshape(*ranks.shape, -1).sum(axis=(2, 3), dtype=np.int64)
+            mask = self._pinned(masks.reshape(*mine.shape, length))
+            counted = self.counted[ranks].sum(axis=2)  # (accumulation steps, ranks)
             total = int(counted.sum())
             own = (counted[:, self.group.rank] * self.group.world_size).tolist()
             divisors = [total / count if count else np.inf for count in own]
-            mask = self._pinned(masks.reshape(*ranks.shape, length)[:, self.group.rank])
+        elif self.train.document_mask:  # every token of a text counts
+            masks = np.where(tokens == self.stream.manifest.eot_id, COUNTS | STARTS, COUNTS).astype(np.uint8)
+            mask = self._pinned(masks.reshape(*mine.shape, length))
         return Step(self._pinned(tokens.reshape(*mine.shape, length)), mask, divisors)
 
     def _range(self, block: int) -> tuple[int, int]:

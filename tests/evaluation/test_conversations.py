@@ -1,23 +1,25 @@
 """Conversations: validation loss over the positions that count, and exact match of greedy answers."""
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.artifacts import SampleSettings, SplitName
-from pipeline.corpus.chat import COUNTS, Chat, load_chat
+from pipeline.artifacts import COUNTS, SampleSettings, SplitName
+from pipeline.corpus.chat import Chat, load_chat
 from pipeline.corpus.conversations import Conversation, Message
 from pipeline.corpus.shards import TokenStream, open_split
 from pipeline.corpus.tokenization import tokenize
 from pipeline.corpus.tokenizer import load_tokenizer, token_byte_lengths
 from pipeline.distributed import Group
+from pipeline.evaluation import exact_match as module
+from pipeline.evaluation.exact_match import CHECKERS, Request, build_requests, exact_match
 from pipeline.evaluation.val_loss import ValLoss, validation_loss
-from pipeline.generation import exact_match as module
-from pipeline.generation.exact_match import CHECKERS, Request, build_requests, exact_match
-from pipeline.generation.sampling import generate
+from pipeline.generation.sampling import NewToken, generate
+from pipeline.log import UserError
 from pipeline.model.gpt import GPT
 from tests.corpus.conftest import tokenizer_params, write_corpus
 from tests.evaluation.small import ALONE, tiny_model
@@ -70,7 +72,7 @@ def test_the_loss_is_over_the_counted_tokens_of_each_conversation_alone(shards: 
     stream, chat, model = opened(shards)
     lengths, limit = token_byte_lengths(chat.tokenizer), model.config.block_size
     nats, tokens, utf8_bytes = 0.0, 0, 0
-    starts = stream.document_starts().tolist()
+    starts = stream.document_starts.tolist()
     for begin, end in zip(starts, [*starts[1:], len(stream)], strict=True):
         ids, mask = torch.from_numpy(stream.read(begin, end - begin).astype("int64")), stream.mask(begin, end - begin)
         for index in range(1, len(ids)):
@@ -100,11 +102,23 @@ def test_a_request_is_for_the_last_turn_of_a_held_out_conversation(shards: Path)
     stream, chat, _ = opened(shards)
     requests = build_requests(stream, chat, None)
     held_out = [*SHORT, LONG][: len(requests)]
-    assert len(requests) == len(stream.document_starts()) == 9
+    assert len(requests) == len(stream.document_starts) == 9
     for request, conversation in zip(requests, held_out, strict=True):
         assert request.expected == conversation[-1].content
         assert request.prompt == chat.prompt(conversation[:-1])
     assert build_requests(stream, chat, 2) == requests[:2]
+
+
+def test_a_conversation_that_the_split_cuts_is_not_graded(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, chat, _ = opened(shards)
+    whole = build_requests(stream, chat, None)
+    length = len(stream)
+    monkeypatch.setattr(TokenStream, "__len__", lambda _: length - 1)
+    assert build_requests(stream, chat, None) == whole[:-1]
+    monkeypatch.setattr(TokenStream, "__len__", lambda _: 5)
+    stream.__dict__["document_starts"] = stream.document_starts[:1]
+    with pytest.raises(UserError, match="no whole conversation"):
+        build_requests(stream, chat, None)
 
 
 @pytest.mark.parametrize(
@@ -127,13 +141,15 @@ def count_correct(group: Group, shards: Path) -> None:
     model = tiny_model(text_vocab_size=chat.tokenizer.n_vocab, block_size=128)  # room for all answers
     requests = build_requests(stream, chat, None)
 
-    def answers(_: GPT, prompts: list[list[int]], *__: object, eot_id: int, **___: object) -> list[list[list[int]]]:
+    def answers(_: GPT, prompts: list[list[int]], *__: object, eot_id: int) -> Iterator[NewToken]:
         assert eot_id == chat.end_id
         right = {tuple(request.prompt): request.expected for request in requests[::2]}
-        return [[chat.content(right.get(tuple(prompt), "no"))[:-1]] for prompt in prompts]
+        for number, prompt in enumerate(prompts):
+            for token in chat.content(right.get(tuple(prompt), "no")):
+                yield NewToken(number, 0, token, 0.0)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "generate", answers)
+        patch.setattr(module, "stream_tokens", answers)
         result = exact_match(model, requests, chat, "text", batch_size=2, dtype=torch.float32, group=group)
     assert (result.items, result.acc) == (9, 5 / 9)
     assert result.acc_stderr == pytest.approx(math.sqrt(5 / 9 * 4 / 9 / 8))

@@ -131,7 +131,7 @@ def test_probes_on_all_data_measure_the_same_as_the_stage() -> None:
     train = train.model_copy(update={"eval_tokens": 10**6, "benchmark_items": 13})
     runtime = runtime.model_copy(update={"dtype": "float32"})
     measured = validation_probe(train, runtime, ALONE, BYTES)(tiny_model(block_size=64), 1)
-    for probe in training_probes(train, runtime, ALONE, BYTES, None, Path("data/benchmarks")):
+    for probe in training_probes(train, runtime, ALONE, BYTES, Path("data/shards/tokenizer"), Path("data/benchmarks")):
         measured |= probe.measure(tiny_model(block_size=64), 1)
     assert (measured["val/loss"], measured["val/bpb"]) == (written.val.loss, written.val.bpb)
     result = written.benchmarks["next_lines"]

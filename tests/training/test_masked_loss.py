@@ -13,12 +13,14 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.corpus.chat import COUNTS, STARTS
+from pipeline.artifacts import COUNTS, STARTS
 from pipeline.corpus.shards import open_split
 from pipeline.model.gpt import GPT, IGNORE_INDEX
-from pipeline.training.data_loader import pack
+from pipeline.runtime import RuntimeParams
+from pipeline.training.data_loader import Loader, pack
+from pipeline.training.params import TrainParams
 from tests.ranks import on_ranks
-from tests.training.conftest import MemoryLogger, same, trainer, weights_of, write_shards
+from tests.training.conftest import ONE_RANK, RUNTIME, TRAIN, MemoryLogger, same, trainer, weights_of, write_shards
 from tests.training.test_loader import loader_of
 from tests.training.test_ranks import on_one_rank, train_and_save
 from tests.training.test_trainer import stop_after_step_7
@@ -126,6 +128,24 @@ def test_micro_batches_without_counted_positions_do_not_count(tmp_path: Path) ->
     log = MemoryLogger()
     trainer(shards, tmp_path / "state", log, runtime={"micro_batch_size": 1}).run()
     assert all(np.isfinite(row["train/loss"]) and row["event"] == "" for row in log.rows)
+
+
+def test_a_document_mask_tells_the_documents_of_a_text_apart(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path, tokens=BLOCK * 8 + 1)
+    tokens = np.load(shards / "train_000000.npy")
+    tokens[[3, 9, BLOCK + 5]] = tokens[0]  # end of text
+    np.save(shards / "train_000000.npy", tokens)
+    stream = open_split(shards, "train")
+    train = TrainParams.model_validate({**TRAIN, "shuffle": False, "document_mask": True})
+    loader = Loader(stream, BLOCK, train, RuntimeParams.model_validate({**RUNTIME, "micro_batch_size": 8}), ONE_RANK)
+    (batch,) = loader.micro_batches(0)
+    loader.close()
+    assert batch.divisor == 1
+    assert (batch.targets >= 0).all()
+    assert batch.documents is not None
+    starts = batch.inputs == stream.manifest.eot_id
+    assert starts[0].nonzero().flatten().tolist() == [0, 3, 9]
+    assert torch.equal(batch.documents, starts.cumsum(dim=1))
 
 
 @pytest.mark.parametrize("micro", [1, 3])

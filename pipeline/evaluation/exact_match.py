@@ -15,11 +15,13 @@ from itertools import islice, pairwise
 import numpy as np
 import torch
 
-from pipeline.artifacts import BenchmarkMetrics, SampleSettings
-from pipeline.corpus.chat import COUNTS, Chat
+from pipeline.artifacts import COUNTS, BenchmarkMetrics, SampleSettings
+from pipeline.corpus.chat import Chat
 from pipeline.corpus.shards import TokenStream
 from pipeline.distributed import Group
-from pipeline.generation.sampling import generate
+from pipeline.generation.sampling import stream as stream_tokens
+from pipeline.inference import for_inference
+from pipeline.log import UserError
 from pipeline.model.gpt import GPT
 from pipeline.progress import Progress
 
@@ -51,15 +53,17 @@ class Request:
 
 
 def build_requests(stream: TokenStream, chat: Chat, limit: int | None) -> list[Request]:
-    """The requests of the first `limit` conversations in a split, or of all."""
+    """The requests of the first `limit` conversations in a split, or of all. Raises UserError if there are none."""
     requests = []
-    for begin, end in islice(pairwise([*stream.document_starts().tolist(), len(stream)]), limit):
+    for begin, end in islice(pairwise([*stream.document_starts.tolist(), len(stream)]), limit):
         tokens = stream.read(begin, end - begin).tolist()
         counted = np.flatnonzero(stream.mask(begin, end - begin) & COUNTS)
-        if len(counted):  # not so in a piece of a conversation, where data.val_every is null
+        # A whole conversation ends with a turn that counts; where data.val_every is null, the last one may be cut.
+        if len(counted) and counted[-1] == len(tokens) - 1 and tokens[-1] == chat.end_id:
             last_turn = int(counted[np.flatnonzero(np.diff(counted, prepend=-1) > 1)[-1]])
-            answer = [id for id in tokens[last_turn : int(counted[-1]) + 1] if id != chat.end_id]
-            requests.append(Request(tokens[:last_turn], chat.tokenizer.decode(answer)))
+            requests.append(Request(tokens[:last_turn], chat.tokenizer.decode(tokens[last_turn:-1])))
+    if not requests:
+        raise UserError(f"{stream.directory}: {stream.split} split: no whole conversation for evaluate.checker")
     return requests
 
 
@@ -79,7 +83,7 @@ def exact_match(
     An answer ends with its turn, or when the conversation fills the model's context. `batch_size`: conversations per
     rank at a time. `progress` is advanced by the conversations.
     """
-    block_size = model.config.block_size
+    fast, block_size = for_inference(model, dtype), model.config.block_size
     correct = torch.zeros(1, dtype=torch.int64)
     at_once = batch_size * group.world_size
     for start in range(0, len(requests), at_once):
@@ -88,8 +92,11 @@ def exact_match(
             prompts = [request.prompt for request in mine]
             limits = [max(1, block_size - len(prompt)) for prompt in prompts]
             settings = SampleSettings(temperature=0, top_k=0, top_p=1, max_new_tokens=max(limits), seed=0)
-            answers = generate(model, prompts, settings, eot_id=chat.end_id, dtype=dtype, samples_per_prompt=1)
-            for request, limit, (tokens,) in zip(mine, limits, answers, strict=True):
+            answers: list[list[int]] = [[] for _ in mine]
+            for new in stream_tokens(fast, prompts, settings, eot_id=chat.end_id):
+                if new.token != chat.end_id:
+                    answers[new.prompt].append(new.token)
+            for request, limit, tokens in zip(mine, limits, answers, strict=True):
                 correct += CHECKERS[checker](chat.tokenizer.decode(tokens[:limit]), request.expected)
         if progress is not None:
             progress.advance(min(at_once, len(requests) - start))
