@@ -17,7 +17,7 @@ from pipeline import progress
 from pipeline import sweep as sweep_module
 from pipeline.cli import sweep as cli
 from pipeline.cli.sweep import enqueue, find_entry, summary, trials, unused_name
-from pipeline.config import load_yaml
+from pipeline.config import ConfigError, load_yaml
 from pipeline.formatting import format_duration
 from pipeline.ladder import Ladder, read_ladder
 from pipeline.log import UserError
@@ -215,6 +215,24 @@ def test_settings_are_crossed_with_the_steps_and_name_what_varies(project: Path)
         shutil.copy("params.yaml", "by_dvc.yaml")
         apply_overrides("by_dvc.yaml", to_path_overrides(list(trial.overrides))["params.yaml"])
         assert load_yaml(Path("by_dvc.yaml")) == trial.params
+
+
+def test_a_sweep_over_a_recipe(project: Path) -> None:
+    Path("recipes").mkdir()
+    Path("recipes/mine.yaml").write_text("model: {position: rope}\ntrain: {max_lr: 5.0e-4, betas: [0.8, 0.95]}\n")
+    params = load_yaml(Path("params.yaml"))
+    found = trials(["train.max_lr=1e-3,2e-3", "train.max_steps=99"], params, recipe="mine")
+    assert [trial.name for trial in found] == ["mine,max_lr=0.001,max_steps=99", "mine,max_lr=0.002,max_steps=99"]
+    assert [trial.params["train"]["max_lr"] for trial in found] == [1e-3, 2e-3], "settings override the recipe"
+    assert {trial.params["model"]["position"] for trial in found} == {"rope"}
+    assert found[0].params["train"]["betas"] == [0.8, 0.95]
+    assert found[0].params["tracking"]["group"] == "mine"
+    assert [trial.name for trial in trials([], params, recipe="mine")] == ["mine"]
+    shutil.copy("params.yaml", "by_dvc.yaml")
+    apply_overrides("by_dvc.yaml", to_path_overrides(list(found[0].overrides))["params.yaml"])
+    assert load_yaml(Path("by_dvc.yaml")) == found[0].params
+    with pytest.raises(ConfigError, match="mine"):
+        trials([], params, recipe="other")
 
 
 def test_a_configuration_of_both_modes_is_one_experiment(project: Path) -> None:

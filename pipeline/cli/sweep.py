@@ -2,6 +2,7 @@
 
     python -m pipeline sweep model.position=learned,rope,alibi train.seed=1,2,3 --dry-run   # the list and its cost
     python -m pipeline sweep model.position=learned,rope,alibi train.seed=1,2,3
+    python -m pipeline sweep --recipe modern-small train.seed=1,2,3         # over recipes/modern-small.yaml
     python -m pipeline sweep --ladder steps.yaml train.seed=1,2,3           # the steps in a file, one after another
     python -m pipeline sweep --leave-one-out steps.yaml train.seed=1,2,3    # all of them, and all but one
 
@@ -42,7 +43,7 @@ from pipeline.git import params_at
 from pipeline.ladder import Ladder, read_ladder
 from pipeline.log import UserError, logger
 from pipeline.model.config import ModelParams
-from pipeline.recipes import NO_RESULT_SECTIONS
+from pipeline.recipes import NO_RESULT_SECTIONS, apply_recipe, plain
 from pipeline.runtime import RuntimeParams
 from pipeline.sweep import LATER_STAGES_S, Entry, ExperimentQueue, Speed, Trial, combinations, same_code, watch
 from pipeline.tracking.wandb_run import LONGEST_NAME, NAMING_SECTIONS
@@ -52,9 +53,13 @@ GROUP = "tracking.group"
 
 
 def trials(
-    settings: Sequence[str], params: Mapping[str, Any], ladder: Ladder | None = None, leave_one_out: bool = False
+    settings: Sequence[str],
+    params: Mapping[str, Any],
+    ladder: Ladder | None = None,
+    leave_one_out: bool = False,
+    recipe: str = "",
 ) -> list[Trial]:
-    """Every combination of `settings` over `params`, in the order given; for each configuration of a ladder.
+    """Every combination of `settings` over `params`, a recipe or each configuration of a ladder, in the order given.
 
     Raises UserError that lists each mistake with the number of combinations that have it.
     """
@@ -62,8 +67,9 @@ def trials(
     keys = [key for key in combined[0] if key != GROUP]
     varied = [key for key in keys if len({combination[key][1] for combination in combined}) > 1]
     if ladder is None:
-        varied = varied or keys
-        group, steps = ",".join(short_keys(varied).values()), {"": dict[str, Any]()}
+        varied = keys if recipe else varied or keys
+        group = recipe or ",".join(short_keys(varied).values())
+        steps = {recipe: plain(apply_recipe(recipe).changes) if recipe else {}}
     else:
         group, steps = ladder.path.stem, _steps(ladder, leave_one_out, params)
         if repeated := sorted(ladder.keys & combined[0].keys()):
@@ -230,6 +236,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that say what to run."""
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE,VALUE", help="as for dvc exp run -S")
     of_file = parser.add_mutually_exclusive_group()
+    of_file.add_argument("--recipe", metavar="NAME", help="settings over recipes/NAME.yaml")
     of_file.add_argument(
         "--ladder", type=Path, metavar="FILE", help="cumulative ablation: each step in FILE with those before it"
     )
@@ -244,10 +251,10 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 def read_trials(parser: argparse.ArgumentParser, options: argparse.Namespace) -> tuple[list[Trial], Ladder | None]:
     """What the arguments say to run, and the ladder that it is of. Raises UserError that lists all mistakes."""
     path = options.ladder or options.leave_one_out
-    if not (options.settings or path):
-        parser.error("give KEY=VALUE,VALUE, --ladder FILE or --leave-one-out FILE")
-    ladder = read_ladder(path) if path else None
-    return trials(options.settings, load_yaml(PARAMS_FILE), ladder, options.leave_one_out is not None), ladder
+    if not (options.settings or options.recipe or path):
+        parser.error("give KEY=VALUE,VALUE, --recipe NAME, --ladder FILE or --leave-one-out FILE")
+    ladder, left_out = read_ladder(path) if path else None, options.leave_one_out is not None
+    return trials(options.settings, load_yaml(PARAMS_FILE), ladder, left_out, options.recipe or ""), ladder
 
 
 def main(arguments: list[str]) -> None:
