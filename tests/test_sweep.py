@@ -100,7 +100,7 @@ class FakeQueue(ExperimentQueue):
 
 def test_every_combination_is_named_by_its_settings(project: Path) -> None:
     names = ["position=rope,seed=1", "position=rope,seed=2", "position=alibi,seed=1", "position=alibi,seed=2"]
-    trials = trials_of(*POSITIONS, "train.max_steps=99")
+    trials = trials_of("train.max_steps=99", *POSITIONS)
     assert [trial.name for trial in trials] == names  # without the setting that all have
     assert [trial.full_name for trial in trials] == [f"{name},max_steps=99" for name in names]
 
@@ -297,7 +297,7 @@ def test_only_new_and_failed_trials_are_queued(project: Path) -> None:
 def test_a_second_sweep_over_the_same_key_is_named_by_its_other_settings_too(project: Path) -> None:
     queue = FakeQueue({"seed=1": ["done"]})  # of the committed model
     enqueue(queue, [(trial, None) for trial in trials_of("model.mlp=swiglu", "train.seed=1,2")])
-    assert [name for name, _ in queue.added] == ["mlp=swiglu,seed=1", "seed=2"]
+    assert [name for name, _ in queue.added] == ["seed=1,mlp=swiglu", "seed=2"]
 
 
 def test_a_used_name_gets_a_number() -> None:

@@ -66,6 +66,7 @@ def trials(
     combined = combinations(settings)
     keys = [key for key in combined[0] if key != GROUP]
     varied = [key for key in keys if len({combination[key][1] for combination in combined}) > 1]
+    keys.sort(key=lambda key: key not in varied)  # a long name is cut at its end
     if ladder is None:
         varied = keys if recipe else varied or keys
         group = recipe or ",".join(short_keys(varied).values())
