@@ -1,6 +1,7 @@
 """Time of a training step after each step of a ladder: what an ablation's ingredients cost in time.
 
     python -m benchmarks.ladder docs/experiments/modern-recipe/ladder.yaml
+    python -m benchmarks.ladder docs/experiments/modern-recipe/baselines.yaml model.n_layer=6 model.n_embd=320
 
 The configurations take turns for several rounds, over params.yaml, on the shards of `dvc repro`. Prints, as markdown,
 the median time of an optimizer step of each, without compiling, and its ratio to that of the first.
@@ -23,6 +24,7 @@ from pipeline.ladder import read_ladder
 from pipeline.log import logger
 from pipeline.model.config import GPTConfig, ModelParams
 from pipeline.runtime import RuntimeParams
+from pipeline.sweep import combinations
 from pipeline.training.params import TrainParams
 
 SHARDS = Path("data/shards")
@@ -48,15 +50,18 @@ def loop(params: Mapping[str, Any], steps: int, device: torch.device, folder: Pa
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ladder", description=__doc__.partition("\n")[0])
     parser.add_argument("file", type=Path)
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="of all steps")
     parser.add_argument("--only", nargs="*", help="names of steps (default: all)")
     parser.add_argument("--steps", type=int, default=40, help="optimizer steps per round, half of them timed")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args(argv)
-    params, device = flat(load_yaml(PARAMS_FILE)), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    (settings,) = combinations(options.settings)
+    params = flat(load_yaml(PARAMS_FILE)) | {key: value for key, (value, _) in settings.items()}
     with tempfile.TemporaryDirectory() as name:
         loops = {
-            step: loop({**params, **settings}, options.steps, device, Path(name))
-            for step, settings in read_ladder(options.file).cumulative().items()
+            step: loop({**params, **of_step}, options.steps, device, Path(name))
+            for step, of_step in read_ladder(options.file).cumulative().items()
             if not options.only or step in options.only
         }
         rates = time_in_turns(loops, options.rounds)
