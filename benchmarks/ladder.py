@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     first = next(iter(milliseconds.values()))
     logger.info("%s\n\n| step | ms per optimizer step | ratio |\n|---|---:|---:|", device_name(device))
     for step, value in milliseconds.items():
-        logger.info("| %s | %.0f | %.2f |", step, value, value / first)
+        logger.info("| %s | %.1f | %.2f |", step, value, value / first)
 
 
 if __name__ == "__main__":
