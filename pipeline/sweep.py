@@ -23,7 +23,7 @@ from pipeline.progress import Progress
 
 State = Literal["done", "failed", "queued", "running"]
 CODE = ("pipeline", "stages", "dvc.yaml")  # with the params, what the results of an experiment depend on
-POLL_S = 2.0
+POLL_S = 5.0
 SETTLED_S = 30.0  # after which the speed of the experiments themselves says how long the rest takes
 LOG_LINES = 12  # of a failed experiment
 TRAIN_PROGRESS = re.compile(r"^train (\d+)/(\d+) tok", re.MULTILINE)  # as pipeline.progress prints it
