@@ -4,7 +4,7 @@
     python -m benchmarks.ladder docs/experiments/modern-recipe/baselines.yaml model.n_layer=6 model.n_embd=320
 
 The configurations take turns for several rounds, over params.yaml, on the shards of `dvc repro`. Prints, as markdown,
-the median time of an optimizer step of each, without compiling, and its ratio to that of the first.
+the median time of an optimizer step of each, compilation not included, and its ratio to that of the first.
 """
 
 import argparse
@@ -20,11 +20,11 @@ from pipeline.config import PARAMS_FILE, load_yaml
 from pipeline.corpus.shards import open_split
 from pipeline.distributed import device_name
 from pipeline.dvc_lock import flat
+from pipeline.experiment_queue import combinations
 from pipeline.ladder import read_ladder
 from pipeline.log import logger
 from pipeline.model.config import GPTConfig, ModelParams
 from pipeline.runtime import RuntimeParams
-from pipeline.sweep import combinations
 from pipeline.training.params import TrainParams
 
 SHARDS = Path("data/shards")
@@ -51,7 +51,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ladder", description=__doc__.partition("\n")[0])
     parser.add_argument("file", type=Path)
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="of all steps")
-    parser.add_argument("--only", nargs="*", help="names of steps (default: all)")
     parser.add_argument("--steps", type=int, default=40, help="optimizer steps per round, half of them timed")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args(argv)
@@ -62,7 +61,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         loops = {
             step: loop({**params, **of_step}, options.steps, device, Path(name))
             for step, of_step in read_ladder(options.file).cumulative().items()
-            if not options.only or step in options.only
         }
         rates = time_in_turns(loops, options.rounds)
     milliseconds = {step: 1000 / rate for step, rate in rates.items()}

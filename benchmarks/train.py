@@ -5,10 +5,10 @@
     python -m benchmarks.train --peer ../nanoGPT  # beside nanoGPT's model too
 
 The loops take turns for several rounds, training the same model on a shard of random tokens. Prints, as markdown, the
-median tokens per second of each in training steps alone, without compiling and checkpoints; then the wall time that
-checkpoints add to the pipeline's loop, and its share where runtime.checkpoint_interval is null. `--peer` is a directory
-whose model.py has nanoGPT's GPT and GPTConfig; the plain loop trains its model. Float32 is strict in all loops, not
-TF32.
+median tokens per second of each in training steps alone, compilation and checkpoints not included; then the wall time
+that checkpoints add to the pipeline's loop, and its share where runtime.checkpoint_interval is null. `--peer` is a
+directory whose model.py has nanoGPT's GPT and GPTConfig; the plain loop trains its model. Float32 is strict in all
+loops, not TF32.
 """
 
 import argparse

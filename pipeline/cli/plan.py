@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import MANIFEST_FILE, Manifest, RunSummary, SplitSize
 from pipeline.cli.arguments import positive_float, positive_int
-from pipeline.config import PARAMS_FILE, load_yaml, read_sections
+from pipeline.config import PARAMS_FILE, load_yaml, validate
 from pipeline.corpus.params import BenchmarkParams, TokenizerParams
 from pipeline.corpus.tokenizer import TOKENIZER_DIRECTORY, TOKENIZER_FILE, TokenizerConfig, fingerprint
 from pipeline.dvc_lock import differing, flat
@@ -74,12 +74,10 @@ class Plan:
 
 
 def read_params(
-    recipe: str | None,
+    values: Mapping[str, Any],
 ) -> tuple[ModelParams, TrainParams, RuntimeParams, TokenizerParams, BenchmarkParams]:
-    """The sections of params.yaml, with a recipe applied if one is named."""
-    if recipe is None:
-        return read_sections(ModelParams, TrainParams, RuntimeParams, TokenizerParams, BenchmarkParams)
-    values = apply_recipe(recipe).values
+    """The sections that a plan needs, of all params. Raises ConfigError for invalid ones."""
+    validate(values)
     return (
         ModelParams(**values["model"]),
         TrainParams(**values["train"]),
@@ -140,9 +138,9 @@ def text_vocabulary(tokenizer: TokenizerParams, shards: Path) -> tuple[int, Spli
         return expected, None
     if sha256:
         same = sha256 in (manifest.tokenizer_sha256, config.extends)
-    else:  # the name of a bpe tokenizer begins with bpe-; it is smaller if the text has too few pairs to merge
+    else:  # the name of a bpe tokenizer begins with bpe-
         ids = manifest.vocab_size - (len(config.special_tokens) - 1)
-        same = manifest.tokenizer_name.partition("-")[0] == tokenizer.encoding and ids <= expected
+        same = manifest.tokenizer_name.partition("-")[0] == tokenizer.encoding and ids == expected
     if not same:
         return expected, None
     train = manifest.splits.get("train")
@@ -306,7 +304,8 @@ def main(arguments: list[str]) -> None:
         "--scaling", type=Path, metavar="FILE", help="predict the loss from a scaling.json of `compare`"
     )
     options = parser.parse_args(arguments)
-    model, train, runtime, tokenizer, benchmarks = read_params(options.recipe)
+    values = apply_recipe(options.recipe).values if options.recipe else load_yaml(PARAMS_FILE)
+    model, train, runtime, tokenizer, benchmarks = read_params(values)
     vocabulary, split = text_vocabulary(tokenizer, SHARDS)
     plan = make_plan(model, train, runtime, vocabulary, split, options.ranks)
     sections = {
@@ -322,7 +321,6 @@ def main(arguments: list[str]) -> None:
         from pipeline.comparison.scaling import ScalingFit
 
         fit = ScalingFit.parse(options.scaling.read_bytes(), str(options.scaling))
-        values = apply_recipe(options.recipe).values if options.recipe else load_yaml(PARAMS_FILE)
         sections["Loss"] = list(loss_rows(plan, fit, flat(values)))
     params = f"recipe {options.recipe}" if options.recipe else "params.yaml"
     ranks = f"{plan.ranks} rank{'s' * (plan.ranks != 1)}"

@@ -30,9 +30,9 @@ from pipeline.cli.arguments import positive_int
 from pipeline.cli.sweep import add_settings, find_entry, read_trials, summary, unused_name
 from pipeline.config import ConfigError, Section, load_yaml, read_sections
 from pipeline.corpus.params import TokenizerParams
+from pipeline.experiment_queue import CODE, LOG_LINES, Entry, ExperimentQueue, Trial
 from pipeline.files import RUNS, write_text
 from pipeline.log import UserError, logger
-from pipeline.sweep import CODE, LOG_LINES, Entry, ExperimentQueue, Trial
 
 MACHINE, SCRIPTS = Path("slurm.yaml"), Path("recipes/slurm")
 LOGS, EXPERIMENTS = Path(RUNS, "slurm"), Path(RUNS, "sweep")

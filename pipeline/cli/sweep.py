@@ -26,7 +26,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -34,22 +34,32 @@ from typing import Any
 
 from pipeline import git
 from pipeline.cli.arguments import positive_int
-from pipeline.cli.plan import SHARDS, SUMMARY, flops_per_sec, last_run, make_plan, text_vocabulary
-from pipeline.config import PARAMS_FILE, ConfigError, load_yaml, validate
-from pipeline.corpus.params import TokenizerParams
+from pipeline.cli.plan import SHARDS, SUMMARY, flops_per_sec, last_run, make_plan, read_params, text_vocabulary
+from pipeline.config import PARAMS_FILE, ConfigError, load_yaml
 from pipeline.dvc_lock import flat, short_keys
+from pipeline.experiment_queue import Entry, ExperimentQueue, Trial, combinations, same_code, watch
 from pipeline.formatting import format_duration, hydra_value
 from pipeline.git import params_at
 from pipeline.ladder import Ladder, read_ladder
 from pipeline.log import UserError, logger
-from pipeline.model.config import ModelParams
 from pipeline.recipes import NO_RESULT_SECTIONS, apply_recipe, plain
-from pipeline.runtime import RuntimeParams
-from pipeline.sweep import LATER_STAGES_S, Entry, ExperimentQueue, Speed, Trial, combinations, same_code, watch
 from pipeline.tracking.wandb_run import LONGEST_NAME, NAMING_SECTIONS
-from pipeline.training.params import TrainParams
 
 GROUP = "tracking.group"
+LATER_STAGES_S = 20.0  # evaluate, sample and report, of the default run on two CPU cores
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast experiments run, measured by a training run on this machine."""
+
+    flops_per_sec: float
+    overhead: float
+    """Seconds of compiling, validation and samples in a training run."""
+
+    def training(self, flops: int) -> float:
+        """Seconds of a training run."""
+        return self.overhead + flops / self.flops_per_sec
 
 
 def trials(
@@ -100,7 +110,14 @@ def trials(
 
 
 def _steps(ladder: Ladder, leave_one_out: bool, params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The settings of each configuration. Raises UserError if two are the same configuration over `params`."""
+    """The settings of each configuration.
+
+    Raises UserError if two are the same configuration over `params`, or a key that a later step sets was edited:
+    `compare` recognizes the steps before that one by the committed value.
+    """
+    first, committed = next(iter(ladder.steps.values())), flat(params_at("HEAD"))
+    if edited := [key for key in ladder.keys - first.keys() if flat(params).get(key) != committed.get(key)]:
+        raise UserError(f"{edited[0]}: commit its new value, or set it in the first step of {ladder.path}")
     steps = ladder.leave_one_out() if leave_one_out else ladder.cumulative()
     before: dict[str, dict[str, Any]] = {}
     for step, settings in steps.items():
@@ -113,10 +130,8 @@ def _steps(ladder: Ladder, leave_one_out: bool, params: Mapping[str, Any]) -> di
 
 def _training_flops(values: Mapping[str, Any]) -> int:
     """FLOPs of training with these params. Raises ConfigError for invalid params."""
-    validate(values)
-    vocabulary, train_tokens = text_vocabulary(TokenizerParams(**values["tokenizer"]), SHARDS)
-    model, train = ModelParams(**values["model"]), TrainParams(**values["train"])
-    return make_plan(model, train, RuntimeParams(**values["runtime"]), vocabulary, train_tokens, ranks=1).flops
+    model, train, runtime, tokenizer, _ = read_params(values)
+    return make_plan(model, train, runtime, *text_vocabulary(tokenizer, SHARDS), ranks=1).flops
 
 
 def _name(step: str, combination: Mapping[str, tuple[Any, str]], keys: Sequence[str]) -> str:
@@ -218,7 +233,7 @@ def sweep(wanted: Sequence[Trial], workers: int, dry_run: bool, ladder: Ladder |
         return
     running = enqueue(queue, plan)
     try:
-        failed = watch(queue, running, min(workers, len(running)), speed)
+        failed = watch(queue, running, min(workers, len(running)))
     except KeyboardInterrupt:
         logger.info(
             "experiments continue in the background: this command shows them, `dvc queue stop --kill` ends them"

@@ -102,11 +102,6 @@ class Configuration:
         return any(run.committed for run in self.runs)
 
     @property
-    def name(self) -> str:
-        """The name of its runs if they have one seed, else the label."""
-        return self.label if len(self.seeds) > 1 else ", ".join(run.name for run in self.runs)
-
-    @property
     def seeds(self) -> list[str]:
         """All seeds, those that failed too."""
         return list(dict.fromkeys(experiment.seed for experiment in (*self.runs, *self.failed)))

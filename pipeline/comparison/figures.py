@@ -67,7 +67,7 @@ def curves(configurations: Sequence[Configuration], read: Callable[[Run], pd.Dat
         if runs:
             by_tokens = pd.concat(runs).groupby("tokens", as_index=False)
             mean = by_tokens[["seconds", "y"]].mean()[by_tokens.size()["size"] == len(runs)].assign(run="")
-            frames += [frame.assign(name=configuration.name) for frame in (*(runs if len(runs) > 1 else []), mean)]
+            frames += [frame.assign(name=configuration.label) for frame in (*(runs if len(runs) > 1 else []), mean)]
     if not frames:
         return pd.DataFrame()
     lines = pd.concat(frames, ignore_index=True)

@@ -49,7 +49,7 @@ def test_a_mean_is_over_runs_and_a_single_run_is_its_own() -> None:
         ("position=rope", "0"): [(100, 10, 4.0), (200, 20, 3.0)],
         ("position=rope", "1"): [(100, 10, 6.0), (200, 20, 5.0)],
         ("position=rope", ""): [(100, 10, 5.0), (200, 20, 4.0)],
-        ("c", ""): [(100, 10, 9.0), (200, 20, 8.0)],
+        ("position=learned", ""): [(100, 10, 9.0), (200, 20, 8.0)],
     }
 
 
@@ -75,7 +75,7 @@ def test_panels_over_tokens_their_end_and_time() -> None:
     assert list(found) == ["validation", "training"]
     assert panels(found["validation"]) == ["tokens", "tokens, last third", "training time (seconds)"]
     assert panels(charts(runs, times=False)["validation"]) == ["tokens", "tokens, last third"]
-    assert found["validation"].series == ["a", "b"]
+    assert found["validation"].series == ["max_lr=0", "max_lr=1"]
 
 
 def test_the_second_panel_starts_at_two_thirds_of_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,22 +97,24 @@ def test_without_curves_there_is_no_chart() -> None:
 
 def test_all_runs_are_drawn_and_those_without_a_colour_are_others() -> None:
     runs = [run(f"r{n}", 3.5 + n / 100, curves=curve(5, 4, 3, 2), train__max_lr=n / 1e3) for n in range(8)]
-    assert charts(runs)["validation"].series == [f"r{n}" for n in range(8)]
+    assert charts(runs)["validation"].series == [f"max_lr={n / 1e3}" for n in range(8)]
     runs += [run(f"r{n}", 5.0, curves=curve(5, 4, 3, 2), train__max_lr=n / 1e3) for n in range(8, 11)]
     runs.append(run("main", 9.0, curves=curve(5), train__max_lr=1.0, committed=True))
     chart = charts(runs)["validation"]
-    assert chart.series == ["main", *(f"r{n}" for n in range(6)), "5 others"]
+    colored = ["max_lr=1.0", *(f"max_lr={n / 1e3}" for n in range(6))]  # the committed run comes first
+    assert chart.series == [*colored, "5 others"]
     others, best, single, hover = layers(chart.to_dict())[:4]
-    assert {row["name"] for row in others["values"]} == {"r6", "r7", "r8", "r9", "r10"}
-    assert {row["name"] for row in best["values"]} == {"main", *(f"r{n}" for n in range(6))}
-    assert [row["name"] for row in single["values"]] == ["main"], "a single point is no line"
+    assert {row["name"] for row in others["values"]} == {f"max_lr={n / 1e3}" for n in range(6, 11)}
+    assert {row["name"] for row in best["values"]} == set(colored)
+    assert [row["name"] for row in single["values"]] == ["max_lr=1.0"], "a single point is no line"
     assert len({row["name"] for row in hover["values"]}) == 12
 
 
-def test_names_fit_the_legend() -> None:
-    name = "position=rope,norm=rmsnorm,mlp=swiglu,max_lr=0.001,warmup_steps=30"
-    runs = [run(f"{name},seed={n}", curves=curve(5, 4, 3, 2), train__max_lr=n) for n in (1, 2)]
-    assert {f"{name},seed={n}" in pages.svg(charts(runs)["validation"], pages.LIGHT) for n in (1, 2)} == {True}
+def test_labels_fit_the_legend() -> None:
+    changes = {"model__position": "sinusoidal", "model__norm": "rmsnorm", "model__mlp": "relu_squared"}
+    runs = [run("a", curves=curve(5, 4), **changes, train__max_lr=0.00125), run("b", curves=curve(5, 4))]
+    label = "position=sinusoidal,norm=rmsnorm,mlp=relu_squared,max_lr=0.00125".replace(",", ", ")
+    assert label in pages.svg(charts(runs)["validation"], pages.LIGHT)
 
 
 def test_a_panel_of_the_end_needs_runs_of_one_length() -> None:
@@ -123,8 +125,8 @@ def test_a_panel_of_the_end_needs_runs_of_one_length() -> None:
 def test_the_alternative_text_has_the_ends_of_the_curves() -> None:
     runs = [run(f"x{end}", train__max_lr=end, curves=curve(5, 4, 3, end)) for end in (1.5, 2.25)]
     alt = charts(runs)["validation"].alt
-    assert "1.500 (x1.5)" in alt
-    assert "2.250 (x2.25)" in alt
+    assert "1.500 (max_lr=1.5)" in alt
+    assert "2.250 (max_lr=2.25)" in alt
 
 
 def test_loss_against_compute_has_the_fit_where_there_is_one() -> None:

@@ -8,6 +8,7 @@ from pipeline.cli.plan import GPUS, USUAL_MFU, Plan, make_plan, read_params
 from pipeline.formatting import format_bytes, format_duration
 from pipeline.model.accounting import GPU_PEAKS, parameters
 from pipeline.model.config import GPT2_VOCAB_SIZE, GPTConfig
+from pipeline.recipes import apply_recipe
 from tests.docs.commands import ROOT
 
 PAGE = (ROOT / "docs/scaling.md").read_text(encoding="utf-8")
@@ -20,7 +21,7 @@ def _in_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def plan(recipe: str, ranks: int, **runtime_changes: object) -> Plan:
-    model, train, runtime, *_ = read_params(recipe)
+    model, train, runtime, *_ = read_params(apply_recipe(recipe).values)
     return make_plan(model, train, runtime.model_copy(update=runtime_changes), GPT2_VOCAB_SIZE, None, ranks)
 
 
@@ -44,7 +45,7 @@ def test_sizes_of_checkpoints() -> None:
     sizes = re.findall(r"`([\w-]+)` takes ([\d.]+ GB)", PAGE)
     assert len(sizes) == 2
     for recipe, size in sizes:
-        config = GPTConfig.from_params(read_params(recipe)[0], GPT2_VOCAB_SIZE)
+        config = GPTConfig.from_params(read_params(apply_recipe(recipe).values)[0], GPT2_VOCAB_SIZE)
         tied = config.vocab_size * config.n_embd  # stored twice
         assert size == format_bytes(12 * parameters(config).total + 4 * tied)
 

@@ -153,11 +153,11 @@ def test_the_vocabulary_is_that_of_the_shards_if_they_are_of_this_tokenizer(
     assert planning.text_vocabulary(other, tmp_path) == (4096, None)
 
 
-def test_a_bpe_tokenizer_may_have_fewer_ids_than_requested(params: dict[str, Any], tmp_path: Path) -> None:
+def test_shards_with_a_bpe_vocabulary_of_another_size_are_not_used(params: dict[str, Any], tmp_path: Path) -> None:
     save_tokenizer(bytes_tokenizer(), tmp_path / "tokenizer")
     shards = manifest().model_copy(update={"tokenizer_name": "bpe-4000", "vocab_size": 4000})
     shards.write(tmp_path / "manifest.json")
-    for vocab_size, expected in ((4096, (4000, shards.splits["train"].size)), (512, (512, None))):
+    for vocab_size, expected in ((4000, (4000, shards.splits["train"].size)), (4096, (4096, None)), (512, (512, None))):
         tokenizer = TokenizerParams(**{**params["tokenizer"], "encoding": "bpe", "vocab_size": vocab_size})
         assert planning.text_vocabulary(tokenizer, tmp_path) == expected
 

@@ -8,7 +8,7 @@ import os
 import re
 import textwrap
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,6 @@ from pipeline.progress import Progress
 State = Literal["done", "failed", "queued", "running"]
 CODE = ("pipeline", "stages", "dvc.yaml")  # with the params, what the results of an experiment depend on
 POLL_S = 5.0
-SETTLED_S = 30.0  # after which the speed of the experiments themselves says how long the rest takes
 LOG_LINES = 12  # of a failed experiment
 TRAIN_PROGRESS = re.compile(r"^train (\d+)/(\d+) tok", re.MULTILINE)  # as pipeline.progress prints it
 EVALUATION = "reports/evaluate/metrics.json"
@@ -43,23 +42,6 @@ class Trial:
     """Of training."""
     full_name: str = ""
     """With the settings that all trials share: for a trial whose name an experiment with other settings has."""
-
-
-@dataclass(frozen=True)
-class Speed:
-    """How fast experiments run, measured by a training run on this machine."""
-
-    flops_per_sec: float
-    overhead: float
-    """Seconds of compiling, validation and samples in a training run."""
-
-    def training(self, flops: int) -> float:
-        """Seconds of a training run."""
-        return self.overhead + flops / self.flops_per_sec
-
-
-UNKNOWN_SPEED = Speed(2e11, 30.0)  # the default run on two CPU cores
-LATER_STAGES_S = 20.0  # evaluate, sample and report, of the default run on two CPU cores
 
 
 @dataclass(frozen=True)
@@ -159,11 +141,12 @@ def same_code(rev: str) -> bool:
     return git.same_files(rev, *CODE)
 
 
-def watch(queue: ExperimentQueue, trials: Mapping[str, Trial], workers: int, speed: Speed | None) -> list[str]:
+def watch(queue: ExperimentQueue, trials: Mapping[str, Trial], workers: int) -> list[str]:
     """Starts workers and waits until all trials, by the revision of their entries, have ended. Returns who failed."""
     left, failed = dict(trials), []
-    estimate = Estimate(trials, speed)
-    with Progress("sweep", int(estimate.total)) as progress:
+    flops = max(sum(trial.flops for trial in trials.values()), 1)
+    start: tuple[float, float] | None = None
+    with Progress("sweep", 100) as progress:
         while left:
             entries = queue.entries()
             states = {entry.rev: entry.state for entry in entries}
@@ -179,49 +162,19 @@ def watch(queue: ExperimentQueue, trials: Mapping[str, Trial], workers: int, spe
             running = {rev: trial.name for rev, trial in left.items() if states[rev] == "running"}
             if left and not running:
                 queue.start(workers)
-            estimate.update({rev: train_progress(queue.log(rev)) for rev in running}, ended=trials.keys() - left.keys())
+            flops_left = sum(trial.flops * (1 - train_progress(queue.log(rev))) for rev, trial in left.items())
+            now, share = time.monotonic(), (flops - flops_left) / flops
+            start = start or (now, share)  # what was trained before does not count in the speed
+            seconds = (now - start[0]) * (1 - share) / (share - start[1]) if share > start[1] else None
             progress.advance(
-                max(int(estimate.done) - progress.done, 0),
+                max(int(100 * share) - progress.done, 0),
                 ended=f"{len(trials) - len(left)} of {len(trials)}",
                 running=" ".join(running.values()) or "none",
-                left=estimate.left if left else "nothing",
+                left="unknown" if seconds is None else f"about {format_duration(seconds)}" if left else "nothing",
             )
             if left:
                 time.sleep(POLL_S)
     return failed
-
-
-class Estimate:
-    """The progress of trials in seconds of work, estimated from a speed and corrected by how fast they really run."""
-
-    def __init__(self, trials: Mapping[str, Trial], speed: Speed | None) -> None:
-        self._trials, self._speed, self._known = trials, speed or UNKNOWN_SPEED, speed is not None
-        self._began = time.monotonic()
-        self._running_since: dict[str, float] = {}
-        self._done_before: float | None = None  # by experiments that ran when the command was started
-        self.total = sum(map(self._seconds, trials))
-        self.done = 0.0
-
-    def _seconds(self, rev: str) -> float:
-        return self._speed.training(self._trials[rev].flops) + LATER_STAGES_S
-
-    def update(self, running: Mapping[str, float], ended: Collection[str]) -> None:
-        """`running`: the trained share of each running trial, 0 to 1."""
-        now = time.monotonic()
-        self.done = sum(map(self._seconds, ended))
-        for rev, share in running.items():
-            compiling = min(now - self._running_since.setdefault(rev, now), self._speed.overhead)
-            self.done += share * self._speed.training(self._trials[rev].flops) if share else compiling
-        if self._done_before is None:
-            self._done_before = self.done
-
-    @property
-    def left(self) -> str:
-        """`about 12 min 30 s`: the time until all trials have ended; `unknown` at first without a known speed."""
-        elapsed, done = time.monotonic() - self._began, self.done - (self._done_before or 0.0)
-        if elapsed > SETTLED_S and done > 0:
-            return f"about {format_duration((self.total - self.done) * elapsed / done)}"
-        return f"about {format_duration(self.total - self.done)}" if self._known else "unknown"
 
 
 def train_progress(log: str) -> float:
