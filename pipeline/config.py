@@ -41,18 +41,6 @@ OWNERS = {
 }
 
 
-# Keys that were renamed, with what to write instead.
-RENAMED = {
-    "model.attention": "runtime.attention",
-    "model.tie_head": "model.tie_embeddings",
-    "train.order": "train.shuffle (true or false)",
-    "train.hellaswag_interval": "train.benchmark_interval",
-    "train.hellaswag_items": "train.benchmark_items",
-    "evaluate.hellaswag_items": "benchmarks.items",
-    "sample.surprise_text": "sample.surprisal_text",
-}
-
-
 class ConfigError(UserError):
     """params.yaml has mistakes. The message names every key, value and rule."""
 
@@ -183,7 +171,7 @@ def _describe(section: str, error: Any) -> str:
     if error["type"] == "missing":
         return f"{key}: key missing"
     if error["type"] == "extra_forbidden":
-        return f"{key}: renamed to {RENAMED[key]}" if key in RENAMED else f"{key}: unknown key"
+        return f"{key}: unknown key"
     rule = error["msg"][0].lower() + error["msg"][1:]
     if error["type"] == "value_error":  # raised by a rule of ours
         rule = str(error["ctx"]["error"])

@@ -39,7 +39,7 @@ from pipeline.log import UserError, logger
 from pipeline.model.config import OFF, GPTConfig, ModelParams
 from pipeline.model.gpt import GPT
 
-MODEL_FILES = (WEIGHTS, CONFIG, TOKENIZER_DIRECTORY, "encoding")  # encoding/: the tokenizer in format version 1
+MODEL_FILES = (WEIGHTS, CONFIG, TOKENIZER_DIRECTORY)
 
 
 class ModelFile(Record):
@@ -82,11 +82,8 @@ def load_model(directory: Path, device: str | torch.device = "cpu") -> GPT:
         with parsing(path):
             config = config_from(values, path)
         weights = weights_from(weights, config)
-    elif isinstance(values, dict) and values.get("format_version") == 1:  # its fields have other names
-        raise UserError(f"{path}: format_version (1) must be {ModelFile.version}: train or import the model again")
     else:
         if isinstance(values, dict) and isinstance(values.get("config"), dict):
-            values["config"].pop("attention", None)  # was a key of the model until it moved to runtime
             values["config"] = {**OFF, **values["config"]}
         with parsing(path):
             config = ModelFile.parse(json.dumps(values), str(path)).config

@@ -1,13 +1,12 @@
 """Mistakes in params.yaml."""
 
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline.config import RENAMED, ConfigError, load_yaml, validate
+from pipeline.config import ConfigError, load_yaml, validate
 from pipeline.recipes import round_trip
 
 ROOT = Path(__file__).parents[1]
@@ -94,14 +93,3 @@ def test_keys_that_are_no_text_are_named() -> None:
     values[3] = values["model"][None] = 1
     with pytest.raises(ConfigError, match=r"(?s)3: unknown section.*model\.None"):
         validate(values)
-
-
-@pytest.mark.parametrize("old", sorted(RENAMED))
-def test_a_renamed_key_is_answered_with_its_new_name(old: str) -> None:
-    values = load_yaml(ROOT / "params.yaml")
-    section, _, key = old.partition(".")
-    values[section][key] = True
-    with pytest.raises(ConfigError, match=re.escape(f"{old}: renamed to {RENAMED[old]}")):
-        validate(values)
-    new = RENAMED[old].split()[0].partition(".")
-    assert new[2] in values[new[0]]

@@ -54,7 +54,7 @@ from pipeline.log import UserError, logger
 from pipeline.progress import Progress
 
 WORK_VERSION = 1  # of the work in progress: raise it if token files change for the same documents and parameters
-OUTPUT_FILES = (MANIFEST_FILE, TOKENIZER_DIRECTORY, "*.npy", "encoding")  # encoding: written by manifest version 1
+OUTPUT_FILES = (MANIFEST_FILE, TOKENIZER_DIRECTORY, "*.npy")
 VALIDATION_DIVISOR = 10  # the first shard is for validation, but never more than a tenth of the tokens
 # BPE training must skip the validation shard before its size in bytes is known, so it skips an upper bound:
 MAX_BYTES_PER_TOKEN = 8  # average over the shard
