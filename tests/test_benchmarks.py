@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu, ladder, train
+from benchmarks import ablation, gpu, train
 from benchmarks.loader import write_stream
 
 # nanoGPT's interface: the loss comes second, and the targets are viewed.
@@ -96,14 +96,14 @@ def test_a_peer_is_timed_beside_the_pipeline(
     assert all(float(rows[name][0].replace(",", "")) > 0 for name in names)
 
 
-def test_the_step_of_each_configuration_of_a_ladder_is_timed(
+def test_the_step_of_each_configuration_of_an_ablation_is_timed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stream = write_stream(tmp_path, 20_000)
-    monkeypatch.setattr(ladder, "open_split", lambda *_: stream)
+    monkeypatch.setattr(ablation, "open_split", lambda *_: stream)
     (tmp_path / "steps.yaml").write_text("adamw: {train.optimizer: adamw}\nmuon: {train.optimizer: muon}\n")
     size = ["model.n_layer=1", "model.n_head=1", "model.n_embd=8", "train.total_batch_size=128"]
-    ladder.main([str(tmp_path / "steps.yaml"), *size, "--steps", "4", "--rounds", "1"])
+    ablation.main([str(tmp_path / "steps.yaml"), *size, "--steps", "4", "--rounds", "1"])
     rows = table(capsys.readouterr().out)
     assert list(rows) == ["adamw", "muon"]
     milliseconds, ratio = zip(*rows.values(), strict=True)

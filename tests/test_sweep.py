@@ -14,6 +14,7 @@ from dvc.utils.cli_parse import to_path_overrides
 from dvc.utils.hydra import apply_overrides
 
 from pipeline import experiment_queue, progress
+from pipeline.ablation import Ablation, read_ablation
 from pipeline.cli import sweep as cli
 from pipeline.cli.sweep import LATER_STAGES_S, Speed, enqueue, find_entry, summary, trials, unused_name
 from pipeline.config import ConfigError, load_yaml
@@ -26,7 +27,6 @@ from pipeline.experiment_queue import (
     watch,
 )
 from pipeline.formatting import format_duration
-from pipeline.ladder import Ladder, read_ladder
 from pipeline.log import UserError
 from pipeline.progress import Progress
 from tests.dag.imports import ROOT
@@ -163,14 +163,16 @@ faster: {train.max_lr: 8.0e-3}
 """
 
 
-def steps(text: str = STEPS) -> Ladder:
+def steps(text: str = STEPS) -> Ablation:
     Path("steps.yaml").write_text(text)
-    return read_ladder(Path("steps.yaml"))
+    return read_ablation(Path("steps.yaml"))
 
 
-def ladder_trials(ladder: Ladder, *settings: str, leave_one_out: bool = False) -> dict[str, tuple[str, float, str]]:
+def ablation_trials(
+    ablation: Ablation, *settings: str, leave_one_out: bool = False
+) -> dict[str, tuple[str, float, str]]:
     """Name to (optimizer, max_lr, position)."""
-    found = trials(settings, load_yaml(Path("params.yaml")), ladder, leave_one_out)
+    found = trials(settings, load_yaml(Path("params.yaml")), ablation, leave_one_out)
     return {
         trial.name: (
             trial.params["train"]["optimizer"],
@@ -181,8 +183,8 @@ def ladder_trials(ladder: Ladder, *settings: str, leave_one_out: bool = False) -
     }
 
 
-def test_each_step_of_a_ladder_includes_those_before_it(project: Path) -> None:
-    assert ladder_trials(steps()) == {
+def test_each_step_of_an_ablation_includes_those_before_it(project: Path) -> None:
+    assert ablation_trials(steps()) == {
         "adamw": ("adamw", 2e-3, "learned"),
         "muon": ("muon", 6e-3, "learned"),
         "rope": ("muon", 6e-3, "rope"),
@@ -191,14 +193,14 @@ def test_each_step_of_a_ladder_includes_those_before_it(project: Path) -> None:
 
 
 def test_leaving_out_one_step_keeps_the_others(project: Path) -> None:
-    assert ladder_trials(steps(), leave_one_out=True) == {
+    assert ablation_trials(steps(), leave_one_out=True) == {
         "full": ("muon", 8e-3, "rope"),
         "without-muon": ("adamw", 8e-3, "rope"),
         "without-rope": ("muon", 8e-3, "learned"),
         "without-faster": ("muon", 6e-3, "rope"),
     }
     replaced = steps(STEPS.replace("rope: {model", "tuned: {train.max_lr: 7.0e-3}\nrope: {model"))
-    assert "without-tuned" not in ladder_trials(replaced, leave_one_out=True), "a later step sets its only key"
+    assert "without-tuned" not in ablation_trials(replaced, leave_one_out=True), "a later step sets its only key"
 
 
 def test_an_uncommitted_edit_of_a_key_that_a_later_step_sets_is_refused(project: Path) -> None:
@@ -207,9 +209,9 @@ def test_an_uncommitted_edit_of_a_key_that_a_later_step_sets_is_refused(project:
     params["model"]["position"] = "alibi"
     fixtures.write_yaml(Path("params.yaml"), params)
     with pytest.raises(UserError, match=r"model\.position"):
-        ladder_trials(steps())
+        ablation_trials(steps())
     fixtures.commit(project)
-    assert ladder_trials(steps())["adamw"] == ("adamw", 2e-3, "alibi")
+    assert ablation_trials(steps())["adamw"] == ("adamw", 2e-3, "alibi")
 
 
 def test_settings_are_crossed_with_the_steps_and_name_what_varies(project: Path) -> None:
@@ -243,8 +245,8 @@ def test_a_sweep_over_a_recipe(project: Path) -> None:
 
 
 def test_a_configuration_of_both_modes_is_one_experiment(project: Path) -> None:
-    params, ladder = load_yaml(Path("params.yaml")), steps()
-    cumulative, left_out = trials([], params, ladder), trials([], params, ladder, leave_one_out=True)
+    params, ablation = load_yaml(Path("params.yaml")), steps()
+    cumulative, left_out = trials([], params, ablation), trials([], params, ablation, leave_one_out=True)
     entry = Entry("faster", commit(cumulative[-1].params), "done")
     assert [trial.name for trial in left_out if find_entry(trial, [entry])] == ["full"]
 
@@ -261,13 +263,13 @@ def test_a_configuration_of_both_modes_is_one_experiment(project: Path) -> None:
         ("a: {}\nb: {train.seed: 2}", "train.seed .*steps.yaml"),
     ],
 )
-def test_a_mistake_in_a_ladder_is_named_before_anything_is_queued(
+def test_a_mistake_in_an_ablation_is_named_before_anything_is_queued(
     project: Path, monkeypatch: pytest.MonkeyPatch, text: str, names: str
 ) -> None:
     monkeypatch.setattr(cli, "ExperimentQueue", None)
     Path("steps.yaml").write_text(text)
     with pytest.raises(UserError, match=names):
-        cli.main(["--ladder", "steps.yaml", *(["train.seed=1,2"] if "seed" in text else [])])
+        cli.main(["--cumulative", "steps.yaml", *(["train.seed=1,2"] if "seed" in text else [])])
 
 
 def test_an_experiment_is_found_by_settings_and_code(project: Path) -> None:

@@ -6,7 +6,7 @@
     python -m pipeline compare --into docs/experiments/depth     # a page for other clones too
     python -m pipeline compare --reference dusty-rope            # with the configuration of this one
     python -m pipeline compare --no-time                         # for runs that shared a machine
-    python -m pipeline compare --ladder steps.yaml               # what each step of a `sweep --ladder` is worth
+    python -m pipeline compare --ablation steps.yaml               # what each step of a `sweep --cumulative` is worth
 
 Reads `dvc exp show --json`, and from Git what each experiment left in reports/. Writes reports/compare.md and
 reports/compare/*.svg; with --html also reports/compare.html, with interactive charts. Where several model sizes and
@@ -16,12 +16,12 @@ training lengths were run, also reports/scaling.json, from which `plan --scaling
 import argparse
 from pathlib import Path
 
+from pipeline.ablation import read_ablation
 from pipeline.cli.arguments import positive_int
+from pipeline.comparison.ablation import ablation_experiments
 from pipeline.comparison.experiments import read_experiments
-from pipeline.comparison.ladder import ladder_experiments
 from pipeline.comparison.page import write_comparison
 from pipeline.config import read_sections
-from pipeline.ladder import read_ladder
 from pipeline.log import logger
 from pipeline.reporting.params import ReportParams
 
@@ -35,24 +35,27 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--reference",
         metavar="NAME",
-        help="compare with this experiment's configuration (default: the committed one, or the start of a ladder)",
+        help="compare with this experiment's configuration (default: the committed one, or the start of an ablation)",
     )
     parser.add_argument("--title", default="Comparison of experiments", help="heading of the page")
     parser.add_argument("--html", action="store_true", help="also write an HTML page with interactive charts")
     parser.add_argument("--into", type=Path, help="folder for a page that other clones can use (default: reports)")
     parser.add_argument("--no-time", action="store_true", help="leave out training times")
     parser.add_argument(
-        "--ladder", type=Path, metavar="FILE", help="only the experiments of sweep --ladder and --leave-one-out FILE"
+        "--ablation",
+        type=Path,
+        metavar="FILE",
+        help="only the experiments of sweep --cumulative and --leave-one-out FILE",
     )
     options = parser.parse_args(arguments)
     if options.into == Path():  # an unset variable of the shell
         parser.error("--into: name a folder")
-    ladder = read_ladder(options.ladder) if options.ladder else None
+    ablation = read_ablation(options.ablation) if options.ablation else None
     (params,) = read_sections(ReportParams)
     commits = ["--all-commits"] if options.all_commits else ["--num", str(options.num)] if options.num else []
     experiments = read_experiments(Path.cwd(), options.names, commits)
-    if ladder:
-        experiments = ladder_experiments(experiments, ladder)
+    if ablation:
+        experiments = ablation_experiments(experiments, ablation)
     page = write_comparison(
         options.into or Path("reports"),
         experiments,
@@ -61,7 +64,7 @@ def main(arguments: list[str]) -> None:
         html=options.html,
         kept=options.into is not None,
         times=not options.no_time,
-        ladder=ladder,
+        ablation=ablation,
         reference=options.reference,
     )
     logger.info("compared %d experiment%s: %s", len(experiments), "s" * (len(experiments) != 1), page)

@@ -3,15 +3,15 @@
     python -m pipeline sweep model.position=learned,rope,alibi train.seed=1,2,3 --dry-run   # the list and its cost
     python -m pipeline sweep model.position=learned,rope,alibi train.seed=1,2,3
     python -m pipeline sweep --recipe modern-small train.seed=1,2,3         # over recipes/modern-small.yaml
-    python -m pipeline sweep --ladder steps.yaml train.seed=1,2,3           # the steps in a file, one after another
+    python -m pipeline sweep --cumulative steps.yaml train.seed=1,2,3           # the steps in a file, one after another
     python -m pipeline sweep --leave-one-out steps.yaml train.seed=1,2,3    # all of them, and all but one
 
 All values are validated before anything is queued. Experiments are named by the settings that vary and run in the
 background by DVC's queue, so Ctrl-C ends only the progress display. The same command continues a sweep: it skips what
 was done from this commit with the same settings and code, and reruns what failed.
 
-A file of steps is described in pipeline/ladder.py. Its experiments are named by step (`rope,seed=2`), and the settings
-on the command line are crossed with its configurations.
+pipeline/ablation.py describes the file of steps. Its experiments are named by step (`rope,seed=2`), and the settings on
+the command line are crossed with its configurations.
 
 Reads params.yaml, Git and DVC's queue; data/shards and reports/train/summary.json for the cost. Exits with 1 if an
 experiment failed. Needs no torch.
@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import git
+from pipeline.ablation import Ablation, read_ablation
 from pipeline.cli.arguments import positive_int
 from pipeline.cli.plan import SHARDS, SUMMARY, flops_per_sec, last_run, make_plan, read_params, text_vocabulary
 from pipeline.config import PARAMS_FILE, ConfigError, load_yaml
@@ -40,7 +41,6 @@ from pipeline.dvc_lock import flat, short_keys
 from pipeline.experiment_queue import Entry, ExperimentQueue, Trial, combinations, same_code, watch
 from pipeline.formatting import format_duration, hydra_value
 from pipeline.git import params_at
-from pipeline.ladder import Ladder, read_ladder
 from pipeline.log import UserError, logger
 from pipeline.recipes import NO_RESULT_SECTIONS, apply_recipe, plain
 from pipeline.tracking.wandb_run import LONGEST_NAME, NAMING_SECTIONS
@@ -65,11 +65,11 @@ class Speed:
 def trials(
     settings: Sequence[str],
     params: Mapping[str, Any],
-    ladder: Ladder | None = None,
+    ablation: Ablation | None = None,
     leave_one_out: bool = False,
     recipe: str = "",
 ) -> list[Trial]:
-    """Every combination of `settings` over `params`, a recipe or each configuration of a ladder, in the order given.
+    """Every combination of `settings` over `params`, a recipe or each configuration of an ablation, in the order given.
 
     Raises UserError that lists each mistake with the number of combinations that have it.
     """
@@ -77,14 +77,14 @@ def trials(
     keys = [key for key in combined[0] if key != GROUP]
     varied = [key for key in keys if len({combination[key][1] for combination in combined}) > 1]
     keys.sort(key=lambda key: key not in varied)  # a long name is cut at its end
-    if ladder is None:
+    if ablation is None:
         varied = keys if recipe else varied or keys
         group = recipe or ",".join(short_keys(varied).values())
         steps = {recipe: plain(apply_recipe(recipe).changes) if recipe else {}}
     else:
-        group, steps = ladder.path.stem, _steps(ladder, leave_one_out, params)
-        if repeated := sorted(ladder.keys & combined[0].keys()):
-            raise UserError(f"{repeated[0]} is set by a step of {ladder.path}: it cannot be set here too")
+        group, steps = ablation.path.stem, _steps(ablation, leave_one_out, params)
+        if repeated := sorted(ablation.keys & combined[0].keys()):
+            raise UserError(f"{repeated[0]} is set by a step of {ablation.path}: it cannot be set here too")
     valid, mistakes = list[Trial](), Counter[str]()
     for step, of_step in steps.items():
         for combination in combined:
@@ -109,21 +109,21 @@ def trials(
     return valid
 
 
-def _steps(ladder: Ladder, leave_one_out: bool, params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _steps(ablation: Ablation, leave_one_out: bool, params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The settings of each configuration.
 
     Raises UserError if two are the same configuration over `params`, or a key that a later step sets was edited:
     `compare` recognizes the steps before that one by the committed value.
     """
-    first, committed = next(iter(ladder.steps.values())), flat(params_at("HEAD"))
-    if edited := [key for key in ladder.keys - first.keys() if flat(params).get(key) != committed.get(key)]:
-        raise UserError(f"{edited[0]}: commit its new value, or set it in the first step of {ladder.path}")
-    steps = ladder.leave_one_out() if leave_one_out else ladder.cumulative()
+    first, committed = next(iter(ablation.steps.values())), flat(params_at("HEAD"))
+    if edited := [key for key in ablation.keys - first.keys() if flat(params).get(key) != committed.get(key)]:
+        raise UserError(f"{edited[0]}: commit its new value, or set it in the first step of {ablation.path}")
+    steps = ablation.leave_one_out() if leave_one_out else ablation.cumulative()
     before: dict[str, dict[str, Any]] = {}
     for step, settings in steps.items():
         after = flat(params) | settings
         if same := next((other for other, values in before.items() if values == after), None):
-            raise UserError(f"{ladder.path}: {step} has the same settings as {same}")
+            raise UserError(f"{ablation.path}: {step} has the same settings as {same}")
         before[step] = after
     return steps
 
@@ -220,7 +220,7 @@ def last_speed(summary: Path) -> Speed | None:
     return Speed(speed, max(run.wall_time_s - run.train_time_s, 0.0)) if run and speed else None
 
 
-def sweep(wanted: Sequence[Trial], workers: int, dry_run: bool, ladder: Ladder | None = None) -> None:
+def sweep(wanted: Sequence[Trial], workers: int, dry_run: bool, ablation: Ablation | None = None) -> None:
     """Runs what is neither done nor queued. Raises UserError at the end if an experiment has failed."""
     queue = ExperimentQueue()
     entries = queue.entries()
@@ -242,7 +242,7 @@ def sweep(wanted: Sequence[Trial], workers: int, dry_run: bool, ladder: Ladder |
     names = [entry.name for _, entry in plan if entry is not None and entry.state == "done"]
     names += [trial.name for trial in running.values()]
     others = {entry.name for entry in queue.entries()} - set(names)  # if there are none, compare's default is enough
-    selection = ["--ladder", str(ladder.path)] if ladder else names if others else []
+    selection = ["--ablation", str(ablation.path)] if ablation else names if others else []
     logger.info("compare them: %s", shlex.join(["python", "-m", "pipeline", "compare", *selection]))
     if failed:
         raise UserError(f"{len(failed)} of {len(plan)} failed: {' '.join(failed)}; the same command reruns them")
@@ -254,7 +254,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     of_file = parser.add_mutually_exclusive_group()
     of_file.add_argument("--recipe", metavar="NAME", help="settings over recipes/NAME.yaml")
     of_file.add_argument(
-        "--ladder", type=Path, metavar="FILE", help="cumulative ablation: each step in FILE with those before it"
+        "--cumulative", type=Path, metavar="FILE", help="cumulative ablation: each step in FILE with those before it"
     )
     of_file.add_argument(
         "--leave-one-out",
@@ -264,13 +264,13 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_trials(parser: argparse.ArgumentParser, options: argparse.Namespace) -> tuple[list[Trial], Ladder | None]:
-    """What the arguments say to run, and the ladder that it is of. Raises UserError that lists all mistakes."""
-    path = options.ladder or options.leave_one_out
+def read_trials(parser: argparse.ArgumentParser, options: argparse.Namespace) -> tuple[list[Trial], Ablation | None]:
+    """What the arguments say to run, and of which ablation. Raises UserError that lists all mistakes."""
+    path = options.cumulative or options.leave_one_out
     if not (options.settings or options.recipe or path):
-        parser.error("give KEY=VALUE,VALUE, --recipe NAME, --ladder FILE or --leave-one-out FILE")
-    ladder, left_out = read_ladder(path) if path else None, options.leave_one_out is not None
-    return trials(options.settings, load_yaml(PARAMS_FILE), ladder, left_out, options.recipe or ""), ladder
+        parser.error("give KEY=VALUE,VALUE, --recipe NAME, --cumulative FILE or --leave-one-out FILE")
+    ablation, left_out = read_ablation(path) if path else None, options.leave_one_out is not None
+    return trials(options.settings, load_yaml(PARAMS_FILE), ablation, left_out, options.recipe or ""), ablation
 
 
 def main(arguments: list[str]) -> None:
@@ -281,5 +281,5 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     # DVC's workers start `dvc`, and the stages `python`, by name.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    wanted, ladder = read_trials(parser, options)
-    sweep(wanted, options.jobs, options.dry_run, ladder)
+    wanted, ablation = read_trials(parser, options)
+    sweep(wanted, options.jobs, options.dry_run, ablation)

@@ -11,7 +11,9 @@ from typing import Any
 from markupsafe import Markup
 
 from pipeline import markdown as md
+from pipeline.ablation import Ablation
 from pipeline.charts.pages import html_figure, html_page, picture, write_svgs
+from pipeline.comparison.ablation import AblationTables, ablation_tables, in_charts, labelled
 from pipeline.comparison.configurations import (
     BITS_PER_BYTE,
     LOSS,
@@ -28,7 +30,6 @@ from pipeline.comparison.configurations import (
 )
 from pipeline.comparison.experiments import Experiment, Run, differing_keys, runs_of
 from pipeline.comparison.figures import MAX_COLORED, comparison_charts
-from pipeline.comparison.ladder import LadderTables, in_charts, labelled, ladder_tables
 from pipeline.comparison.samples import MAX_CHARACTERS, MAX_LINES, MAX_SAMPLES, by_configuration, samples, surprisal
 from pipeline.comparison.scaling import EXTRAPOLATION, MIN_R2, MIN_SIZES, RESAMPLES, scaling_fit
 from pipeline.comparison.statistics import ALPHA, effects, significance
@@ -36,7 +37,6 @@ from pipeline.comparison.target_loss import TargetLoss, target_loss, validated_t
 from pipeline.dvc_lock import ABSENT, short_keys
 from pipeline.files import write_text
 from pipeline.formatting import DASH, count, fixed, format_duration, hydra_value, missing, percent, power_of_ten
-from pipeline.ladder import Ladder
 
 TEMPLATE = Path(__file__).with_name("compare.md.jinja")
 PAGE, FIGURES, SCALING = "compare.md", "compare", "scaling.json"
@@ -51,16 +51,16 @@ def write_comparison(
     kept: bool = False,
     times: bool = True,
     reference: str | None = None,
-    ladder: Ladder | None = None,
+    ablation: Ablation | None = None,
 ) -> Path:
     """Writes compare.md, its SVGs, scaling.json if there is a fit, and with `html` compare.html.
 
     Returns the path of compare.md.
     `kept`: the page is for other clones, which do not have these experiments. `times`: with training times.
-    `reference`: a run, with whose configuration the others are compared. `ladder`: of which all experiments are. Raises
-    UserError if there is no run with the name of the reference.
+    `reference`: a run, with whose configuration the others are compared. `ablation`: of which all experiments are.
+    Raises UserError if there is no run with the name of the reference.
     """
-    context = page_context(experiments, kept, times, reference, ladder)
+    context = page_context(experiments, kept, times, reference, ablation)
     target = context["targets"][0].loss.value if len(context["targets"]) == 1 else None
     scaling = context["scaling"]
     charts = comparison_charts(context["in_charts"], context["metric"], smoothing, times, target, scaling)
@@ -85,20 +85,20 @@ def page_context(
     kept: bool = False,
     times: bool = True,
     reference: str | None = None,
-    ladder: Ladder | None = None,
+    ablation: Ablation | None = None,
 ) -> dict[str, Any]:
     """All values that the template shows, except the title and the figures."""
     metric = metric_of(experiments)
     runs = sorted(runs_of(experiments), key=metric.of)
     unfinished = [experiment for experiment in experiments if not isinstance(experiment, Run)]
     groups = configurations(experiments, metric)
-    if ladder:
-        groups = labelled(groups, ladder)
+    if ablation:
+        groups = labelled(groups, ablation)
     keys, settings = differing_keys([*runs, *unfinished]), settings_table(groups)
     if settings:
-        shown = ladder.keys if ladder else configuration_keys(runs)
+        shown = ablation.keys if ablation else configuration_keys(runs)
         keys = [key for key in keys if key not in shown]
-    ladders = ladder_tables(groups, ladder, metric) if ladder else []
+    ablations = ablation_tables(groups, ablation, metric) if ablation else []
     repeated = [group for group in groups if group.mean(metric).n > 1]
     hardware = [run.summary.hardware for run in runs]
     named = containing(groups, reference) if reference is not None else None
@@ -120,12 +120,12 @@ def page_context(
         "differences": measurement_differences(experiments),
         "runs_table": runs_table([*runs, *unfinished], keys, kept, times),
         "settings_table": settings,
-        "ladders": ladders,
-        "in_charts": in_charts(ladders) or groups,
-        "effects": [] if ladder else effects(groups, metric),
-        "significance": None if ladder else significance(groups, metric, named),
+        "ablations": ablations,
+        "in_charts": in_charts(ablations) or groups,
+        "effects": [] if ablation else effects(groups, metric),
+        "significance": None if ablation else significance(groups, metric, named),
         "named_reference": named,
-        "targets": [] if metric in incomparable_metrics(runs) else _targets(groups, named, ladders, metric),
+        "targets": [] if metric in incomparable_metrics(runs) else _targets(groups, named, ablations, metric),
         "timed": timed,
         "eval_tokens": _eval_tokens(runs),
         "scaling": scaling_fit(groups),
@@ -148,12 +148,12 @@ def page_context(
 
 
 def _targets(
-    groups: Sequence[Configuration], named: Configuration | None, ladders: Sequence[LadderTables], metric: Metric
+    groups: Sequence[Configuration], named: Configuration | None, ablations: Sequence[AblationTables], metric: Metric
 ) -> list[TargetLoss]:
-    """What it costs to reach the loss of the named or the committed configuration, or of the start of each ladder."""
+    """What it costs to reach the loss of the named or the committed configuration, or of the start of each ablation."""
     compared = [(groups, named)]
-    if ladders and not named:
-        compared = [(table.configurations, table.steps[0].configuration) for table in ladders if table.steps]
+    if ablations and not named:
+        compared = [(table.configurations, table.steps[0].configuration) for table in ablations if table.steps]
         compared = [(members, start) for members, start in compared if start]
     return [target for members, base in compared if (target := target_loss(members, base, metric))]
 

@@ -115,10 +115,10 @@ def test_experiments_are_read_with_their_results(project: Path, tmp_path: Path) 
     assert found[f"deep@{base[:7]}"] == pytest.approx(3.26)
 
 
-def test_a_ladder_is_run_once_and_compared_in_the_order_of_its_file(project: Path) -> None:
+def test_an_ablation_is_run_once_and_compared_in_the_order_of_its_file(project: Path) -> None:
     """Of 2 and 4 layers: losses 3.51 and 3.26."""
     (project / "steps.yaml").write_text("start: {}\ndeep: {model.n_layer: 4}\nnormed: {model.qk_norm: true}\n")
-    swept = python(project, "pipeline", "sweep", "--ladder", "steps.yaml")
+    swept = python(project, "pipeline", "sweep", "--cumulative", "steps.yaml")
     planned = python(project, "pipeline", "sweep", "--leave-one-out", "steps.yaml", "--dry-run")
     assert [tuple(line.split(maxsplit=1)) for line in planned.splitlines()[1:4]] == [
         ("full", "done"),

@@ -13,7 +13,7 @@ from tests.dag.imports import ROOT, STAGES, imported_by, modules, needed_by, thi
 # What is not named here must be one of these modules: a new one is a decision.
 BASE = {
     "config", "artifacts", "curves", "files", "log", "progress", "formatting", "markdown", "charts", "git", "dvc_lock",
-    "runtime", "distributed", "recipes", "ladder", "run_state",
+    "runtime", "distributed", "recipes", "ablation", "run_state",
 }  # fmt: skip
 LAYERS = {
     "base": 0,
@@ -29,7 +29,7 @@ LAYERS = {
     "evaluation": 6,
     "comparison": 6,
     "probes": 7,
-    "sweep": 7,
+    "experiment_queue": 7,
     "cli": 8,
     "stages": 8,
     "__main__": 9,

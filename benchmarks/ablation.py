@@ -1,7 +1,7 @@
-"""Time of a training step after each step of a ladder: what an ablation's ingredients cost in time.
+"""Time of a training step after each step of an ablation: what an ablation's ingredients cost in time.
 
-    python -m benchmarks.ladder docs/experiments/modern-recipe/ladder.yaml
-    python -m benchmarks.ladder docs/experiments/modern-recipe/baselines.yaml model.n_layer=6 model.n_embd=320
+    python -m benchmarks.ablation docs/experiments/modern-recipe/steps.yaml
+    python -m benchmarks.ablation docs/experiments/modern-recipe/baselines.yaml model.n_layer=6 model.n_embd=320
 
 The configurations take turns for several rounds, over params.yaml, on the shards of `dvc repro`. Prints, as markdown,
 the median time of an optimizer step of each, compilation not included, and its ratio to that of the first.
@@ -16,12 +16,12 @@ from typing import Any
 import torch
 
 from benchmarks.train import NEVER, Bench, Size, changed, pipeline_loop, time_in_turns
+from pipeline.ablation import read_ablation
 from pipeline.config import PARAMS_FILE, load_yaml
 from pipeline.corpus.shards import open_split
 from pipeline.distributed import device_name
 from pipeline.dvc_lock import flat
 from pipeline.experiment_queue import combinations
-from pipeline.ladder import read_ladder
 from pipeline.log import logger
 from pipeline.model.config import GPTConfig, ModelParams
 from pipeline.runtime import RuntimeParams
@@ -48,7 +48,7 @@ def loop(params: Mapping[str, Any], steps: int, device: torch.device, folder: Pa
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.ladder", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ablation", description=__doc__.partition("\n")[0])
     parser.add_argument("file", type=Path)
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="of all steps")
     parser.add_argument("--steps", type=int, default=40, help="optimizer steps per round, half of them timed")
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as name:
         loops = {
             step: loop({**params, **of_step}, options.steps, device, Path(name))
-            for step, of_step in read_ladder(options.file).cumulative().items()
+            for step, of_step in read_ablation(options.file).cumulative().items()
         }
         rates = time_in_turns(loops, options.rounds)
     milliseconds = {step: 1000 / rate for step, rate in rates.items()}

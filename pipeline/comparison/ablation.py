@@ -1,20 +1,20 @@
-"""The experiments of a ladder (pipeline.ladder): which configuration of it each is, and what its steps are worth."""
+"""The experiments of an ablation: which of its configurations each one is, and what its steps are worth."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+from pipeline.ablation import WITHOUT, Ablation
 from pipeline.comparison.configurations import Configuration, Metric, configuration_keys, identifying_settings, label
 from pipeline.comparison.experiments import Experiment
 from pipeline.comparison.statistics import Difference, differences
-from pipeline.ladder import WITHOUT, Ladder
 from pipeline.log import UserError
 
 
 @dataclass(frozen=True)
 class Row:
-    """A configuration of a ladder."""
+    """A configuration of an ablation."""
 
     name: str
     settings: str
@@ -28,7 +28,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class LadderTables:
+class AblationTables:
     """What each step is worth, with the same other settings in all runs."""
 
     where: str
@@ -44,51 +44,55 @@ class LadderTables:
         return list(dict.fromkeys(row.configuration for row in (*self.steps, *self.left_out) if row.configuration))
 
 
-def ladder_experiments(experiments: Sequence[Experiment], ladder: Ladder) -> list[Experiment]:
-    """The experiments that belong to a ladder: a configuration counts if there is another with the same other settings.
+def ablation_experiments(experiments: Sequence[Experiment], ablation: Ablation) -> list[Experiment]:
+    """The experiments that belong to an ablation: those whose other settings another of its configurations has too.
 
     Raises UserError if there are none.
     """
     found: list[tuple[Experiment, str]] = []
     names: dict[str, set[str]] = {}
     for experiment in experiments:
-        if name := _name(experiment, ladder):
+        if name := _name(experiment, ablation):
             settings = identifying_settings(experiment)
-            others = repr([(key, value) for key, value in settings if key not in ladder.keys])
+            others = repr([(key, value) for key, value in settings if key not in ablation.keys])
             names.setdefault(others, set()).add(name)
             found.append((experiment, others))
     kept = [experiment for experiment, others in found if len(names[others]) > 1]
     if not kept:
-        raise UserError(f"no experiments have the settings in {ladder.path}: run `python -m pipeline sweep --ladder`")
+        raise UserError(
+            f"no experiments have the settings in {ablation.path}: run `python -m pipeline sweep --cumulative`"
+        )
     return kept
 
 
-def labelled(configurations: Sequence[Configuration], ladder: Ladder) -> list[Configuration]:
-    """The configurations with their names in the ladder as labels: `rope`, or `rope, n_layer=6`."""
+def labelled(configurations: Sequence[Configuration], ablation: Ablation) -> list[Configuration]:
+    """The configurations with their names in the ablation as labels: `rope`, or `rope, n_layer=6`."""
     return [
-        replace(group, label=", ".join(filter(None, [_name(group.runs[0], ladder), where])))
-        for group, where in _other_settings(configurations, ladder).items()
+        replace(group, label=", ".join(filter(None, [_name(group.runs[0], ablation), where])))
+        for group, where in _other_settings(configurations, ablation).items()
     ]
 
 
-def ladder_tables(configurations: Sequence[Configuration], ladder: Ladder, metric: Metric) -> list[LadderTables]:
-    """Tables for each choice of the settings that the ladder does not set. `configurations`: of the ladder only."""
-    others = _other_settings(configurations, ladder)
+def ablation_tables(
+    configurations: Sequence[Configuration], ablation: Ablation, metric: Metric
+) -> list[AblationTables]:
+    """Tables for each choice of the settings that the ablation does not set. `configurations`: of the ablation only."""
+    others = _other_settings(configurations, ablation)
     return [
-        _tables(where, [group for group in others if others[group] == where], ladder, metric)
+        _tables(where, [group for group in others if others[group] == where], ablation, metric)
         for where in dict.fromkeys(others.values())
     ]
 
 
-def in_charts(tables: Sequence[LadderTables]) -> list[Configuration]:
+def in_charts(tables: Sequence[AblationTables]) -> list[Configuration]:
     """The steps that have runs, those that matter most first: the start, then from the last step backwards."""
     rows = [row for table in tables for row in (table.steps[:1] + table.steps[:0:-1])]
     return [row.configuration for row in rows if row.configuration]
 
 
-def _tables(where: str, groups: Sequence[Configuration], ladder: Ladder, metric: Metric) -> LadderTables:
+def _tables(where: str, groups: Sequence[Configuration], ablation: Ablation, metric: Metric) -> AblationTables:
     def find(settings: Mapping[str, Any]) -> Configuration | None:
-        return next((group for group in groups if _matches(group.runs[0], settings, ladder.keys)), None)
+        return next((group for group in groups if _matches(group.runs[0], settings, ablation.keys)), None)
 
     def compare(
         pairs: Iterable[tuple[Configuration | None, Configuration | None]],
@@ -97,13 +101,13 @@ def _tables(where: str, groups: Sequence[Configuration], ladder: Ladder, metric:
         tested = iter(differences([(group, base) for group, base in pairs if group and base], metric))
         return [next(tested) if group and base else None for group, base in pairs]
 
-    steps = {name: find(settings) for name, settings in ladder.cumulative().items()}
-    left_out = {name: find(settings) for name, settings in ladder.leave_one_out().items()}
+    steps = {name: find(settings) for name, settings in ablation.cumulative().items()}
+    left_out = {name: find(settings) for name, settings in ablation.leave_one_out().items()}
     start, *_, full = steps.values()
     from_before = compare((group, before) for before, group in pairwise([None, *steps.values()]))
     from_start = compare((group, None if group is start else start) for group in steps.values())
     from_full = compare((group, None if group is full else full) for group in left_out.values())
-    texts = {name: label(settings, list(settings)) for name, settings in ladder.steps.items()}
+    texts = {name: label(settings, list(settings)) for name, settings in ablation.steps.items()}
     step_rows = [
         Row(name, texts[name], group, difference, total)
         for (name, group), difference, total in zip(steps.items(), from_before, from_start, strict=True)
@@ -115,20 +119,20 @@ def _tables(where: str, groups: Sequence[Configuration], ladder: Ladder, metric:
     # The last two steps are configurations of both tables.
     shows_left_out = any(group and group not in steps.values() for group in left_out.values())
     shows_steps = any(group and group not in left_out.values() for group in steps.values()) or not shows_left_out
-    return LadderTables(where, step_rows if shows_steps else [], left_out_rows if shows_left_out else [])
+    return AblationTables(where, step_rows if shows_steps else [], left_out_rows if shows_left_out else [])
 
 
-def _other_settings(configurations: Sequence[Configuration], ladder: Ladder) -> dict[Configuration, str]:
-    """The settings of each configuration in which the runs differ and that the ladder does not set."""
+def _other_settings(configurations: Sequence[Configuration], ablation: Ablation) -> dict[Configuration, str]:
+    """The settings of each configuration in which the runs differ and that the ablation does not set."""
     keys = configuration_keys([run for group in configurations for run in group.runs])
-    others = [key for key in keys if key not in ladder.keys]
+    others = [key for key in keys if key not in ablation.keys]
     return {group: label(group.runs[0].params, others) for group in configurations}
 
 
-def _name(experiment: Experiment, ladder: Ladder) -> str | None:
-    """The name of the experiment's configuration in the ladder."""
-    every = {**ladder.cumulative(), **ladder.leave_one_out()}
-    return next((name for name, settings in every.items() if _matches(experiment, settings, ladder.keys)), None)
+def _name(experiment: Experiment, ablation: Ablation) -> str | None:
+    """The name of the experiment's configuration in the ablation."""
+    every = {**ablation.cumulative(), **ablation.leave_one_out()}
+    return next((name for name, settings in every.items() if _matches(experiment, settings, ablation.keys)), None)
 
 
 def _matches(experiment: Experiment, settings: Mapping[str, Any], keys: Collection[str]) -> bool:

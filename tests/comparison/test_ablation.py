@@ -1,4 +1,4 @@
-"""A ladder: which experiments belong to it, its tables by hand, and the labels of configurations with many settings."""
+"""An ablation: which experiments belong to it, its tables by hand, and labels of configurations with many settings."""
 
 import math
 from pathlib import Path
@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
+from pipeline.ablation import Ablation
+from pipeline.comparison.ablation import AblationTables, Row, ablation_experiments, ablation_tables, labelled
 from pipeline.comparison.configurations import LOSS, MAX_LABEL_KEYS, configurations
 from pipeline.comparison.experiments import Run
-from pipeline.comparison.ladder import LadderTables, Row, labelled, ladder_experiments, ladder_tables
 from pipeline.comparison.page import page_context, render_page
-from pipeline.ladder import Ladder
 from pipeline.log import UserError
 
 from .builders import PARAMS, run, unfinished
 
-LADDER = Ladder(
+ABLATION = Ablation(
     Path("steps.yaml"),
     {
         "adamw": {"train.optimizer": "adamw", "train.max_lr": 2e-3},
@@ -36,7 +36,7 @@ LOSSES = {
 
 def runs_of_step(name: str, losses: list[float], **others: Any) -> list[Run]:
     """A run of each seed 1, 2, ... of a configuration, as `sweep` names it. `others`: settings of no step."""
-    settings = {**LADDER.cumulative(), **LADDER.leave_one_out()}[name]
+    settings = {**ABLATION.cumulative(), **ABLATION.leave_one_out()}[name]
     params = {key.replace(".", "__"): value for key, value in settings.items()} | others
     changed = {key: value for key, value in settings.items() if PARAMS.get(key) != value}
     return [
@@ -49,8 +49,8 @@ def all_runs(*names: str, **others: Any) -> list[Run]:
     return [one for name in names or LOSSES for one in runs_of_step(name, LOSSES[name], **others)]
 
 
-def tables(runs: list[Run]) -> list[LadderTables]:
-    return ladder_tables(labelled(configurations(runs, LOSS), LADDER), LADDER, LOSS)
+def tables(runs: list[Run]) -> list[AblationTables]:
+    return ablation_tables(labelled(configurations(runs, LOSS), ABLATION), ABLATION, LOSS)
 
 
 def numbers(row: Row) -> tuple[float, float, float]:
@@ -106,8 +106,8 @@ def test_a_step_without_a_run_and_the_one_after_it_have_no_difference() -> None:
     assert faster.difference is not None
 
 
-def test_experiments_of_a_ladder_are_found_by_their_settings() -> None:
-    ladder = all_runs("adamw", "muon")
+def test_experiments_of_an_ablation_are_found_by_their_settings() -> None:
+    ablation = all_runs("adamw", "muon")
     failed = unfinished("x", "failed", train__optimizer="adamw", train__max_lr=2e-3, train__seed=4)
     others = [
         run(
@@ -120,34 +120,34 @@ def test_experiments_of_a_ladder_are_found_by_their_settings() -> None:
             "post",
             changed={"model.norm_placement": "post"},
             model__norm_placement="post",
-            **{k.replace(".", "__"): v for k, v in LADDER.cumulative()["muon"].items()},
+            **{k.replace(".", "__"): v for k, v in ABLATION.cumulative()["muon"].items()},
         ),
     ]
-    assert ladder_experiments([*ladder, *others, failed], LADDER) == [*ladder, failed]
+    assert ablation_experiments([*ablation, *others, failed], ABLATION) == [*ablation, failed]
     with pytest.raises(UserError, match=r"steps\.yaml"):
-        ladder_experiments(others, LADDER)
+        ablation_experiments(others, ABLATION)
 
 
 def test_settings_that_no_step_sets_make_tables_of_their_own() -> None:
     runs = all_runs() + all_runs("adamw", "muon", model__n_layer=6)
     found = {table.where: len(table.left_out) for table in tables(runs)}
     assert found == {f"n_layer={PARAMS['model.n_layer']}": 4, "n_layer=6": 0}
-    assert {group.label for group in labelled(configurations(runs, LOSS), LADDER)} >= {"muon, n_layer=6"}
+    assert {group.label for group in labelled(configurations(runs, LOSS), ABLATION)} >= {"muon, n_layer=6"}
 
 
 def test_tokens_are_those_to_the_loss_of_the_start_of_each_table() -> None:
     runs = all_runs() + all_runs("adamw", "muon", model__n_layer=6)
-    targets = page_context(runs, ladder=LADDER)["targets"]
+    targets = page_context(runs, ablation=ABLATION)["targets"]
     assert {target.reference.label: len(target.costs) for target in targets} == {
         f"adamw, n_layer={PARAMS['model.n_layer']}": 6,
         "adamw, n_layer=6": 2,
     }
-    (named,) = page_context(all_runs(), reference="muon,seed=2", ladder=LADDER)["targets"]
+    (named,) = page_context(all_runs(), reference="muon,seed=2", ablation=ABLATION)["targets"]
     assert named.reference.label == "muon"
 
 
 def test_the_page_has_the_tables_in_place_of_the_tests_of_a_grid() -> None:
-    page = render_page("Steps", page_context(all_runs(), ladder=LADDER), {})
+    page = render_page("Steps", page_context(all_runs(), ablation=ABLATION), {})
     headings = [line.removeprefix("## ") for line in page.splitlines() if line.startswith("## ")]
     assert headings[:5] == ["Cumulative ablation", "Leave-one-out ablation", "Runs", "Configurations", "Settings"]
     assert not {"Significance", "Effect of each setting"} & set(headings)
@@ -160,7 +160,7 @@ def test_the_page_has_the_tables_in_place_of_the_tests_of_a_grid() -> None:
         "3.9200 ± 0.0173",
         "−0.1000 ± 0.0058",
     ]
-    context = page_context(all_runs(), ladder=LADDER)
+    context = page_context(all_runs(), ablation=ABLATION)
     assert "`optimizer`" not in context["runs_table"].header
     assert len(context["settings_table"].rows) == 6
     assert [group.label for group in context["in_charts"]] == ["adamw", "faster", "rope", "muon"]
@@ -176,7 +176,7 @@ def test_configurations_that_differ_in_many_settings_are_labelled_by_the_name_th
         "muon",
         "adamw",
     ]
-    assert len(context["settings_table"].header) == 1 + len(LADDER.keys) > 1 + MAX_LABEL_KEYS
+    assert len(context["settings_table"].header) == 1 + len(ABLATION.keys) > 1 + MAX_LABEL_KEYS
     few = page_context(all_runs("adamw", "muon"))
     assert [group.label for group in few["configurations"]] == [
         "optimizer=muon, max_lr=0.006",

@@ -1,4 +1,4 @@
-"""A ladder: named steps from one configuration to another, each of which changes some settings.
+"""An ablation: named steps from one configuration to another, each of which changes some settings.
 
 Its YAML file maps the name of each step to its settings. The first step is the start; what it leaves out is as in
 params.yaml:
@@ -22,7 +22,7 @@ FULL, WITHOUT = "full", "without-"
 
 
 @dataclass(frozen=True)
-class Ladder:
+class Ablation:
     """The steps in a file."""
 
     path: Path
@@ -53,8 +53,8 @@ class Ladder:
         return {key: value for name in names for key, value in self.steps[name].items()}
 
 
-def read_ladder(path: Path) -> Ladder:
-    """The ladder in a YAML file. Raises ConfigError if it is not a mapping of at least two named steps."""
+def read_ablation(path: Path) -> Ablation:
+    """The ablation in a YAML file. Raises ConfigError if it is not a mapping of at least two named steps."""
     steps = load_yaml(path)
     for name, settings in steps.items():
         if not isinstance(name, str) or not re.fullmatch(r"\w[\w.+-]*", name, re.ASCII):
@@ -63,4 +63,4 @@ def read_ladder(path: Path) -> Ladder:
             raise ConfigError(f"{path}: {name} ({settings!r}): must be a mapping of keys such as model.position")
     if len(steps) < 2:
         raise ConfigError(f"{path} has {len(steps)} step(s): there must be a start and at least one step from it")
-    return Ladder(path, {name: flat(settings) for name, settings in steps.items()})
+    return Ablation(path, {name: flat(settings) for name, settings in steps.items()})
