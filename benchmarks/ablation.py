@@ -1,7 +1,7 @@
 """Time of a training step after each step of an ablation: what an ablation's ingredients cost in time.
 
     python -m benchmarks.ablation docs/experiments/modern-recipe/steps.yaml
-    python -m benchmarks.ablation docs/experiments/modern-recipe/baselines.yaml model.n_layer=6 model.n_embd=320
+    python -m benchmarks.ablation docs/experiments/modern-recipe/steps.yaml model.n_layer=6 model.n_embd=320
 
 The configurations take turns for several rounds, over params.yaml, on the shards of `dvc repro`. Prints, as markdown,
 the median time of an optimizer step of each, compilation not included, and its ratio to that of the first.
