@@ -262,7 +262,8 @@ def loss_rows(plan: Plan, fit: "ScalingFit", params: Mapping[str, Any]) -> Itera
     """
     from pipeline.comparison.scaling import EXTRAPOLATION, recipe
 
-    differences = differing(fit.recipe, recipe(params))
+    known = {key: value for key, value in recipe(params).items() if key in fit.recipe}  # new keys are off by default
+    differences = differing(fit.recipe, known)
     other_text = [key for key, _, _ in differences if key.startswith(("data.", "tokenizer."))]
     size = parameters(plan.config).total
     if other_text:

@@ -207,6 +207,11 @@ def test_a_run_unlike_those_of_the_law_has_warnings_or_no_prediction(fit: Scalin
         assert next(iter(change)).replace("__", ".") in reason or "tokens: more than 10 times" in reason
 
 
+def test_a_key_that_is_newer_than_the_law_changes_nothing(fit: ScalingFit) -> None:
+    older = {key: value for key, value in fit.recipe.items() if key != "tokenizer.chat_template"}
+    assert predicted(fit.model_copy(update={"recipe": older})) == predicted(fit)
+
+
 def test_the_command_reads_a_scaling_law(
     fit: ScalingFit, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
