@@ -115,13 +115,14 @@ def _steps(ablation: Ablation, leave_one_out: bool, params: Mapping[str, Any]) -
     Raises UserError if two are the same configuration over `params`, or a key that a later step sets was edited:
     `compare` recognizes the steps before that one by the committed value.
     """
-    first, committed = next(iter(ablation.steps.values())), flat(params_at("HEAD"))
-    if edited := [key for key in ablation.keys - first.keys() if flat(params).get(key) != committed.get(key)]:
+    current, committed = flat(params), flat(params_at("HEAD"))
+    later = ablation.keys - next(iter(ablation.steps.values())).keys()
+    if edited := sorted(key for key in later if current.get(key) != committed.get(key)):
         raise UserError(f"{edited[0]}: commit its new value, or set it in the first step of {ablation.path}")
     steps = ablation.leave_one_out() if leave_one_out else ablation.cumulative()
     before: dict[str, dict[str, Any]] = {}
     for step, settings in steps.items():
-        after = flat(params) | settings
+        after = current | settings
         if same := next((other for other, values in before.items() if values == after), None):
             raise UserError(f"{ablation.path}: {step} has the same settings as {same}")
         before[step] = after
