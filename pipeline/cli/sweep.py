@@ -3,7 +3,7 @@
     python -m pipeline sweep model.position=learned,rope,alibi train.seed=1,2,3 --dry-run   # the list and its cost
     python -m pipeline sweep model.position=learned,rope,alibi train.seed=1,2,3
     python -m pipeline sweep --recipe modern-small train.seed=1,2,3         # over recipes/modern-small.yaml
-    python -m pipeline sweep --cumulative steps.yaml train.seed=1,2,3           # the steps in a file, one after another
+    python -m pipeline sweep --cumulative steps.yaml train.seed=1,2,3       # the steps in a file, one after another
     python -m pipeline sweep --leave-one-out steps.yaml train.seed=1,2,3    # all of them, and all but one
 
 All values are validated before anything is queued. Experiments are named by the settings that vary and run in the
@@ -252,12 +252,12 @@ def sweep(wanted: Sequence[Trial], workers: int, dry_run: bool, ablation: Ablati
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that say what to run."""
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE,VALUE", help="as for dvc exp run -S")
-    of_file = parser.add_mutually_exclusive_group()
-    of_file.add_argument("--recipe", metavar="NAME", help="settings over recipes/NAME.yaml")
-    of_file.add_argument(
+    configurations = parser.add_mutually_exclusive_group()
+    configurations.add_argument("--recipe", metavar="NAME", help="settings over recipes/NAME.yaml")
+    configurations.add_argument(
         "--cumulative", type=Path, metavar="FILE", help="cumulative ablation: each step in FILE with those before it"
     )
-    of_file.add_argument(
+    configurations.add_argument(
         "--leave-one-out",
         type=Path,
         metavar="FILE",
